@@ -1,0 +1,222 @@
+"""`genrec`: builds, checks, evaluates and serves bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+# Heavy imports (torch, pyarrow) stay inside the commands that need them: serving runs without them.
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+
+BundlePath = Annotated[Path, typer.Argument(help="A bundle: the folder that `genrec build` writes.")]
+DataPath = Annotated[Path, typer.Argument(help="A dataset folder: inter.json + index.json, or interactions and items.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def main() -> None:
+    """Run the command line; expected errors become one line and exit status 1."""
+    from genrec.bundle import BundleError
+    from genrec.serving.triton import TritonError
+
+    try:
+        app()
+    except (BundleError, TritonError, ValueError, FileNotFoundError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        raise SystemExit(1) from error
+
+
+@app.command("demo-shop")
+def demo_shop(
+    out: Annotated[Path, typer.Argument(help="Folder to write the dataset to.")],
+    items: Annotated[int, typer.Option(min=100)] = 5000,
+    users: Annotated[int, typer.Option(min=10)] = 12000,
+    seed: Seed = 0,
+) -> None:
+    """Make a synthetic shop: a catalogue with titles and embeddings, and shopping histories."""
+    from builders.dataset import write_dataset
+    from builders.demo_shop import make_demo_shop
+
+    write_dataset(make_demo_shop(items, users, seed), out)
+    console.print(f"{items} items and {users} users in {out}")
+
+
+@app.command()
+def build(
+    data: DataPath,
+    out: Annotated[Path, typer.Argument(help="Where the bundle goes; replaced if it is there.")],
+    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    learning_rate: Annotated[float, typer.Option(min=1e-7)] = 2e-3,
+    levels: Annotated[str, typer.Option(help="Codes per level, for a catalogue without semantic IDs.")] = "128,128,128",
+    beam_width: Annotated[int, typer.Option(min=2, help="Beams drafted; at least twice the largest top_k.")] = 128,
+    max_top_k: Annotated[int, typer.Option(min=1, help="The largest top_k that a request may ask for.")] = 50,
+    max_history: Annotated[int, typer.Option(min=1, help="Most recent items kept in a prompt.")] = 20,
+    family: Annotated[str, typer.Option(help="Backbone family to train from scratch: qwen3 or llama.")] = "qwen3",
+    hidden_size: Annotated[int, typer.Option(min=16)] = 128,
+    layers: Annotated[int, typer.Option(min=1)] = 4,
+    heads: Annotated[int, typer.Option(min=1)] = 4,
+    checkpoint: Annotated[Optional[Path], typer.Option(help="Start from this Hugging Face folder instead.")] = None,
+    sid_tokens: Annotated[
+        Optional[str], typer.Option(help="Its tokenizer's SID tokens per level, e.g. '<a_{}>,<b_{}>,<c_{}>'.")
+    ] = None,
+    evaluate_users: Annotated[Optional[int], typer.Option(help="Test users to evaluate; all by default.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Make a bundle: semantic IDs, training, ONNX export, evaluation. Goes on where it was interrupted."""
+    from builders.build import BackboneShape, BuildConfig, build_bundle
+    from builders.dataset import read_dataset
+    from builders.progress import track
+    from builders.train import TrainingConfig
+    from genrec.bundle import Limits
+
+    config = BuildConfig(
+        levels=tuple(int(size) for size in levels.split(",")),
+        max_history=max_history,
+        beam_width=beam_width,
+        limits=Limits(top_k=max_top_k, default_top_k=min(10, max_top_k)),
+        shape=BackboneShape(family, hidden_size, 3 * hidden_size, layers, heads, heads),
+        checkpoint=checkpoint,
+        sid_tokens=tuple(sid_tokens.split(",")) if sid_tokens else None,
+        training=TrainingConfig(epochs=epochs, learning_rate=learning_rate, seed=seed),
+        evaluate_users=evaluate_users,
+    )
+    manifest = build_bundle(read_dataset(data), out, config, track)
+    console.print(f"bundle {manifest.bundle_version} in {out}")
+    _print_quality(manifest.training["quality"])
+
+
+@app.command()
+def evaluate(
+    bundle_path: BundlePath,
+    data: DataPath,
+    users: Annotated[Optional[int], typer.Option(help="Test users, drawn at random; all by default.")] = None,
+    engine: Annotated[str, typer.Option(help="onnx or torch.")] = "onnx",
+    masked: Annotated[bool, typer.Option(help="Draft only prefixes that exist.")] = True,
+    exclude_history: Annotated[bool, typer.Option(help="Leave the history's items out, as serving does.")] = False,
+    server: Annotated[Optional[str], typer.Option(help="Also rank through this server (host:port, gRPC).")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Hit@K and NDCG@K on the test split (last item of each user), offline and through a server."""
+    from builders.dataset import read_dataset, split_leave_one_out
+    from builders.evaluate import metrics, rank_offline, rank_served, sample_users
+    from builders.progress import track
+    from genrec.bundle import Bundle
+    from genrec.engines import open_engine
+    from genrec.verifier import Verifier
+
+    bundle = Bundle(bundle_path)
+    split = split_leave_one_out(read_dataset(data).interactions)
+    histories, targets, _ = sample_users(split.test, users, seed)
+    with track("rank") as task:
+        offline = rank_offline(
+            open_engine(bundle, engine),
+            Verifier(bundle.catalog, bundle.index),
+            bundle.catalog,
+            bundle.layout,
+            histories,
+            masked=masked,
+            exclude_history=exclude_history,
+            progress=lambda done: task(done, len(histories), ""),
+        )
+    rows = {"offline": metrics(offline.rows, targets) | {"valid_drafts": offline.valid_share}}
+    if server:
+        served = rank_served(server, bundle.catalog, histories, exclude_history=exclude_history)
+        rows["served"] = metrics(served, targets)
+        console.print(f"same ranked list offline and served: {(served == offline.rows).all(1).mean():.2%} of users")
+    _print_quality({"users": len(histories), **rows})
+
+
+@app.command()
+def check(bundle_path: BundlePath) -> None:
+    """Verify every file of a bundle; lists what is wrong with it."""
+    from genrec.bundle import Bundle
+
+    bundle = Bundle(bundle_path)
+    bundle.check()
+    manifest = bundle.manifest
+    console.print(
+        f"ok: bundle {manifest.bundle_version}, catalogue {manifest.catalog.version} with "
+        f"{manifest.catalog.available} of {manifest.catalog.items} items available, beam width {manifest.beam_width}"
+    )
+
+
+@app.command()
+def export(
+    bundle_path: BundlePath,
+    out: Annotated[Path, typer.Argument(help="Where the new bundle goes.")],
+    beam_width: Annotated[int, typer.Option(min=2)],
+) -> None:
+    """Copy a bundle with another beam width: exports its checkpoint again."""
+    from builders.build import export_bundle
+
+    manifest = export_bundle(bundle_path, out, beam_width)
+    console.print(f"bundle {manifest.bundle_version} in {out}, beam width {manifest.beam_width}")
+
+
+@app.command()
+def render(
+    bundle_path: BundlePath,
+    out: Annotated[Path, typer.Argument(help="Folder of the served copy; replaced if it is there.")],
+) -> None:
+    """Write the model repository that serves a bundle."""
+    from genrec.bundle import Bundle
+    from genrec.serving.repository import Deployment, render_repository
+
+    render_repository(Bundle(bundle_path), out, Deployment())
+    console.print(f"model repository in {out}")
+
+
+@app.command()
+def serve(
+    bundle_path: BundlePath,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
+    threads: Annotated[int, typer.Option(help="Engine threads; 0 for one per core.")] = 0,
+    max_batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    max_queue_size: Annotated[int, typer.Option(min=1, help="Requests that may wait before more are refused.")] = 256,
+    timeout_ms: Annotated[int, typer.Option(min=1, help="Longest time in the queue for requests without one.")] = 1000,
+) -> None:
+    """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
+    from genrec.serving.repository import Deployment
+    from genrec.serving.serve import serve_bundle
+
+    deployment = Deployment(
+        threads=threads, max_batch_size=max_batch_size, max_queue_size=max_queue_size, timeout_ms=timeout_ms
+    )
+    with serve_bundle(bundle_path, deployment, host, grpc_port, http_port, metrics_port) as server:
+        console.print(f"ready: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}")
+        code = server.run_forever()
+    raise typer.Exit(code)
+
+
+@app.command()
+def demo(
+    data: Annotated[Optional[Path], typer.Option(help="Dataset folder; the demo shop by default.")] = None,
+    work: Annotated[Path, typer.Option(help="Where data and bundle are kept between runs.")] = Path("build"),
+) -> None:
+    """From data to ten recommendations through a real server: build what is missing, serve, ask."""
+    from builders.demo import run_demo
+
+    run_demo(data, work, console)
+
+
+def _print_quality(quality: dict) -> None:
+    table = Table(title=f"test split, {quality['users']} users")
+    rankings = {name: values for name, values in quality.items() if isinstance(values, dict)}
+    columns = list(dict.fromkeys(column for values in rankings.values() for column in values))
+    for column in ["", *columns]:
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in rankings.items():
+        table.add_row(name, *(f"{values[c]:.4f}" if c in values else "" for c in columns))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""One user's call across its attempts: everything about it except sending, so that every kind of client shares it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from genrec_client import wire
+from genrec_client.addresses import AddressPool
+from genrec_client.errors import DeadlineExceeded, InvalidRequest
+from genrec_client.recommendations import Recommendations
+from genrec_client.retry import Failure, RetryBudget, RetryPolicy, classify, decide, error_of
+from genrec_client.statistics import Counters
+
+
+@dataclass(frozen=True)
+class CallContext:
+    """What all calls of a client share."""
+
+    urls: Sequence[str]
+    pool: AddressPool
+    policy: RetryPolicy
+    budget: RetryBudget
+    counters: Counters
+
+
+class Call:
+    """The state of one call: its message, its deadline, the addresses it has tried.
+
+    Repeat `begin_attempt`, send `message` to that address, then `succeed` or `fail`. Not thread-safe: a call belongs
+    to the thread that drives it.
+    """
+
+    def __init__(self, context: CallContext, message: wire.InferRequest, timeout_s: float) -> None:
+        if not 0 < timeout_s < 1e6:
+            raise InvalidRequest(f"timeout_s: {timeout_s} is not a time; give seconds above 0", "INVALID_ARGUMENT")
+        self.message = message
+        self._context = context
+        self._started = time.monotonic()
+        self._deadline = self._started + timeout_s
+        self._attempts = 0
+        self._address = -1
+        self._tried: set[int] = set()
+
+    def begin_attempt(self) -> tuple[int, float]:
+        """Choose where the next attempt goes and how long it may take.
+
+        Returns:
+            The index of the address, and the gRPC timeout: the seconds that remain of the call's one deadline.
+
+        Raises:
+            DeadlineExceeded: nothing remains.
+        """
+        context = self._context
+        remaining_s = self._deadline - time.monotonic()
+        if self._attempts == 0:
+            context.counters.count_request()
+            context.budget.earn()
+        else:
+            if remaining_s <= 0:
+                context.counters.count_failure()
+                raise DeadlineExceeded(
+                    "the deadline passed before the retry", "DEADLINE_EXCEEDED", self._attempts, self._url
+                )
+            context.counters.count_retry()
+        self._address = context.pool.pick(self._tried)
+        self._tried.add(self._address)
+        self._attempts += 1
+        wire.set_timeout(self.message, remaining_s)
+        return self._address, remaining_s
+
+    def succeed(self, response: wire.InferResponse) -> Recommendations:
+        """The answer of the last attempt; RecommendError when it breaks the wire contract."""
+        latency_ms = (time.monotonic() - self._started) * 1e3
+        try:
+            return wire.parse_response(response, latency_ms, self._attempts)
+        except Exception:
+            self._context.counters.count_failure()
+            raise
+
+    def fail(self, code: str, message: str) -> float:
+        """Note that the last attempt failed.
+
+        Args:
+            code: the gRPC status name.
+            message: the status message.
+
+        Returns:
+            Seconds to wait before the next attempt.
+
+        Raises:
+            RecommendError: the call ends here.
+        """
+        context = self._context
+        failure = classify(code, message)
+        fresh = False
+        if failure is Failure.GONE:
+            context.pool.set_aside(self._address)
+            fresh = context.pool.has_fresh(self._tried)
+        decision = decide(
+            failure,
+            context.policy,
+            attempts=self._attempts,
+            remaining_s=self._deadline - time.monotonic(),
+            fresh_address=fresh,
+            jitter=random.random(),
+        )
+        reason = decision.reason
+        if decision.retry:
+            if context.budget.spend():
+                return decision.delay_s
+            context.counters.count_refused_retry()
+            reason = "not retried: the retry budget is spent"
+        context.counters.count_failure()
+        raise error_of(failure, message, code, self._attempts, self._url, reason)
+
+    @property
+    def _url(self) -> str:
+        return self._context.urls[self._address]

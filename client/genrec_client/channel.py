@@ -1,0 +1,81 @@
+"""gRPC channels to the servers."""
+
+# mypy: disable-error-code="import-untyped"
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+
+Channel: TypeAlias = Any
+
+_OPTIONS: dict[str, object] = {
+    # A name that resolves to several addresses (a headless Service) is spread over all of them.
+    "grpc.lb_policy_name": "round_robin",
+    # gRPC's defaults (1 s at first, up to 120 s) would keep a server that is back unreachable for long.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 5_000,
+    # The time for one connection attempt. Until the first one fails, requests to a dead address wait for it.
+    "grpc.min_reconnect_backoff_ms": 1_000,
+}
+
+
+@dataclass(frozen=True)
+class TlsOptions:
+    """PEM files for an encrypted connection; None is gRPC's own choice.
+
+    Attributes:
+        ca_file: certificates that the server's is checked against (default: the system's).
+        cert_file: the client's certificate chain, for mutual TLS.
+        key_file: the client's private key, for mutual TLS.
+    """
+
+    ca_file: str | Path | None = None
+    cert_file: str | Path | None = None
+    key_file: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("mutual TLS takes both cert_file and key_file")
+
+    def credentials(self) -> Any:
+        """The channel credentials; OSError when a file cannot be read."""
+        ca, cert, key = (
+            None if path is None else Path(path).read_bytes() for path in (self.ca_file, self.cert_file, self.key_file)
+        )
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+def split_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
+    """The addresses of a list, or of one string with commas between them.
+
+    Raises:
+        ValueError: no address, or one of another protocol.
+    """
+    parts = urls.split(",") if isinstance(urls, str) else urls
+    addresses = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if not addresses:
+        raise ValueError(f"no address in {urls!r}; give host:port of the server's gRPC port, such as localhost:8001")
+    for address in addresses:
+        if address.startswith(("http://", "https://", "grpc://", "grpcs://")):
+            raise ValueError(f"{address!r} is a URL with a scheme; give host:port of the server's gRPC port")
+    return addresses
+
+
+def open_channel(url: str, tls: bool | TlsOptions, options: Sequence[tuple[str, object]] = ()) -> Channel:
+    """A channel to one address. It connects with the first request.
+
+    Args:
+        url: host:port, or any gRPC target such as "dns:///name:8001".
+        tls: True for TLS with the system's certificates.
+        options: gRPC channel arguments, which go before the client's own choices.
+    """
+    arguments = list({**_OPTIONS, **dict(options)}.items())
+    if tls is False:
+        return grpc.insecure_channel(url, options=arguments)
+    credentials = (TlsOptions() if tls is True else tls).credentials()
+    return grpc.secure_channel(url, credentials, options=arguments)

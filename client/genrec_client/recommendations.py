@@ -1,0 +1,63 @@
+"""The answer for one user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Source(IntEnum):
+    """Where an item comes from."""
+
+    DRAFTED = 0
+    """Drafted by the model."""
+    FALLBACK = 1
+    """Filled in by popularity, because too few drafts were valid."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendedItem:
+    """One item of the answer.
+
+    Attributes:
+        item_id: the catalogue's id.
+        score: log-probability of the item's semantic ID; -1e9 for a fallback; always finite.
+        source: drafted or fallback.
+    """
+
+    item_id: str
+    score: float
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendations:
+    """The ranked items for one user, and how they came about.
+
+    Attributes:
+        items: best first, distinct.
+        drafted: beams with a finite score.
+        valid: drafted beams that stand for an item that may be shown.
+        unknown_history: ids of the history that the catalogue does not know.
+        filled: items taken from the popularity fallback.
+        bundle_version: the bundle that answered.
+        catalog_version: the catalogue that the items are from.
+        latency_ms: from the call to the answer as this client saw it, all attempts and waits included; in
+            milliseconds.
+        attempts: requests sent for this answer.
+    """
+
+    items: tuple[RecommendedItem, ...]
+    drafted: int
+    valid: int
+    unknown_history: int
+    filled: int
+    bundle_version: str
+    catalog_version: str
+    latency_ms: float
+    attempts: int
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """The ids alone, best first."""
+        return tuple(item.item_id for item in self.items)

@@ -1,0 +1,149 @@
+"""The wire contract: a request to the protobuf message and an answer back from it. Pure functions.
+
+They write the tensors' bytes themselves: it takes a third of the time that `InferInput` and `InferResult` take with
+their detour over numpy object arrays, and one message then serves all attempts of a call.
+"""
+
+# mypy: disable-error-code="import-untyped"
+
+from __future__ import annotations
+
+import operator
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from tritonclient.grpc import service_pb2
+
+from genrec_client.errors import InvalidRequest, RecommendError
+from genrec_client.recommendations import Recommendations, RecommendedItem, Source
+from genrec_client.request import ItemId, RecommendRequest
+
+# The generated classes carry no types.
+InferRequest: TypeAlias = Any
+InferResponse: TypeAlias = Any
+
+_SOURCES = tuple(Source)
+
+
+def build_request(request: RecommendRequest, model: str) -> InferRequest:
+    """The `ModelInferRequest` of one user: a leading batch dimension of 1, and only the inputs that were given.
+
+    Raises:
+        InvalidRequest: a value that cannot be put on the wire; limits are the server's to judge.
+    """
+    if not isinstance(request, RecommendRequest):
+        raise TypeError(f"expected a RecommendRequest, got {type(request).__name__}")
+    message = service_pb2.ModelInferRequest(model_name=model)
+    _add_ids(message, "history", request.history)
+    if request.top_k is not None:
+        try:
+            raw = struct.pack("<i", request.top_k)
+        except struct.error:
+            raise _invalid(f"top_k: {request.top_k!r} is not a 32-bit integer") from None
+        _add(message, "top_k", "INT32", 1, raw)
+    if request.exclude is not None:
+        _add_ids(message, "exclude", request.exclude)
+    if request.allow_history is not None:
+        _add(message, "allow_history", "BOOL", 1, b"\x01" if request.allow_history else b"\x00")
+    if request.query is not None:
+        if not isinstance(request.query, str):
+            raise _invalid(f"query: {type(request.query).__name__} is not text; give a str")
+        _add(message, "query", "BYTES", 1, _pack_bytes([_encode_id("query", 0, request.query)]))
+    return message
+
+
+def set_timeout(message: InferRequest, remaining_s: float) -> None:
+    """Tell Triton's queue what remains of the call's time, in place.
+
+    Args:
+        remaining_s: seconds; Triton's `timeout` parameter is in microseconds, and 0 would mean no limit there.
+    """
+    message.parameters["timeout"].int64_param = max(1, int(remaining_s * 1e6))
+
+
+def parse_response(message: InferResponse, latency_ms: float, attempts: int) -> Recommendations:
+    """The answer of a `ModelInferResponse`.
+
+    Args:
+        latency_ms: what the call took, for `Recommendations.latency_ms`.
+        attempts: requests that it took.
+
+    Raises:
+        RecommendError: with code INTERNAL, when the answer breaks the wire contract.
+    """
+    try:
+        raw = {tensor.name: data for tensor, data in zip(message.outputs, message.raw_output_contents, strict=True)}
+        ids = _unpack_text(raw["item_ids"])
+        scores = struct.unpack(f"<{len(ids)}f", raw["scores"])
+        sources = [_SOURCES[value] for value in raw["source"]]
+        items = tuple(map(RecommendedItem, ids, scores, sources))
+        if len(items) != len(sources) or len(items) != len(ids):
+            raise ValueError(f"{len(ids)} item_ids but {len(sources)} values of source")
+        drafted, valid, unknown_history, filled = struct.unpack("<4i", raw["counts"])
+        bundle_version, catalog_version = _unpack_text(raw["version"])
+    except (KeyError, IndexError, ValueError, struct.error) as error:
+        what = f"no output {error}" if isinstance(error, KeyError) else str(error)
+        raise RecommendError(f"the answer does not follow the wire contract: {what}", "INTERNAL", attempts) from error
+    return Recommendations(
+        items, drafted, valid, unknown_history, filled, bundle_version, catalog_version, latency_ms, attempts
+    )
+
+
+def _add(message: InferRequest, name: str, datatype: str, length: int, raw: bytes) -> None:
+    message.inputs.add(name=name, datatype=datatype, shape=(1, length))
+    message.raw_input_contents.append(raw)
+
+
+def _add_ids(message: InferRequest, name: str, ids: Iterable[ItemId]) -> None:
+    # A single id would otherwise be taken apart into its characters.
+    if isinstance(ids, (str, bytes)):
+        raise _invalid(f"{name}: got one {type(ids).__name__}; give a sequence of item ids")
+    try:
+        values = [_encode_id(name, position, item) for position, item in enumerate(ids)]
+    except TypeError:
+        raise _invalid(f"{name}: {type(ids).__name__} is not a sequence of item ids") from None
+    _add(message, name, "BYTES", len(values), _pack_bytes(values))
+
+
+def _encode_id(name: str, position: int, item: ItemId) -> bytes:
+    if isinstance(item, str):
+        try:
+            return item.encode()
+        except UnicodeEncodeError as error:
+            raise _invalid(f"{name}[{position}]: {item!r} cannot be encoded as UTF-8: {error.reason}") from None
+    if isinstance(item, bytes):
+        return item
+    # `True` has an index too, but is hardly meant as item 1.
+    if not isinstance(item, bool):
+        try:
+            return b"%d" % operator.index(item)
+        except TypeError:
+            pass
+    raise _invalid(f"{name}[{position}]: {item!r} is a {type(item).__name__}; an item id is str, bytes or int")
+
+
+def _pack_bytes(values: Sequence[bytes]) -> bytes:
+    """A BYTES tensor: each element after its length as 4 little-endian bytes."""
+    parts: list[bytes] = []
+    for value in values:
+        parts.append(len(value).to_bytes(4, "little"))
+        parts.append(value)
+    return b"".join(parts)
+
+
+def _unpack_text(raw: bytes) -> list[str]:
+    """The elements of a BYTES tensor that holds UTF-8 text; ValueError when it holds something else."""
+    values: list[str] = []
+    start, end = 0, len(raw)
+    while start < end:
+        stop = start + 4 + int.from_bytes(raw[start : start + 4], "little")
+        if stop > end:
+            raise ValueError(f"a BYTES output of {end} bytes breaks off inside element {len(values)}")
+        values.append(raw[start + 4 : stop].decode())
+        start = stop
+    return values
+
+
+def _invalid(message: str) -> InvalidRequest:
+    return InvalidRequest(message, "INVALID_ARGUMENT")

@@ -1,0 +1,1 @@
+"""genrec: the domain library of a serving stack for generative recommendation."""

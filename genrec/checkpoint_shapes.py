@@ -1,0 +1,93 @@
+"""Checks a checkpoint against its own configuration, without torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from genrec.prompt import PromptLayout
+
+
+def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayout) -> Iterator[str]:
+    """What is wrong with the checkpoint in `folder`: `file: problem` texts, none if it can be served.
+
+    levels: codes per level that the draft head must have. layout: its token ids must fit into the vocabulary.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        expected = expected_shapes(config, levels)
+    except (OSError, ValueError, KeyError) as error:
+        yield f"config.json: cannot be used: {error!r}"
+        return
+    if config["vocab_size"] < layout.vocabulary_size:
+        yield f"config.json: vocab_size {config['vocab_size']} is below the layout's {layout.vocabulary_size} token ids"
+    positions = config.get("max_position_embeddings", 0)
+    if positions < layout.max_tokens:
+        yield f"config.json: max_position_embeddings {positions} is below the longest prompt, {layout.max_tokens} tokens"
+    try:
+        found = safetensors_shapes(folder / "model.safetensors")
+    except (OSError, ValueError) as error:
+        yield f"model.safetensors: cannot be read: {error}"
+        return
+    for name in sorted(expected.keys() - found.keys()):
+        yield f"model.safetensors: tensor {name} is missing"
+    for name in sorted(found.keys() - expected.keys()):
+        yield f"model.safetensors: tensor {name} does not belong to this configuration"
+    for name in sorted(expected.keys() & found.keys()):
+        if expected[name] != found[name]:
+            yield f"model.safetensors: tensor {name} has shape {found[name]}, config.json says {expected[name]}"
+
+
+def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]:
+    """Shape of every tensor of a Qwen3 or Llama backbone with a draft head. Raises KeyError, ValueError."""
+    family = config["model_type"]
+    if family not in ("qwen3", "llama"):
+        raise ValueError(f"model_type {family!r} is neither qwen3 nor llama")
+    d, inner = config["hidden_size"], config["intermediate_size"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim") or d // heads
+    layer = {
+        "input_layernorm.weight": [d],
+        "post_attention_layernorm.weight": [d],
+        "self_attn.q_proj.weight": [heads * head_dim, d],
+        "self_attn.k_proj.weight": [kv_heads * head_dim, d],
+        "self_attn.v_proj.weight": [kv_heads * head_dim, d],
+        "self_attn.o_proj.weight": [d, heads * head_dim],
+        "mlp.gate_proj.weight": [inner, d],
+        "mlp.up_proj.weight": [inner, d],
+        "mlp.down_proj.weight": [d, inner],
+    }
+    if family == "qwen3":
+        layer |= {"self_attn.q_norm.weight": [head_dim], "self_attn.k_norm.weight": [head_dim]}
+    if config.get("attention_bias"):
+        for name, rows in (("q", heads * head_dim), ("k", kv_heads * head_dim), ("v", kv_heads * head_dim), ("o", d)):
+            layer[f"self_attn.{name}_proj.bias"] = [rows]
+    if config.get("mlp_bias"):
+        layer |= {"mlp.gate_proj.bias": [inner], "mlp.up_proj.bias": [inner], "mlp.down_proj.bias": [d]}
+    shapes = {"model.embed_tokens.weight": [config["vocab_size"], d], "model.norm.weight": [d]}
+    for number in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
+    for level, size in enumerate(levels):
+        shapes[f"draft_head.projections.{level}.weight"] = [size, d]
+    for level, size in enumerate(levels[:-1]):
+        shapes[f"draft_head.embeddings.{level}.weight"] = [size, d]
+        shapes[f"draft_head.transition_inputs.{level}.weight"] = [d, d]
+        shapes[f"draft_head.transition_inputs.{level}.bias"] = [d]
+        shapes[f"draft_head.transition_states.{level}.weight"] = [d, d]
+    return shapes
+
+
+def safetensors_shapes(path: Path) -> dict[str, list[int]]:
+    """Tensor shapes from the header of a safetensors file. Raises OSError or ValueError."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        head = file.read(8)
+        if len(head) < 8 or (length := struct.unpack("<Q", head)[0]) > size - 8:
+            raise ValueError("it is cut short")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    if max((entry["data_offsets"][1] for entry in header.values()), default=0) != size - 8 - length:
+        raise ValueError("its data does not fill the space that its header names")
+    return {name: list(entry["shape"]) for name, entry in header.items()}

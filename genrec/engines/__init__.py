@@ -1,0 +1,29 @@
+"""Engines: token ids in, drafted codes and scores out. One interface, in `base`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from genrec.bundle import CHECKPOINT, ONNX_GRAPH
+from genrec.engines.base import Engine
+from genrec.prefix_trie import PrefixTrie
+
+if TYPE_CHECKING:
+    from genrec.bundle import Bundle
+
+ENGINES = ("onnx", "torch")
+
+
+def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
+    """The engine of `kind` over a bundle's files; options go to its class. Imports only what it needs."""
+    tries = bundle.index.prefixes, PrefixTrie.unrestricted(bundle.space)
+    width = min(bundle.manifest.beam_width, bundle.space.size)
+    if kind == "onnx":
+        from genrec.engines.onnx import OnnxEngine
+
+        return OnnxEngine(bundle.path / ONNX_GRAPH, *tries, width, **options)
+    if kind == "torch":
+        from genrec.engines.torch import TorchEngine
+
+        return TorchEngine(bundle.path / CHECKPOINT, *tries, width, **options)
+    raise ValueError(f"engine {kind!r} is unknown; use one of {ENGINES}")

@@ -1,0 +1,68 @@
+"""What every engine does: prompts in, drafted codes and scores out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec.prefix_trie import PrefixTrie
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """A batch of beams, best first, ties by ascending code.
+
+    codes: int64 [B, K], mixed-radix semantic IDs. scores: float32 [B, K], log-probability, -inf for a dead beam.
+    """
+
+    codes: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def ordered(cls, codes: np.ndarray, scores: np.ndarray) -> Drafts:
+        """Drafts of beams that come by falling score, with ties put in order of their code."""
+        if np.any(scores[:, 1:] == scores[:, :-1]):
+            order = np.lexsort((codes, -scores), axis=1)
+            codes, scores = np.take_along_axis(codes, order, 1), np.take_along_axis(scores, order, 1)
+        return cls(codes, scores)
+
+
+class Engine(ABC):
+    """One prefill of the backbone and the draft head's beam, on one device.
+
+    prefixes: the catalogue's valid prefixes; unrestricted: the trie that allows all. beam_width: K.
+    Subclasses implement `_run`.
+    """
+
+    def __init__(self, prefixes: PrefixTrie, unrestricted: PrefixTrie, beam_width: int) -> None:
+        self._tries = {True: prefixes, False: unrestricted}
+        self.beam_width = beam_width
+
+    def draft(self, prompts: Sequence[np.ndarray], *, masked: bool = True) -> Drafts:
+        """Draft K semantic IDs for each prompt.
+
+        prompts: int32 [P_b] each, as `PromptLayout.encode` makes them. masked: whether only prefixes that exist in
+        the catalogue are drafted.
+        """
+        lengths = np.fromiter(map(len, prompts), np.int32, len(prompts))
+        asked = lengths > 0
+        if not asked.all():  # an empty prompt (nothing known of the user) drafts nothing
+            codes = np.full((len(prompts), self.beam_width), -1, np.int64)
+            scores = np.full((len(prompts), self.beam_width), -np.inf, np.float32)
+            if asked.any():
+                drafts = self.draft([prompt for prompt in prompts if len(prompt)], masked=masked)
+                codes[asked], scores[asked] = drafts.codes, drafts.scores
+            return Drafts(codes, scores)
+        if len(prompts) == 1:
+            token_ids = prompts[0][None]
+        else:
+            token_ids = np.zeros((len(prompts), lengths.max()), np.int32)
+            token_ids[np.arange(token_ids.shape[1]) < lengths[:, None]] = np.concatenate(prompts)
+        return Drafts.ordered(*self._run(token_ids, lengths, self._tries[masked]))
+
+    @abstractmethod
+    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, trie: PrefixTrie) -> tuple[np.ndarray, np.ndarray]:
+        """Right-padded token ids int32 [B, S], lengths int32 [B] -> codes int64 [B, K], scores float32 [B, K]."""

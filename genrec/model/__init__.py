@@ -1,0 +1,1 @@
+"""The PyTorch side: backbone with draft head, packed training rows, checkpoints."""

@@ -1,0 +1,96 @@
+"""From what a client sends to a prompt, the rows that must not come back, and the numbers that later steps need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec.bundle import Limits
+from genrec.catalog import Catalog
+from genrec.prompt import PromptLayout
+
+
+class InvalidRequest(ValueError):
+    """A request that is refused; the message names the tensor, the value, the limit and what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One user's request, as read from the wire.
+
+    history: object [N] of bytes, item ids, oldest first. exclude: object [M] of bytes. top_k: None for the default.
+    """
+
+    history: np.ndarray
+    exclude: np.ndarray
+    top_k: int | None = None
+    allow_history: bool = False
+    query: bytes = b""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the backbone and the verifier need of one request.
+
+    prompt: int32 [P], empty if nothing is known of the user. blocked: int32 [b], rows that must not be returned.
+    unknown: history items that are not in the catalogue.
+    """
+
+    prompt: np.ndarray
+    blocked: np.ndarray
+    top_k: int
+    unknown: int
+
+
+class Preprocessor:
+    """Validates requests and builds their prompts."""
+
+    def __init__(self, catalog: Catalog, layout: PromptLayout, limits: Limits) -> None:
+        self._catalog, self._layout, self._limits = catalog, layout, limits
+
+    def validate(self, request: Request) -> None:
+        """Raise InvalidRequest for a request outside the limits."""
+        limits = self._limits
+        if request.top_k is not None and not 1 <= request.top_k <= limits.top_k:
+            raise InvalidRequest(f"top_k is {request.top_k}; it must be 1 to {limits.top_k}")
+        for name, items, limit in (
+            ("history", request.history, limits.history),
+            ("exclude", request.exclude, limits.exclude),
+        ):
+            if items.size > limit:
+                raise InvalidRequest(f"{name} has {items.size} items; at most {limit} are accepted, send fewer")
+        if len(request.query) > limits.query_bytes:
+            raise InvalidRequest(
+                f"query has {len(request.query)} bytes; at most {limits.query_bytes} are accepted, shorten it"
+            )
+        if request.query:
+            raise InvalidRequest(
+                f"query {request.query[:40].decode(errors='replace')!r} was given, but this bundle was not trained "
+                "with text queries; leave the query out"
+            )
+
+    def prepare(self, requests: Sequence[Request]) -> list[Prepared]:
+        """Prompts and rules of valid `requests`; ids of the whole batch are looked up at once."""
+        ids = [part for request in requests for part in (request.history, request.exclude)]
+        rows = self._catalog.rows_of(np.concatenate(ids))
+        parts = np.split(rows, np.cumsum([part.size for part in ids[:-1]]))
+        return [
+            self._prepared(request, history, exclude)
+            for request, history, exclude in zip(requests, parts[::2], parts[1::2], strict=True)
+        ]
+
+    def _prepared(self, request: Request, history: np.ndarray, exclude: np.ndarray) -> Prepared:
+        known = history[history >= 0]
+        blocked = exclude[exclude >= 0]
+        if not request.allow_history:
+            blocked = np.concatenate([blocked, known])
+        layout = self._layout
+        recent = known[-layout.max_history :]
+        return Prepared(
+            prompt=layout.encode(self._catalog.sids[recent]) if recent.size else np.empty(0, np.int32),
+            blocked=blocked,
+            top_k=self._limits.default_top_k if request.top_k is None else request.top_k,
+            unknown=history.size - known.size,
+        )

@@ -1,0 +1,74 @@
+"""Renders the model repository that serves one bundle: the checked-in one, with the bundle's numbers filled in."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from genrec.bundle import Bundle
+
+MODEL = "recommend"
+STEPS = ("preprocessing", "backbone", "verifier")
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a deployment decides. threads: of the engine, 0 for one per core. timeout_ms: for requests without one."""
+
+    engine: str = "onnx"
+    threads: int = 0
+    masked: bool = True
+    max_batch_size: int = 16
+    max_queue_size: int = 256
+    timeout_ms: int = 1000
+
+
+def source_repository() -> Path:
+    """The checked-in model repository: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "_model_repository"
+    return installed if installed.is_dir() else package.parent / "model_repository"
+
+
+def render_repository(bundle: Bundle, out: Path, deployment: Deployment) -> Path:
+    """Write the model repository for `bundle` to `out`, replacing what is there; returns `out`.
+
+    Raises FileExistsError if `out` holds something else than a model repository.
+    """
+    if out.exists():
+        if any(out.iterdir()) and not (out / MODEL / "config.pbtxt").exists():
+            raise FileExistsError(f"{out} holds something else than a rendered model repository; name another folder")
+        shutil.rmtree(out)
+    shutil.copytree(source_repository(), out, ignore=shutil.ignore_patterns("__pycache__", ".gitkeep"))
+    (out / MODEL / "1").mkdir(exist_ok=True)  # an ensemble has nothing in its version folder, but needs one
+    for name in (*STEPS, MODEL):
+        path = out / name / "config.pbtxt"
+        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        config.max_batch_size = deployment.max_batch_size
+        if name != MODEL:
+            _fill_step(config, bundle, deployment)
+        path.write_text(text_format.MessageToString(config))
+    return out
+
+
+def _fill_step(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Deployment) -> None:
+    policy = config.dynamic_batching.default_queue_policy
+    policy.max_queue_size = deployment.max_queue_size
+    policy.default_timeout_microseconds = 1000 * deployment.timeout_ms
+    values = {
+        "bundle": str(bundle.path.resolve()),
+        "engine": deployment.engine,
+        "threads": str(deployment.threads),
+        "masked": "true" if deployment.masked else "false",
+        "timeout_ms": str(deployment.timeout_ms),
+    }
+    for name, parameter in config.parameters.items():
+        parameter.string_value = values[name]
+    width = min(bundle.manifest.beam_width, bundle.space.size)
+    for tensor in (*config.input, *config.output):
+        if tensor.name in ("draft_codes", "draft_scores"):
+            tensor.dims[:] = [width]

@@ -1,0 +1,127 @@
+"""What the ensemble's Python models share: opening the bundle, reading tensors, refusing, deadlines.
+
+Imported inside Triton only: `triton_python_backend_utils` exists nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+from genrec.bundle import Bundle
+from genrec.preprocessor import InvalidRequest
+
+Input = TypeVar("Input")
+
+
+class Expired(Exception):
+    """The request's deadline has passed: an answer would come too late."""
+
+
+class StaleVersion(Exception):
+    """The request was prepared with another catalogue than this step has."""
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [4].
+
+    deadline_ns is on CLOCK_MONOTONIC, which all processes of a machine share.
+    """
+
+    top_k: int
+    unknown: int
+    catalog_version: int
+    deadline_ns: int
+
+    def tensor(self) -> Any:
+        values = (self.top_k, self.unknown, self.catalog_version, self.deadline_ns)
+        return pb.Tensor("stamp", np.array([values], np.int64))
+
+    @classmethod
+    def of(cls, request: Any) -> Stamp:
+        return cls(*tensor(request, "stamp")[0].tolist())
+
+
+class Step(ABC, Generic[Input]):
+    """A Triton Python model that answers each request of a batch on its own terms.
+
+    Subclasses read one request, and run all that were read as one batch.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self.parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
+        self.max_batch_size = int(config["max_batch_size"])
+        self.bundle = Bundle(self.parameters["bundle"])
+        self.setup()
+
+    @abstractmethod
+    def setup(self) -> None:
+        """Prepare the step from `self.bundle`, and answer the golden request; raises if it cannot serve."""
+
+    @abstractmethod
+    def read(self, request: Any) -> Input:
+        """Read and check one request. Raises InvalidRequest, Expired or StaleVersion to refuse it."""
+
+    @abstractmethod
+    def run(self, inputs: list[Input]) -> list[list[Any]]:
+        """Output tensors of each of `inputs`, in order."""
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        responses: list[Any] = [None] * len(requests)
+        inputs, places = [], []
+        for place, request in enumerate(requests):
+            try:
+                if request.is_cancelled():
+                    raise Expired("the client has cancelled the request")
+                inputs.append(self.read(request))
+                places.append(place)
+            except InvalidRequest as error:
+                responses[place] = _error(str(error), pb.TritonError.INVALID_ARG)
+            except (Expired, StaleVersion) as error:
+                responses[place] = _error(str(error), pb.TritonError.UNAVAILABLE)
+        if inputs:
+            try:
+                for place, tensors in zip(places, self.run(inputs), strict=True):
+                    responses[place] = pb.InferenceResponse(tensors)
+            except Exception:  # a defect of ours: the requests fail, the server stays
+                pb.Logger.log_error(traceback.format_exc())
+                for place in places:
+                    responses[place] = _error("internal error, see the server's log", pb.TritonError.INTERNAL)
+        return responses
+
+    def checked_stamp(self, request: Any) -> Stamp:
+        """The request's stamp. Raises Expired or StaleVersion if the request must not go on."""
+        stamp = Stamp.of(request)
+        if time.monotonic_ns() > stamp.deadline_ns:
+            raise Expired(
+                "request timeout expired before this step could start; allow more time or send fewer requests"
+            )
+        current = self.bundle.manifest.catalog.version
+        if stamp.catalog_version != current:
+            raise StaleVersion(f"request was prepared with catalogue {stamp.catalog_version}, this step has {current}")
+        return stamp
+
+
+def tensor(request: Any, name: str) -> np.ndarray:
+    """The request's input `name`, with its leading batch dimension of 1."""
+    return pb.get_input_tensor_by_name(request, name).as_numpy()
+
+
+def optional(request: Any, name: str, convert: Callable[[np.ndarray], Any], default: Any) -> Any:
+    """`convert` of the request's input `name`, or `default` where the client did not send it."""
+    found = pb.get_input_tensor_by_name(request, name)
+    return default if found is None else convert(found.as_numpy())
+
+
+def _error(message: str, code: int) -> Any:
+    return pb.InferenceResponse(error=pb.TritonError(message, code))

@@ -1,0 +1,69 @@
+"""Step 1 of `recommend`: history -> prompt, blocked rows, stamp."""
+
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+from genrec.golden import check_prompt
+from genrec.preprocessor import InvalidRequest, Preprocessor, Request
+from genrec.serving.step import Stamp, Step, optional
+
+_NO_ITEMS = np.empty(0, object)
+
+
+class TritonPythonModel(Step[tuple[Request, int]]):
+    def setup(self) -> None:
+        bundle = self.bundle
+        self.preprocessor = Preprocessor(bundle.catalog, bundle.layout, bundle.manifest.limits)
+        self.timeout_us = 1000 * int(self.parameters["timeout_ms"])
+        golden = Request(history=bundle.golden["history"].astype(object), exclude=_NO_ITEMS)
+        check_prompt(bundle.golden, self.preprocessor.prepare([golden])[0].prompt)
+
+    def read(self, request) -> tuple[Request, int]:
+        deadline = time.monotonic_ns() + 1000 * (request.timeout() or self.timeout_us)
+        read = Request(
+            history=optional(request, "history", _items("history"), _NO_ITEMS),
+            exclude=optional(request, "exclude", _items("exclude"), _NO_ITEMS),
+            top_k=optional(request, "top_k", _one("top_k", int), None),
+            allow_history=optional(request, "allow_history", _one("allow_history", bool), False),
+            query=optional(request, "query", _one("query", bytes), b""),
+        )
+        self.preprocessor.validate(read)
+        return read, deadline
+
+    def run(self, inputs):
+        version = self.bundle.manifest.catalog.version
+        prepared = self.preprocessor.prepare([request for request, _ in inputs])
+        return [
+            [
+                pb.Tensor("input_ids", one.prompt[None]),
+                pb.Tensor("blocked_rows", one.blocked[None]),
+                Stamp(one.top_k, one.unknown, version, deadline).tensor(),
+            ]
+            for one, (_, deadline) in zip(prepared, inputs, strict=True)
+        ]
+
+
+def _items(name):
+    """Reads one user's items: BYTES [1, n] -> object [n]."""
+
+    def convert(array):
+        if array.ndim != 2 or array.shape[0] != 1:
+            raise InvalidRequest(
+                f"{name} has shape {list(array.shape)}; send one user per request, [1, n]: the server forms batches"
+            )
+        return array[0]
+
+    return convert
+
+
+def _one(name, kind):
+    """Reads a single value: [1, 1] -> kind."""
+
+    def convert(array):
+        if array.shape != (1, 1):
+            raise InvalidRequest(f"{name} has shape {list(array.shape)}; it must be [1, 1]")
+        return kind(array[0, 0])
+
+    return convert

@@ -1,0 +1,45 @@
+"""Step 3 of `recommend`: drafted semantic IDs -> items that exist, ranked."""
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+from genrec.golden import check_items
+from genrec.serving.metrics import Metrics
+from genrec.serving.step import Step, tensor
+from genrec.verifier import Verifier
+
+
+class TritonPythonModel(Step):
+    def setup(self) -> None:
+        bundle = self.bundle
+        self.catalog = bundle.catalog
+        self.verifier = Verifier(bundle.catalog, bundle.index)
+        versions = bundle.manifest.bundle_version, str(bundle.manifest.catalog.version)
+        self.version = np.array([[text.encode() for text in versions]], object)
+        check_items(bundle.golden, self.catalog, self.verifier)
+        self.metrics = Metrics(bundle.manifest)
+
+    def read(self, request):
+        stamp = self.checked_stamp(request)
+        codes, scores = tensor(request, "draft_codes")[0], tensor(request, "draft_scores")[0]
+        return stamp, codes, scores, tensor(request, "blocked_rows")[0]
+
+    def run(self, inputs):
+        stamps, codes, scores, blocked = zip(*inputs, strict=True)
+        top_k = np.array([stamp.top_k for stamp in stamps])
+        unknown = np.array([stamp.unknown for stamp in stamps])
+        result = self.verifier.verify(np.stack(codes), np.stack(scores), blocked, top_k)
+        counts = np.stack([result.drafted, result.valid, unknown, result.filled], axis=1).astype(np.int32)
+        self.metrics.count(counts)
+        item_ids = self.catalog.item_ids[result.rows].astype(object)[None]
+        bounds = zip(result.offsets[:-1].tolist(), result.offsets[1:].tolist(), strict=True)
+        return [
+            [
+                pb.Tensor("item_ids", item_ids[:, start:end]),
+                pb.Tensor("scores", result.scores[None, start:end]),
+                pb.Tensor("source", result.source[None, start:end]),
+                pb.Tensor("counts", counts[i : i + 1]),
+                pb.Tensor("version", self.version),
+            ]
+            for i, (start, end) in enumerate(bounds)
+        ]

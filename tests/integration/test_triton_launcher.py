@@ -1,0 +1,338 @@
+"""The launcher against a real Triton server, with models of a few lines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+grpc = pytest.importorskip("tritonclient.grpc")
+
+from genrec.serving import triton
+from genrec.serving.triton import (
+    TritonError,
+    TritonInstall,
+    TritonNotFoundError,
+    TritonServer,
+    TritonStartError,
+    error_lines,
+    find_triton,
+    prepare_backends,
+)
+
+CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [{ name: "x" data_type: TYPE_INT32 dims: [-1] }]
+output [{ name: "y" data_type: TYPE_INT32 dims: [-1] }]
+"""
+DOUBLE = """
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        inputs = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", 2 * values)]) for values in inputs]
+"""
+BROKEN = """
+class TritonPythonModel:
+    def initialize(self, args):
+        self.check(7, 8)
+
+    def check(self, items, rows):
+        raise ValueError(f"the bundle is broken: {items} items, {rows} rows")
+"""
+SLOW = (
+    DOUBLE
+    + """
+    def initialize(self, args):
+        import time
+
+        time.sleep(60)
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def install() -> TritonInstall:
+    try:
+        return find_triton()
+    except TritonNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repository")
+    for name, code in {"double": DOUBLE, "broken": BROKEN, "slow": SLOW}.items():
+        (root / name / "1").mkdir(parents=True)
+        (root / name / "config.pbtxt").write_text(CONFIG)
+        (root / name / "1" / "model.py").write_text(code)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(
+    install: TritonInstall, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
+    log = tmp_path_factory.mktemp("log") / "triton.log"
+    with TritonServer(repository, ["double"], log_path=log, install=install) as running:
+        yield running
+
+
+def doubled(url: str, values: list[int]) -> list[int]:
+    tensor = grpc.InferInput("x", [len(values)], "INT32")
+    tensor.set_data_from_numpy(np.array(values, np.int32))
+    with grpc.InferenceServerClient(url) as client:
+        answer = client.infer("double", [tensor], client_timeout=10).as_numpy("y")
+    return [int(value) for value in answer]
+
+
+def processes(shm_prefix: str) -> list[tuple[int, str]]:
+    """Process ids and command lines of the server with this prefix; all its processes have it in their arguments."""
+    found = []
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = cmdline.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has just ended
+            continue
+        if shm_prefix in arguments:
+            found.append((int(cmdline.parent.name), arguments))
+    return found
+
+
+def leftovers(shm_prefix: str) -> list[str]:
+    """Processes and shared memory of the server with this prefix."""
+    files = [str(path) for path in Path("/dev/shm").glob(f"{shm_prefix}*")]
+    return files + [arguments for _, arguments in processes(shm_prefix)]
+
+
+def assert_nothing_left(shm_prefix: str, seconds: float) -> None:
+    assert shm_prefix
+    deadline = time.monotonic() + seconds
+    while (found := leftovers(shm_prefix)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found == []
+
+
+def test_answers_on_every_endpoint(server: TritonServer) -> None:
+    assert server.is_running and server.pid is not None
+    assert doubled(server.grpc_url, [1, 2, 3]) == [2, 4, 6]
+    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/double/ready", timeout=10) as answer:
+        assert answer.status == 200
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
+        assert b'nv_inference_request_success{model="double"' in answer.read()
+    assert server.log_path is not None and "successfully loaded 'double'" in server.log_path.read_text()
+    assert leftovers(server.shm_prefix), "the checks for leftovers below would find nothing at all"
+    with pytest.raises(TritonError, match="already runs"):
+        server.start()
+
+
+def test_two_servers_side_by_side_and_nothing_left_after_stop(server: TritonServer, repository: Path) -> None:
+    with TritonServer(repository, ["double"], http_port=None, metrics_port=None, install=server._install) as second:
+        assert doubled(second.grpc_url, [5]) == [10]
+        assert second.grpc_url != server.grpc_url and second.shm_prefix != server.shm_prefix
+        with pytest.raises(TritonError, match="http endpoint is switched off"):
+            _ = second.http_url
+    assert second.pid is None and second.wait() == 0
+    assert_nothing_left(second.shm_prefix, seconds=2)
+    assert doubled(server.grpc_url, [7]) == [14]
+
+
+def test_a_model_that_fails_shows_its_exception(install: TritonInstall, repository: Path, tmp_path: Path) -> None:
+    failing = TritonServer(repository, ["broken"], log_path=tmp_path / "log", install=install)
+    with pytest.raises(TritonStartError) as caught:
+        failing.start(timeout=30)
+    message = str(caught.value)
+    assert "ValueError: the bundle is broken: 7 items, 8 rows" in message
+    assert "broken/1/model.py(7): check" in message
+    assert len(message.splitlines()) < 12
+    assert caught.value.returncode == 1 and not failing.is_running
+    assert_nothing_left(failing.shm_prefix, seconds=2)
+
+
+def test_an_unknown_model_is_named(install: TritonInstall, repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(TritonStartError, match="absent"):
+        TritonServer(repository, ["absent"], log_path=tmp_path / "log", install=install).start(timeout=30)
+
+
+def test_a_start_that_takes_too_long_is_ended(install: TritonInstall, repository: Path, tmp_path: Path) -> None:
+    slow = TritonServer(repository, ["slow"], log_path=tmp_path / "log", install=install)
+    with pytest.raises(TritonStartError, match="not ready after 1 s: still waiting for the server"):
+        slow.start(timeout=1)
+    assert_nothing_left(slow.shm_prefix, seconds=2)
+
+
+def test_a_port_in_use_is_named(install: TritonInstall, repository: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(TritonStartError, match=f"127.0.0.1:{port} for grpc: Address already in use"):
+            TritonServer(repository, ["double"], grpc_port=port, install=install).start()
+
+
+FOREGROUND = """
+import sys
+from genrec.serving.triton import TritonServer
+
+server = TritonServer(sys.argv[1], ["double"], log_path=sys.argv[2], exit_timeout=5)
+server.start()
+print(server.pid, server.shm_prefix, server.grpc_url, flush=True)
+sys.exit(server.run_forever())
+"""
+FOREGROUND_SLOW = """
+import sys
+from genrec.serving.triton import TritonServer
+
+sys.exit(TritonServer(sys.argv[1], ["slow"], log_path=sys.argv[2]).run_forever())
+"""
+
+
+def in_background(code: str, repository: Path, log: Path) -> subprocess.Popen[str]:
+    env = os.environ | {"PYTHONPATH": str(Path(triton.__file__).parents[2])}
+    command = [sys.executable, "-c", code, str(repository), str(log)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+
+
+def in_foreground(repository: Path, log: Path) -> tuple[subprocess.Popen[str], int, str, str]:
+    process = in_background(FOREGROUND, repository, log)
+    assert process.stdout is not None
+    pid, shm_prefix, url = process.stdout.readline().split()
+    return process, int(pid), shm_prefix, url
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_foreground_passes_signals_on(
+    install: TritonInstall, repository: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    process, _, shm_prefix, url = in_foreground(repository, tmp_path / "log")
+    assert doubled(url, [4]) == [8]
+    process.send_signal(number)
+    assert process.wait(15) == 0
+    assert_nothing_left(shm_prefix, seconds=2)
+    assert "All models are stopped" in (tmp_path / "log").read_text()
+
+
+def test_a_signal_before_readiness_ends_the_start(install: TritonInstall, repository: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = in_background(FOREGROUND_SLOW, repository, log)
+    deadline = time.monotonic() + 10
+    while not (log.exists() and "loading: slow" in log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 128 + signal.SIGTERM
+
+
+def test_the_server_does_not_outlive_a_killed_parent(install: TritonInstall, repository: Path, tmp_path: Path) -> None:
+    process, _, shm_prefix, _ = in_foreground(repository, tmp_path / "log")
+    process.kill()
+    process.wait(5)
+    assert_nothing_left(shm_prefix, seconds=8)
+
+
+def test_a_server_that_was_killed_leaves_nothing(install: TritonInstall, repository: Path, tmp_path: Path) -> None:
+    process, pid, shm_prefix, _ = in_foreground(repository, tmp_path / "log")
+    os.kill(pid, signal.SIGKILL)
+    assert process.wait(15) == 128 + signal.SIGKILL
+    assert_nothing_left(shm_prefix, seconds=2)
+
+
+def test_a_crashed_model_process_ends_the_foreground(install: TritonInstall, repository: Path, tmp_path: Path) -> None:
+    process, _, shm_prefix, _ = in_foreground(repository, tmp_path / "log")
+    stubs = [entry for entry in processes(shm_prefix) if triton.STUB_NAME in entry[1].split()[0]]
+    assert len(stubs) == 1
+    os.kill(stubs[0][0], signal.SIGSEGV)
+    assert process.wait(15) == 1
+    assert_nothing_left(shm_prefix, seconds=2)
+
+
+def test_no_server_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(triton, "DEFAULT_PREFIX", tmp_path)
+    monkeypatch.setattr(triton, "WHEEL", "no-such-wheel")
+    with pytest.raises(TritonNotFoundError, match=r"pip install genrec-triton\[triton\]"):
+        find_triton()
+
+
+def test_an_installed_server_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python_backend = tmp_path / "backends" / "python"
+    for folder in (tmp_path / "bin", tmp_path / "lib", python_backend):
+        folder.mkdir(parents=True)
+    binary = tmp_path / "bin" / "tritonserver"
+    binary.touch(mode=0o755)
+    (tmp_path / "TRITON_VERSION").write_text("2.99.0\n")
+    (python_backend / "libtriton_python.so").touch()
+    stub = python_backend / triton.STUB_NAME
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+    install = find_triton()
+    assert install == TritonInstall(binary, (tmp_path / "lib",), tmp_path / "backends", None, "2.99.0")
+    stub.write_bytes(f"\0libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0\0".encode())
+    assert prepare_backends(install, tmp_path / "unused") == tmp_path / "backends"
+    assert not (tmp_path / "unused").exists()
+    stub.write_bytes(b"\0libpython3.6m.so\0libpython3.6.so.1.0\0")
+    with pytest.raises(TritonNotFoundError, match="built for Python 3.6"):
+        prepare_backends(install, tmp_path / "unused")
+
+
+def test_a_wheel_without_a_stub_for_this_python(tmp_path: Path) -> None:
+    backend, stubs = tmp_path / "backends" / "python", tmp_path / "stubs"
+    backend.mkdir(parents=True)
+    (backend / "libtriton_python.so").touch()
+    for version in ("3.6", "3.7"):
+        (stubs / version).mkdir(parents=True)
+        (stubs / version / triton.STUB_NAME).touch()
+    install = TritonInstall(tmp_path / "tritonserver", (), tmp_path / "backends", stubs, "wheel 1")
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    with pytest.raises(TritonNotFoundError, match=f"no Python stub for Python {running}; it has 3.6, 3.7"):
+        prepare_backends(install, tmp_path / "target")
+
+
+def test_backends_can_be_prepared_again(install: TritonInstall, tmp_path: Path) -> None:
+    first = prepare_backends(install, tmp_path)
+    assert prepare_backends(install, tmp_path) == first
+    assert {"libtriton_python.so", triton.STUB_NAME} <= {path.name for path in (first / "python").iterdir()}
+
+
+def test_error_lines() -> None:
+    log = textwrap.dedent(
+        r"""
+        I1120 19:46:15.133917 6238 model_lifecycle.cc:472] "loading: bad:1"
+        E1120 19:46:11.718465 6123 server.cc:241] "CudaDriverHelper has not been initialized."
+        E1120 19:46:15.503476 6238 backend_model.cc:692] "failed: \"x\"\n\nAt:\n  model.py(3): initialize\n"
+        E1120 19:46:15.503563 6238 model_lifecycle.cc:642] "failed: \"x\"\n\nAt:\n  model.py(3): initialize\n"
+        [libprotobuf ERROR /a/text_format.cc:337] Error parsing text-format inference.ModelConfig: 5:81: Invalid value
+        I1120 19:46:17.505994 6238 server.cc:345] "Timeout 8"
+        error: creating server: load failed
+        Traceback (most recent call last):
+          File "model.py", line 3
+        """
+    ).splitlines()
+    assert error_lines(log) == [
+        'failed: "x"',
+        "At:",
+        "  model.py(3): initialize",
+        "Error parsing text-format inference.ModelConfig: 5:81: Invalid value",
+        "error: creating server: load failed",
+        "Traceback (most recent call last):",
+        '  File "model.py", line 3',
+    ]
+    assert error_lines([f"E1120 19:46:15.503476 6238 a.cc:1] {n}" for n in range(9)], limit=4) == [
+        "0",
+        "1",
+        "... 5 lines left out ...",
+        "7",
+        "8",
+    ]
