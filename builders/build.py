@@ -190,7 +190,12 @@ def evaluate_split(
     """Test metrics, history excluded and not, beside the popularity ranking's."""
     histories, targets, _ = sample_users(split.test, users)
     quality: dict[str, Any] = {"users": len(histories)}
-    for number, exclude in enumerate((False, True)):
+    for exclude in (False, True):
+        base = len(histories) * int(exclude)
+
+        def report(done: int, base: int = base) -> None:
+            task(base + done, 2 * len(histories), "")
+
         ranking = rank_offline(
             engine,
             verifier,
@@ -198,7 +203,7 @@ def evaluate_split(
             layout,
             histories,
             exclude_history=exclude,
-            progress=lambda done, base=number * len(histories): task(base + done, 2 * len(histories), ""),
+            progress=report,
         )
         name = "history_excluded" if exclude else "history_allowed"
         quality[name] = metrics(ranking.rows, targets) | {"valid_drafts": ranking.valid_share}

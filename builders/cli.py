@@ -185,14 +185,19 @@ def serve(
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
     from genrec.serving.repository import Deployment
-    from genrec.serving.serve import serve_bundle
+    from genrec.serving.serve import prepare_server
 
     deployment = Deployment(
         threads=threads, max_batch_size=max_batch_size, max_queue_size=max_queue_size, timeout_ms=timeout_ms
     )
-    with serve_bundle(bundle_path, deployment, host, grpc_port, http_port, metrics_port) as server:
-        console.print(f"ready: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}")
-        code = server.run_forever()
+    ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+    with prepare_server(bundle_path, deployment, host=host, **ports) as server:
+
+        def announce() -> None:
+            urls = f"gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}"
+            console.print(f"ready: {urls}", soft_wrap=True)
+
+        code = server.run_forever(on_ready=announce)
     raise typer.Exit(code)
 
 

@@ -62,4 +62,5 @@ def export_onnx(model: NezhaModel, path: Path, beam_width: int) -> None:
             output_names=["codes", "scores"],
             dynamic_shapes={"token_ids": {0: free, 1: free}, "lengths": {0: free}, "masks": [{0: free} for _ in masks]},
         )
+    assert program is not None  # only without dynamo
     program.save(path)

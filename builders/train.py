@@ -147,13 +147,21 @@ def _gather(windows: Windows, batch: np.ndarray, sids: np.ndarray) -> tuple[np.n
 
 def _groups(model: NezhaModel, weight_decay: float) -> list[dict]:
     """Parameters with and without weight decay (norms, biases and embeddings have none)."""
-    decayed, plain = [], []
+    decayed: list[torch.Tensor] = []
+    plain: list[torch.Tensor] = []
     for name, parameter in model.named_parameters():
         (plain if parameter.dim() < 2 or "embed" in name else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def _save_state(path: Path, fingerprint: dict, step: int, model, optimizer, schedule) -> None:
+def _save_state(
+    path: Path,
+    fingerprint: dict,
+    step: int,
+    model: NezhaModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {"fingerprint": fingerprint, "step": step, "model": model.state_dict()}
     state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}

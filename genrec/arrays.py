@@ -28,7 +28,9 @@ def load_array(path: Path, dtype: str | type, shape: tuple[int | None, ...]) -> 
     kind_matches = array.dtype.kind == dtype if dtype == "S" else array.dtype == np.dtype(dtype)
     if not kind_matches:
         raise ValueError(f"{path}: holds {array.dtype}, expected {np.dtype(dtype)}")
-    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=False))
+    fits = array.ndim == len(shape) and all(
+        want in (None, have) for want, have in zip(shape, array.shape, strict=False)
+    )
     if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{path}: has shape {array.shape}, expected ({wanted})")

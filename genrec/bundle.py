@@ -24,7 +24,13 @@ from genrec.semantic_id import SemanticIdSpace
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-CATALOG, INDEX, CHECKPOINT, ONNX_GRAPH, QUANTIZER = "catalog", "index", "checkpoint", "engines/onnx/model.onnx", "quantizer"
+CATALOG, INDEX, CHECKPOINT, ONNX_GRAPH, QUANTIZER = (
+    "catalog",
+    "index",
+    "checkpoint",
+    "engines/onnx/model.onnx",
+    "quantizer",
+)
 GOLDEN = "golden.npz"
 
 _Count = Annotated[int, Field(ge=1)]

@@ -22,10 +22,11 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
         yield f"config.json: cannot be used: {error!r}"
         return
     if config["vocab_size"] < layout.vocabulary_size:
-        yield f"config.json: vocab_size {config['vocab_size']} is below the layout's {layout.vocabulary_size} token ids"
+        have, need = config["vocab_size"], layout.vocabulary_size
+        yield f"config.json: vocab_size {have} is below the layout's {need} token ids"
     positions = config.get("max_position_embeddings", 0)
     if positions < layout.max_tokens:
-        yield f"config.json: max_position_embeddings {positions} is below the longest prompt, {layout.max_tokens} tokens"
+        yield f"config.json: max_position_embeddings {positions} is below the longest prompt's {layout.max_tokens}"
     try:
         found = safetensors_shapes(folder / "model.safetensors")
     except (OSError, ValueError) as error:

@@ -46,7 +46,7 @@ class ItemIndex:
         return self._bucket_of_code.get(codes)
 
     def expand(self, buckets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All items of existing `buckets` (int32 [m]), in order: (catalogue rows int32 [n], index into m, int64 [n])."""
+        """Items of existing `buckets` (int32 [m]), in order: rows int32 [n], and which bucket of m each is from."""
         sizes = self.offsets[buckets + 1] - self.offsets[buckets]
         source = np.repeat(np.arange(buckets.size), sizes)
         within = np.arange(source.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)

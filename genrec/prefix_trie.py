@@ -17,8 +17,8 @@ class PrefixTrie:
 
     A node at level l is an existing prefix of l codes; level 0 has one, the empty prefix.
     bits: per level, uint8 [nodes_l, ceil(T_l / 8)]; bit `c % 8` of byte `c // 8` says that code c may follow.
-    first_child: per level but the last, int32 [nodes_l]; the children of a node are consecutive nodes of the next level, in
-        order of their code, so child(node, c) = first_child[node] + number of set bits below c.
+    first_child: per level but the last, int32 [nodes_l]; the children of a node are consecutive nodes of the next
+        level, in order of their code, so child(node, c) = first_child[node] + number of set bits below c.
     """
 
     bits: tuple[np.ndarray, ...]

@@ -26,7 +26,9 @@ class SemanticIdSpace:
         if not self.levels or min(self.levels) < 1:
             raise ValueError(f"levels must hold one or more sizes of at least 1, got {self.levels}")
         if self.size > _MAX_CODES:
-            raise ValueError(f"levels {self.levels} span {self.size} codes, more than the {_MAX_CODES} that int64 holds")
+            raise ValueError(
+                f"levels {self.levels} span {self.size} codes, more than the {_MAX_CODES} that int64 holds"
+            )
 
     @property
     def depth(self) -> int:

@@ -34,6 +34,7 @@ class TorchEngine(Engine):
 
     @torch.inference_mode()
     def _run(self, token_ids: np.ndarray, lengths: np.ndarray, trie: PrefixTrie) -> tuple[np.ndarray, np.ndarray]:
-        inputs = (torch.tensor(array, device=self._device) for array in (token_ids, lengths))
-        codes, scores = self._model.draft(*inputs, *self._masks[id(trie)], self.beam_width)
+        tokens, sizes = torch.tensor(token_ids, device=self._device), torch.tensor(lengths, device=self._device)
+        bits, first_child = self._masks[id(trie)]
+        codes, scores = self._model.draft(tokens, sizes, bits, first_child, self.beam_width)
         return codes.cpu().numpy(), scores.cpu().numpy()

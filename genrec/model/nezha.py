@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from genrec.model.draft_head import DraftHead
 
@@ -24,7 +24,9 @@ class NezhaModel(nn.Module):
     config: a transformers configuration of the Qwen3 or Llama family. levels: codes per SID level.
     """
 
-    def __init__(self, config: PretrainedConfig, levels: Sequence[int], backbone: nn.Module | None = None) -> None:
+    def __init__(
+        self, config: PretrainedConfig, levels: Sequence[int], backbone: PreTrainedModel | None = None
+    ) -> None:
         super().__init__()
         if config.model_type not in FAMILIES:
             raise ValueError(f"backbone family {config.model_type!r} is not supported; use one of {FAMILIES}")
@@ -35,6 +37,10 @@ class NezhaModel(nn.Module):
     @property
     def levels(self) -> tuple[int, ...]:
         return self.draft_head.levels
+
+    def input_embeddings(self) -> Tensor:
+        """The backbone's token embeddings, [vocabulary, d]."""
+        return self.model.get_input_embeddings().weight
 
     def hidden_states(self, token_ids: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
         """Hidden states after the final norm, [B, S, d].

@@ -101,11 +101,10 @@ def _history_loss(
     seen = np.flip(np.maximum.accumulate(np.flip(counted, 1), 1), 1).copy()  # items before the last counted target
     weight = torch.from_numpy(seen)
     targets = torch.from_numpy(sids[:, :-1].astype(np.int64))[weight]
-    embeddings = model.model.get_input_embeddings().weight
+    embeddings = model.input_embeddings()
     losses = []
     for level in range(depth):
         tokens = torch.from_numpy(layout.level_tokens(level).astype(np.int64))
         logits = before[:, :, level][weight] @ embeddings[tokens].T
         losses.append(F.cross_entropy(logits.float(), targets[:, level]))
     return torch.stack(losses).mean()
-

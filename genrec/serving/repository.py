@@ -45,17 +45,16 @@ def render_repository(bundle: Bundle, out: Path, deployment: Deployment) -> Path
         shutil.rmtree(out)
     shutil.copytree(source_repository(), out, ignore=shutil.ignore_patterns("__pycache__", ".gitkeep"))
     (out / MODEL / "1").mkdir(exist_ok=True)  # an ensemble has nothing in its version folder, but needs one
-    for name in (*STEPS, MODEL):
+    for name in STEPS:
         path = out / name / "config.pbtxt"
         config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-        config.max_batch_size = deployment.max_batch_size
-        if name != MODEL:
-            _fill_step(config, bundle, deployment)
+        _fill(config, bundle, deployment)
         path.write_text(text_format.MessageToString(config))
     return out
 
 
-def _fill_step(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Deployment) -> None:
+def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Deployment) -> None:
+    config.max_batch_size = deployment.max_batch_size
     policy = config.dynamic_batching.default_queue_policy
     policy.max_queue_size = deployment.max_queue_size
     policy.default_timeout_microseconds = 1000 * deployment.timeout_ms

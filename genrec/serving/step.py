@@ -81,8 +81,6 @@ class Step(ABC, Generic[Input]):
         inputs, places = [], []
         for place, request in enumerate(requests):
             try:
-                if request.is_cancelled():
-                    raise Expired("the client has cancelled the request")
                 inputs.append(self.read(request))
                 places.append(place)
             except InvalidRequest as error:

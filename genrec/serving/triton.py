@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -83,7 +83,7 @@ class TritonInstall:
         binary: the ``tritonserver`` executable.
         library_dirs: what the dynamic loader has to search in addition to the system's folders.
         backends_dir: the folder with one sub-folder for each backend.
-        stubs_dir: the folder with one Python stub process for each Python version (``3.11/triton_python_backend_stub``),
+        stubs_dir: the folder with one Python stub for each Python version (``3.11/triton_python_backend_stub``),
             or None where the Python backend is already complete.
         version: Triton's version, or the wheel's where Triton's is not recorded; None when unknown.
     """
@@ -102,7 +102,7 @@ class TritonInstall:
 
 
 def find_triton() -> TritonInstall:
-    """The server to run: ``tritonserver`` on PATH, else in ``/opt/tritonserver``, else inside the nvidia-pytriton wheel.
+    """The server to run: ``tritonserver`` on PATH, else in ``/opt/tritonserver``, else in the nvidia-pytriton wheel.
 
     Raises:
         TritonNotFoundError: there is none; the message says how to get one.
@@ -180,7 +180,7 @@ def prepare_backends(install: TritonInstall, target_dir: str | os.PathLike[str])
     if not stub.is_file():
         available = sorted((p.parent.name for p in install.stubs_dir.glob(f"*/{STUB_NAME}")), key=_version_key)
         raise TritonNotFoundError(
-            f"{install.version or install.binary} has no Python stub for Python {running}; it has {', '.join(available)}"
+            f"{install.version or install.binary} has no stub for Python {running}; it has {', '.join(available)}"
         )
     target = Path(target_dir).absolute()
     folder = target / "python"
@@ -394,7 +394,7 @@ class TritonServer:
             self._process.terminate()
 
     def stop(self, grace: float | None = None) -> int | None:
-        """Ends the server: SIGTERM, then SIGKILL if it still runs after ``grace`` seconds. Does nothing when not running.
+        """Ends the server: SIGTERM, then SIGKILL if it still runs after ``grace`` seconds. Does nothing if not running.
 
         Args:
             grace: default ``exit_timeout`` + 5; 0 kills at once.
@@ -412,12 +412,12 @@ class TritonServer:
             self._process.kill()
         return self.wait()
 
-    def run_forever(self, timeout: float = 120.0) -> int:
+    def run_forever(self, timeout: float = 120.0, on_ready: Callable[[], None] | None = None) -> int:
         """Runs the server in the foreground until it ends; SIGINT and SIGTERM are passed on, a second one kills it.
 
-        Starts the server if it is not running, with ``timeout`` as in :meth:`start`. Ends it when the process of a
-        Python model has crashed: Triton does not start such a process again and stays ready, while every request that
-        needs it fails.
+        Starts the server if it is not running, with ``timeout`` as in :meth:`start`, and calls ``on_ready``. Ends
+        it when the process of a Python model has crashed: Triton does not start such a process again and stays ready,
+        while every request that needs it fails.
 
         Returns:
             the exit status, for ``sys.exit``; 1 after a crash.
@@ -441,6 +441,8 @@ class TritonServer:
                         raise
                     return 128 + signal.SIGTERM
             try:
+                if on_ready is not None:
+                    on_ready()
                 crashed: set[int] = set()
                 while True:
                     with contextlib.suppress(subprocess.TimeoutExpired):

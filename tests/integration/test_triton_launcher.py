@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-grpc = pytest.importorskip("tritonclient.grpc")
+import tritonclient.grpc as grpc
 
 from genrec.serving import triton
 from genrec.serving.triton import (
@@ -283,7 +282,7 @@ def test_an_installed_server_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert prepare_backends(install, tmp_path / "unused") == tmp_path / "backends"
     assert not (tmp_path / "unused").exists()
     stub.write_bytes(b"\0libpython3.6m.so\0libpython3.6.so.1.0\0")
-    with pytest.raises(TritonNotFoundError, match="built for Python 3.6"):
+    with pytest.raises(TritonNotFoundError, match=r"built for Python 3\.6"):
         prepare_backends(install, tmp_path / "unused")
 
 

@@ -22,8 +22,11 @@ class TritonPythonModel(Step[tuple[Request, int]]):
 
     def read(self, request) -> tuple[Request, int]:
         deadline = time.monotonic_ns() + 1000 * (request.timeout() or self.timeout_us)
+        history = optional(request, "history", _items("history"), None)
+        if history is None:
+            raise InvalidRequest("history is missing; send the user's item ids, oldest first, [1, 0] if there are none")
         read = Request(
-            history=optional(request, "history", _items("history"), _NO_ITEMS),
+            history=history,
             exclude=optional(request, "exclude", _items("exclude"), _NO_ITEMS),
             top_k=optional(request, "top_k", _one("top_k", int), None),
             allow_history=optional(request, "allow_history", _one("allow_history", bool), False),

@@ -1,0 +1,126 @@
+"""The demo: from data to ten recommendations through a real server, with the time spent in each step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+from rich.console import Console
+from rich.table import Table
+
+from builders.build import BackboneShape, BuildConfig, build_bundle, read_attributes
+from builders.dataset import Dataset, read_dataset, split_leave_one_out, write_dataset
+from builders.demo_shop import make_demo_shop
+from builders.evaluate import metrics, rank_offline, rank_served, sample_users
+from builders.progress import track
+from builders.train import TrainingConfig
+from genrec.bundle import Bundle, BundleError
+from genrec.engines import open_engine
+from genrec.serving.repository import STEPS
+from genrec.serving.serve import serve_bundle
+from genrec.verifier import Verifier
+
+SHOP_BUILD = BuildConfig(training=TrainingConfig(epochs=4), evaluate_users=2000)
+DATA_BUILD = BuildConfig(training=TrainingConfig(epochs=6), shape=BackboneShape())
+TIMED_REQUESTS = 50
+SERVED_USERS = 500
+
+
+def run_demo(data: Path | None, work: Path, console: Console) -> None:
+    """Build what is missing under `work`, serve it, and print one user's recommendations and the quality.
+
+    data: a dataset folder, or None for the demo shop.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    config = SHOP_BUILD if data is None else DATA_BUILD
+    if data is None:
+        data = work / "shop"
+        if not data.exists():
+            with track("demo shop"):
+                write_dataset(make_demo_shop(), data)
+    dataset = read_dataset(data)
+    path = work / f"{data.resolve().name}-bundle"
+    try:
+        bundle = Bundle(path)
+    except BundleError:
+        build_bundle(dataset, path, config, track)
+        bundle = Bundle(path)
+    console.print("start Triton")
+    with serve_bundle(path, log_path=work / "triton.log") as server:
+        _show_user(bundle, dataset, server.grpc_url, console)
+        _show_quality(bundle, dataset, server.grpc_url, console)
+
+
+def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> None:
+    from genrec_client import Recommender
+
+    attributes = read_attributes(bundle.path)
+    test = split_leave_one_out(dataset.interactions).test
+    lengths = np.diff(test.histories.offsets)
+    user = int(np.flatnonzero((lengths >= 8) & (lengths <= 12))[0])
+    ids = [bundle.catalog.item_ids[row].decode() for row in test.histories[user]]
+    bought_next = bundle.catalog.item_ids[test.targets[user]].decode()
+
+    def cells(item_id: str) -> list[str]:
+        known = attributes.get(item_id)
+        row = int(bundle.catalog.rows_of(np.array([item_id.encode()], object))[0])
+        sid = "-".join(map(str, bundle.catalog.sids[row]))
+        return [item_id, sid, *([known.get("title", ""), known.get("category", "")] if known else [])]
+
+    names = ["item", "semantic ID", *(["title", "category"] if attributes else [])]
+    history = Table(*names, title=f"history of user {dataset.interactions.user_ids[test.histories.users[user]]}")
+    for item_id in ids:
+        history.add_row(*cells(item_id))
+    console.print(history)
+    statistics = triton.InferenceServerClient(url)
+    with Recommender(url, timeout_s=10.0) as client:
+        answer = client.recommend(ids)
+        before = _step_times(statistics)
+        started = time.perf_counter()
+        for _ in range(TIMED_REQUESTS):
+            answer = client.recommend(ids)
+        total = 1e3 * (time.perf_counter() - started) / TIMED_REQUESTS
+    steps = {name: value - before[name] for name, value in _step_times(statistics).items()}
+    ranked = Table("", *names, "score", "source", title="recommended, by the server")
+    for place, item in enumerate(answer.items, 1):
+        mark = "  <- bought next" if item.item_id == bought_next else ""
+        ranked.add_row(str(place), *cells(item.item_id), f"{item.score:.3f}", item.source.name.lower() + mark)
+    console.print(ranked)
+    spent = ", ".join(f"{name} {1e3 * value / TIMED_REQUESTS:.2f}" for name, value in steps.items())
+    console.print(
+        f"{answer.valid} of {answer.drafted} drafts are items; mean of {TIMED_REQUESTS} requests in ms: {spent}, "
+        f"seen by the client {total:.2f}"
+    )
+
+
+def _step_times(client: triton.InferenceServerClient) -> dict[str, float]:
+    """Seconds that each step has spent on requests so far, by Triton's own statistics, waiting in queues included."""
+    out = {}
+    for name in STEPS:
+        stats = client.get_inference_statistics(name).model_stats[0].inference_stats
+        out[name] = stats.success.ns / 1e9
+    return out
+
+
+def _show_quality(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> None:
+    quality = bundle.manifest.training["quality"]
+    table = Table(
+        "", "Hit@10", "NDCG@10", title=f"test split, {quality['users']} users, {bundle.manifest.bundle_version}"
+    )
+    for name, title in (
+        ("history_allowed", "model, whole catalogue ranked"),
+        ("history_excluded", "model, history excluded as served"),
+        ("popularity", "most popular items"),
+    ):
+        table.add_row(title, f"{quality[name]['hit@10']:.4f}", f"{quality[name]['ndcg@10']:.4f}")
+    console.print(table)
+    histories, targets, _ = sample_users(split_leave_one_out(dataset.interactions).test, SERVED_USERS)
+    served = rank_served(url, bundle.catalog, histories)
+    verifier = Verifier(bundle.catalog, bundle.index)
+    offline = rank_offline(open_engine(bundle), verifier, bundle.catalog, bundle.layout, histories).rows
+    found = {name: metrics(rows, targets) for name, rows in (("served", served), ("offline", offline))}
+    texts = [f"{name} Hit@10 {m['hit@10']:.4f} NDCG@10 {m['ndcg@10']:.4f}" for name, m in found.items()]
+    same = (served == offline).all(1).mean()
+    console.print(f"{len(histories)} users through the server: {', '.join(texts)}; same ten items for {same:.1%}")

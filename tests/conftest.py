@@ -1,0 +1,56 @@
+"""Shared fixtures: one small bundle, built as a user would build it, and one server on it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from builders.build import BackboneShape, BuildConfig, build_bundle
+from builders.dataset import Dataset
+from builders.demo_shop import make_demo_shop
+from builders.train import TrainingConfig
+from genrec.bundle import Bundle, Limits
+
+TINY = BuildConfig(
+    levels=(16, 16, 16),
+    beam_width=64,
+    limits=Limits(top_k=30, exclude=50, history=200),
+    shape=BackboneShape(hidden_size=32, intermediate_size=96, layers=2),
+    training=TrainingConfig(epochs=2, tokens_per_batch=4096),
+)
+
+
+@contextlib.contextmanager
+def silent(title: str) -> Iterator:
+    yield lambda done, total, note: None
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """400 items whose semantic IDs collide often, 400 users."""
+    return make_demo_shop(n_items=400, n_users=400, seed=0)
+
+
+@pytest.fixture(scope="session")
+def bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A trained and exported bundle. Read-only: copy it before you damage it."""
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    build_bundle(dataset, path, TINY, silent)
+    return Bundle(path)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def bundle_copy(bundle: Bundle, tmp_path: Path) -> Path:
+    """A copy of the small bundle to damage."""
+    import shutil
+
+    return Path(shutil.copytree(bundle.path, tmp_path / "copy"))

@@ -1,0 +1,166 @@
+"""The mathematics: packed rows against unpacked prompts, the beam against a naive one, checkpoints."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM
+
+from builders.checkpoint import with_sid_tokens
+from genrec.checkpoint_shapes import checkpoint_problems, expected_shapes
+from genrec.model.draft_head import DraftHead
+from genrec.model.nezha import NezhaModel, backbone_config
+from genrec.model.packing import pack_rows, packed_structure
+from genrec.prefix_trie import PrefixTrie
+from genrec.prompt import PromptLayout
+from genrec.semantic_id import SemanticIdSpace
+
+SPACE = SemanticIdSpace((7, 12, 5))
+
+
+def small_model(family: str, layout: PromptLayout, seed: int = 0) -> NezhaModel:
+    torch.manual_seed(seed)
+    config = backbone_config(
+        family,
+        vocab_size=layout.vocabulary_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+    )
+    model = NezhaModel(config, SPACE.levels).eval()
+    for parameter in model.parameters():  # far from symmetric, so that a wrong wiring shows
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_a_packed_row_gives_each_position_the_hidden_states_of_its_own_prompt(family: str) -> None:
+    layout = PromptLayout.contiguous(SPACE, max_history=20)
+    model = small_model(family, layout)
+    items = 9
+    sids = np.random.default_rng(0).integers(0, SPACE.levels, (2, items, 3))
+    structure = packed_structure(len(layout.prefix), SPACE.depth, items)
+    with torch.inference_mode():
+        hidden = model.hidden_states(pack_rows(layout, sids), structure.positions[None], structure.allowed)
+        packed = hidden[:, structure.hidden_at]
+        for row in range(2):
+            for known in range(1, items):
+                prompt = torch.from_numpy(layout.encode(sids[row, :known]))[None]
+                alone = model.prefill(prompt, torch.tensor([prompt.shape[1]]))
+                torch.testing.assert_close(packed[row, known - 1], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_padding_behind_a_prompt_changes_nothing() -> None:
+    layout = PromptLayout.contiguous(SPACE, max_history=20)
+    model = small_model("qwen3", layout)
+    prompt = torch.from_numpy(layout.encode(np.random.default_rng(1).integers(0, SPACE.levels, (5, 3))))
+    padded = torch.cat([prompt, torch.full((11,), 3, dtype=torch.int32)])[None]
+    length = torch.tensor([len(prompt)])
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            model.prefill(padded, length), model.prefill(prompt[None], length), rtol=1e-5, atol=1e-5
+        )
+
+
+def naive_beam(head: DraftHead, hidden: torch.Tensor, live: set[tuple[int, ...]] | None, width: int) -> list[tuple]:
+    """Beam search by lists of tuples, with the head's teacher-forced logits: [(sid, score)], best first."""
+    beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    for level, size in enumerate(head.levels):
+        candidates = []
+        for sid, score in beams:
+            forced = torch.zeros(len(head.levels), dtype=torch.int64)
+            forced[:level] = torch.tensor(sid)
+            log_p = head.logits(hidden, forced)[level].log_softmax(-1)
+            for code in range(size):
+                grown = (*sid, code)
+                if live is None or any(item[: level + 1] == grown for item in live):
+                    candidates.append((grown, score + float(log_p[code])))
+        beams = sorted(candidates, key=lambda pair: -pair[1])[:width]
+    return beams
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    width=st.sampled_from([1, 3, 8, 40, 200]),
+    items=st.integers(1, 60),
+    masked=st.booleans(),
+)
+def test_beam_is_the_naive_beam(seed: int, width: int, items: int, masked: bool) -> None:
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    head = DraftHead(SPACE.levels, 16)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.6)
+    hidden = torch.randn(2, 4, 16)
+    sids = rng.integers(0, SPACE.levels, (items, 3))
+    trie = PrefixTrie.build(SPACE, sids) if masked else PrefixTrie.unrestricted(SPACE)
+    live = {tuple(sid) for sid in sids.tolist()} if masked else None
+    with torch.inference_mode():
+        codes, scores = head.beam(
+            hidden, [torch.tensor(b) for b in trie.bits], [torch.tensor(c) for c in trie.first_child], width
+        )
+        for row in range(2):
+            expected = naive_beam(head, hidden[row], live, width)
+            finite = torch.isfinite(scores[row])
+            assert int(finite.sum()) == len(expected)
+            got = [tuple(sid) for sid in SPACE.decode(codes[row][finite].numpy()).tolist()]
+            np.testing.assert_allclose(scores[row][finite], [score for _, score in expected], atol=1e-4)
+            assert got == [sid for sid, _ in expected]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_a_checkpoint_comes_back_the_same_and_transformers_reads_its_backbone(family: str, tmp_path: Path) -> None:
+    layout = PromptLayout.contiguous(SPACE, 20)
+    model = small_model(family, layout)
+    model.save_checkpoint(tmp_path)
+    assert list(checkpoint_problems(tmp_path, SPACE.levels, layout)) == []
+    loaded = NezhaModel.load_checkpoint(tmp_path)
+    assert loaded.state_dict().keys() == expected_shapes(model.config.to_dict(), SPACE.levels).keys()
+    prompt = torch.arange(1, 20)[None]
+    with torch.inference_mode():
+        ours = model.prefill(prompt, torch.tensor([19]))
+        torch.testing.assert_close(loaded.prefill(prompt, torch.tensor([19])), ours)
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).model(prompt).last_hidden_state
+        torch.testing.assert_close(theirs[:, -4:], ours, rtol=1e-4, atol=1e-4)
+
+
+def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: Path) -> None:
+    words = ["hello", "world", *(f"<a_{code}>" for code in range(7)), *(f"<b_{code}>" for code in range(11, -1, -1))]
+    Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="hello")).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    config = backbone_config(
+        "llama", vocab_size=30, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=8, bos_token_id=1,
+    )  # fmt: skip
+    original = AutoModelForCausalLM.from_config(config)
+    original.save_pretrained(tmp_path)
+
+    model, layout = with_sid_tokens(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", "<c_{}>"))
+
+    assert layout.prefix == (1,)
+    assert layout.level_tokens(0).tolist() == list(range(2, 9))
+    assert layout.level_tokens(1).tolist() == list(range(20, 8, -1))  # the tokenizer holds them in falling order
+    assert layout.level_tokens(2).tolist() == list(range(30, 35))  # it lacks these: added behind the vocabulary
+    assert layout.placeholders == (35, 36, 37)
+    kept = model.input_embeddings()[:30]
+    torch.testing.assert_close(kept, original.model.embed_tokens.weight)
+    assert model.input_embeddings().shape == (38, 32)
+    model.save_checkpoint(tmp_path / "out")
+    assert list(checkpoint_problems(tmp_path / "out", SPACE.levels, layout)) == []
+
+
+def test_other_families_are_refused() -> None:
+    with pytest.raises(ValueError, match="'gpt2' is not supported"):
+        backbone_config("gpt2")
