@@ -1,4 +1,49 @@
+# Every command that the README names. PYTHON: 3.10, 3.11 or 3.12. PIP_ARGS: for example the index of CPU builds of torch.
 PYTHON ?= python3
-lock:
+PIP_ARGS ?=
+VENV ?= .venv
+DATA ?=
+EPOCHS ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SERVE_VENV ?= .venv-serve
+
+.PHONY: demo test test-slow lint bench-overhead serve-check lock clean
+
+$(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]' -e ./client
+	touch $@
+
+demo: $(INSTALLED)  ## From data to ten recommendations through a real Triton. DATA=folder for your own data.
+	$(BIN)/genrec demo $(if $(DATA),--data $(DATA)) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+test: $(INSTALLED)  ## Unit, engine parity, and integration against a real Triton.
+	$(BIN)/pytest
+
+test-slow: $(INSTALLED)  ## The long ones: 30,000 random requests through the server.
+	$(BIN)/pytest -m slow
+
+lint: $(INSTALLED)  ## Style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd client && ../$(BIN)/mypy
+
+bench-overhead: $(INSTALLED)  ## Ensemble against bare engine, on the demo shop's bundle (run `make demo` first).
+	$(BIN)/python perf/overhead.py build/shop-bundle --data build/shop
+
+serve-check: build/shop-bundle/manifest.json  ## Install what serving needs, without torch, and answer from there.
+	$(PYTHON) -m venv --clear $(SERVE_VENV)
+	$(SERVE_VENV)/bin/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt '.[serve,triton]' ./client
+	$(SERVE_VENV)/bin/python tests/serve_check.py build/shop-bundle
+
+build/shop-bundle/manifest.json:
+	$(MAKE) demo
+
+lock:  ## Resolve constraints.txt again, for the oldest supported Python. Needs uv.
 	uv pip compile pyproject.toml --extra dev --python $(PYTHON) --no-header --no-annotate $(UV_ARGS) -q --upgrade -o constraints.txt
 	sed -i -E '/^(torch|triton|nvidia-(cu|nc|nv)[a-z0-9-]*|cuda-[a-z]+)==/d' constraints.txt
+
+clean:  ## Remove data, bundles and environments that the other targets made.
+	rm -rf build $(VENV) $(SERVE_VENV)

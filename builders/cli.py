@@ -205,11 +205,12 @@ def serve(
 def demo(
     data: Annotated[Optional[Path], typer.Option(help="Dataset folder; the demo shop by default.")] = None,
     work: Annotated[Path, typer.Option(help="Where data and bundle are kept between runs.")] = Path("build"),
+    epochs: Annotated[Optional[int], typer.Option(min=1, help="Train for so many epochs instead.")] = None,
 ) -> None:
     """From data to ten recommendations through a real server: build what is missing, serve, ask."""
     from builders.demo import run_demo
 
-    run_demo(data, work, console)
+    run_demo(data, work, console, epochs)
 
 
 def _print_quality(quality: dict) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import tritonclient.grpc as triton
 from rich.console import Console
 from rich.table import Table
 
-from builders.build import BackboneShape, BuildConfig, build_bundle, read_attributes
+from builders.build import BuildConfig, build_bundle, read_attributes
 from builders.dataset import Dataset, read_dataset, split_leave_one_out, write_dataset
 from builders.demo_shop import make_demo_shop
 from builders.evaluate import metrics, rank_offline, rank_served, sample_users
@@ -22,19 +23,21 @@ from genrec.serving.repository import STEPS
 from genrec.serving.serve import serve_bundle
 from genrec.verifier import Verifier
 
-SHOP_BUILD = BuildConfig(training=TrainingConfig(epochs=4), evaluate_users=2000)
-DATA_BUILD = BuildConfig(training=TrainingConfig(epochs=6), shape=BackboneShape())
+SHOP_BUILD = BuildConfig(training=TrainingConfig(epochs=3), evaluate_users=2000)
+DATA_BUILD = BuildConfig(training=TrainingConfig(epochs=6))
 TIMED_REQUESTS = 50
 SERVED_USERS = 500
 
 
-def run_demo(data: Path | None, work: Path, console: Console) -> None:
+def run_demo(data: Path | None, work: Path, console: Console, epochs: int | None = None) -> None:
     """Build what is missing under `work`, serve it, and print one user's recommendations and the quality.
 
-    data: a dataset folder, or None for the demo shop.
+    data: a dataset folder, or None for the demo shop. epochs: of training, if not the default.
     """
     work.mkdir(parents=True, exist_ok=True)
     config = SHOP_BUILD if data is None else DATA_BUILD
+    if epochs is not None:
+        config = replace(config, training=replace(config.training, epochs=epochs))
     if data is None:
         data = work / "shop"
         if not data.exists():

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 _EMPTY = -1
+_WIDTH = 8  # slots per bucket: one cache line of keys
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplicative hashing
 
 
 @dataclass(frozen=True)
 class HashTable:
-    """Open addressing with linear probing, at most half full; two plain arrays, so it can be memory-mapped.
+    """Buckets of eight slots, at most half full, that spill into the next bucket; two plain arrays, to be mapped.
 
-    keys: int64 [capacity], -1 where empty; values: int32 [capacity], -1 where empty. Capacity is a power of two.
+    keys: int64 [buckets, 8], -1 where empty, filled from the left. values: int32 [buckets, 8], -1 where empty.
+    The number of buckets is a power of two. A lookup reads one cache line of keys; a second one only for a key whose
+    bucket is full.
     """
 
     keys: np.ndarray
@@ -24,41 +27,48 @@ class HashTable:
     def build(cls, keys: np.ndarray, values: np.ndarray) -> HashTable:
         """Table of distinct non-negative `keys` (int64 [n]) and non-negative `values` (int32 [n])."""
         keys = np.ascontiguousarray(keys, dtype=np.int64)
+        values = np.ascontiguousarray(values, dtype=np.int32)
         if keys.size and keys.min() < 0:
             raise ValueError(f"hash table keys must not be negative, got {int(keys.min())}")
-        capacity = 1 << max(3, int(2 * keys.size - 1).bit_length())
-        table = cls(np.full(capacity, _EMPTY, np.int64), np.full(capacity, _EMPTY, np.int32))
-        slot = table._home(keys)
-        pending = np.arange(keys.size)
-        while pending.size:
-            # All pending keys try their slot at once; of those that meet in a free one, the last written stays.
-            free = pending[table.values[slot[pending]] == _EMPTY]
-            table.values[slot[free]] = free
-            pending = pending[table.values[slot[pending]] != pending]
-            slot[pending] = (slot[pending] + 1) & (capacity - 1)
-        table.keys[slot] = keys
-        table.values[slot] = values
-        if np.any(table.get(keys) != values):
+        if np.unique(keys).size != keys.size:
             raise ValueError("hash table keys must be distinct")
+        buckets = 2 << max(0, int(2 * keys.size - 1) // _WIDTH).bit_length()
+        table = cls(np.full((buckets, _WIDTH), _EMPTY, np.int64), np.full((buckets, _WIDTH), _EMPTY, np.int32))
+        taken = np.zeros(buckets, np.int64)
+        bucket, pending = table._home(keys), np.arange(keys.size)
+        while pending.size:
+            order = np.argsort(bucket, kind="stable")
+            bucket, pending = bucket[order], pending[order]
+            first = np.searchsorted(bucket, bucket)
+            slot = taken[bucket] + np.arange(bucket.size) - first
+            fits = slot < _WIDTH
+            table.keys[bucket[fits], slot[fits]] = keys[pending[fits]]
+            table.values[bucket[fits], slot[fits]] = values[pending[fits]]
+            taken += np.bincount(bucket[fits], minlength=buckets)
+            bucket, pending = (bucket[~fits] + 1) & (buckets - 1), pending[~fits]
         return table
 
     def get(self, keys: np.ndarray) -> np.ndarray:
         """Values of `keys` (int64, any shape), -1 where a key is absent; int32, same shape."""
         wanted = np.ravel(keys)
-        slot = self._home(wanted)
-        seen = self.keys[slot]
-        found = np.where(seen == wanted, self.values[slot], np.int32(_EMPTY))
-        pending = np.flatnonzero((seen != wanted) & (seen != _EMPTY))
-        for _ in range(self.keys.size):  # ends at the first empty slot; the bound is for a damaged table
-            if not pending.size:
+        bucket = self._home(wanted)
+        found = np.full(wanted.size, _EMPTY, np.int32)
+        pending: np.ndarray | slice = slice(None)
+        for _ in range(len(self.keys)):  # ends with the first pass, nearly always
+            seen = self.keys[bucket]
+            hit = seen == wanted[:, None]
+            slot = hit.argmax(1)
+            at = np.arange(bucket.size)
+            matched = hit[at, slot]
+            found[pending] = np.where(matched, self.values[bucket, slot], np.int32(_EMPTY))
+            more = seen[:, -1] != _EMPTY
+            more &= ~matched
+            if not more.any():
                 break
-            slot[pending] = (slot[pending] + 1) & (self.keys.size - 1)
-            seen = self.keys[slot[pending]]
-            hit = seen == wanted[pending]
-            found[pending[hit]] = self.values[slot[pending[hit]]]
-            pending = pending[~hit & (seen != _EMPTY)]
+            pending = np.flatnonzero(more) if isinstance(pending, slice) else pending[more]
+            bucket, wanted = (bucket[more] + 1) & (len(self.keys) - 1), wanted[more]
         return found.reshape(np.shape(keys))
 
     def _home(self, keys: np.ndarray) -> np.ndarray:
-        shift = np.uint64(65 - self.keys.size.bit_length())
+        shift = np.uint64(65 - len(self.keys).bit_length())
         return ((keys.astype(np.uint64) * _GOLDEN) >> shift).astype(np.int64)

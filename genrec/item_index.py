@@ -63,10 +63,10 @@ class ItemIndex:
     @classmethod
     def load(cls, folder: Path, space: SemanticIdSpace) -> ItemIndex:
         """Map the index in `folder`. Raises ValueError that names the file at fault."""
-        keys = load_array(folder / "code_keys.npy", np.int64, (None,))
+        keys = load_array(folder / "code_keys.npy", np.int64, (None, None))
         return cls(
             offsets=load_array(folder / "offsets.npy", np.int64, (None,)),
             rows=load_array(folder / "rows.npy", np.int32, (None,)),
             prefixes=PrefixTrie.load(folder / "prefixes", space),
-            _bucket_of_code=HashTable(keys, load_array(folder / "code_buckets.npy", np.int32, (keys.size,))),
+            _bucket_of_code=HashTable(keys, load_array(folder / "code_buckets.npy", np.int32, keys.shape)),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,69 +52,70 @@ class Verifier:
         """
         batch = len(codes)
         # A request's rows live in a range of their own, so that one operation serves the whole batch.
-        first_key = np.arange(batch, dtype=np.int64) * self._items
+        first_key = np.arange(batch) * self._items
         blocked_sizes = np.fromiter(map(len, blocked), np.int64, batch)
-        blocked_keys = np.concatenate(blocked) + np.repeat(first_key, blocked_sizes)
+        blocked_keys = np.concatenate(blocked) + first_key.repeat(blocked_sizes)
 
-        finite = np.isfinite(scores)
+        finite = scores > -np.inf
         buckets = self._index.buckets_of(codes)
         valid = finite & (buckets >= 0)
-        request, beam = np.nonzero(valid)
+        request, beam = valid.nonzero()
         rows, source = self._index.expand(buckets[request, beam])
-        keys = rows + first_key[request[source]]
-        keep = first_of_each(keys)
-        if blocked_keys.size:
-            keep &= ~np.isin(keys, blocked_keys)
-        source, keys = source[keep], keys[keep]
         owner = request[source]
-        chosen = _rank_in_group(owner, batch) < top_k[owner]
-        owner, keys = owner[chosen], keys[chosen]
-        item_scores = scores[request, beam][source[chosen]]
+        keys = rows + first_key[owner]
+        # What has occurred before, as blocked or as drafted, is not taken again.
+        keep = first_of_each(np.concatenate([blocked_keys, keys]))[blocked_keys.size :].nonzero()[0]
+        keep = keep[_rank_in_group(owner[keep], batch) < top_k[owner[keep]]]
+        owner, keys = owner[keep], keys[keep]
+        item_scores = scores[owner, beam[source[keep]]]
         found = np.bincount(owner, minlength=batch)
-
-        missing = np.maximum(0, top_k - found)
-        filled = np.zeros(batch, np.int64)
-        fill_owner, fill_keys = self._fill(missing, found + blocked_sizes, np.concatenate([keys, blocked_keys]))
-        if fill_keys.size:
-            filled = np.bincount(fill_owner, minlength=batch)
-            order = np.argsort(np.concatenate([owner, fill_owner]), kind="stable")
-            owner = np.concatenate([owner, fill_owner])[order]
-            keys = np.concatenate([keys, fill_keys])[order]
-            item_scores = np.concatenate([item_scores, np.full(fill_keys.size, FALLBACK_SCORE)])[order]
-            is_fill = order >= chosen.sum()
-        else:
-            is_fill = np.zeros(keys.size, bool)
-        return Verified(
+        result = Verified(
             rows=(keys - first_key[owner]).astype(np.int32),
-            scores=item_scores.astype(np.float32, copy=False),
-            source=np.where(is_fill, FALLBACK, DRAFTED).astype(np.uint8),
-            offsets=np.concatenate([[0], np.cumsum(found + filled)]),
+            scores=item_scores,
+            source=np.full(keys.size, DRAFTED, np.uint8),
+            offsets=np.concatenate([[0], found.cumsum()]),
             drafted=finite.sum(1),
             valid=valid.sum(1),
-            filled=filled,
+            filled=np.zeros(batch, np.int64),
         )
+        missing = top_k - found
+        if missing.max() > 0:
+            taken = np.concatenate([keys, blocked_keys])
+            return self._filled(result, owner, missing, found + blocked_sizes, taken)
+        return result
 
-    def _fill(self, missing: np.ndarray, taken: np.ndarray, taken_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The most popular items that are not taken: (request int64 [m], keys int64 [m]), in order.
+    def _filled(
+        self, drafted: Verified, owner: np.ndarray, missing: np.ndarray, taken: np.ndarray, taken_keys: np.ndarray
+    ) -> Verified:
+        """`drafted` filled up from the popularity fallback.
 
-        missing, taken: int64 [B], items wanted and at most how many of the popular ones are out of the question.
+        owner: int64 [n], the request of each drafted item. missing: int64 [B], items wanted beyond them. taken: int64
+        [B], at most how many of the popular items are out of the question; taken_keys: int64 [t], which ones.
         """
-        needing = np.flatnonzero(missing)
-        if not needing.size:
-            return needing, needing
+        needing = np.flatnonzero(missing > 0)
         # So many of the most popular rows are sure to hold enough that are free.
         enough = int(min(self._popular.size, (missing + taken)[needing].max()))
-        keys = self._popular[:enough] + (needing * self._items)[:, None]
-        free = ~np.isin(keys, taken_keys)
+        free = ~np.isin(self._popular[:enough] + (needing * self._items)[:, None], taken_keys)
         free &= free.cumsum(1) <= missing[needing, None]
-        request, _ = np.nonzero(free)
-        return needing[request], keys[free]
+        at, place = np.nonzero(free)
+        filled = np.bincount(needing[at], minlength=missing.size)
+        order = np.argsort(np.concatenate([owner, needing[at]]), kind="stable")
+        return replace(
+            drafted,
+            rows=np.concatenate([drafted.rows, self._popular[place].astype(np.int32)])[order],
+            scores=np.concatenate([drafted.scores, np.full(at.size, FALLBACK_SCORE)])[order],
+            source=np.concatenate([drafted.source, np.full(at.size, FALLBACK, np.uint8)])[order],
+            offsets=drafted.offsets + np.concatenate([[0], filled.cumsum()]),
+            filled=filled,
+        )
 
 
 def first_of_each(keys: np.ndarray) -> np.ndarray:
     """bool [n]: whether a key (int64 [n]) has not occurred before in the array."""
-    first = np.zeros(keys.size, bool)
-    first[np.unique(keys, return_index=True)[1]] = True
+    order = keys.argsort(kind="stable")
+    ranked = keys[order]
+    first = np.ones(keys.size, bool)
+    first[order[1:]] = ranked[1:] != ranked[:-1]
     return first
 
 

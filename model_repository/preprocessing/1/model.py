@@ -10,6 +10,7 @@ from genrec.preprocessor import InvalidRequest, Preprocessor, Request
 from genrec.serving.step import Stamp, Step, optional
 
 _NO_ITEMS = np.empty(0, object)
+_LONGEST_US = 3_600_000_000  # longer timeouts mean "no hurry", and the largest would not fit into the stamp
 
 
 class TritonPythonModel(Step[tuple[Request, int]]):
@@ -21,7 +22,7 @@ class TritonPythonModel(Step[tuple[Request, int]]):
         check_prompt(bundle.golden, self.preprocessor.prepare([golden])[0].prompt)
 
     def read(self, request) -> tuple[Request, int]:
-        deadline = time.monotonic_ns() + 1000 * (request.timeout() or self.timeout_us)
+        deadline = time.monotonic_ns() + 1000 * min(request.timeout() or self.timeout_us, _LONGEST_US)
         history = optional(request, "history", _items("history"), None)
         if history is None:
             raise InvalidRequest("history is missing; send the user's item ids, oldest first, [1, 0] if there are none")

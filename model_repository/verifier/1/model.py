@@ -43,3 +43,6 @@ class TritonPythonModel(Step):
             ]
             for i, (start, end) in enumerate(bounds)
         ]
+
+    def finalize(self) -> None:
+        self.metrics.close()

@@ -1,0 +1,101 @@
+"""What serving adds: the ensemble at concurrency 1 against the bare engine, same requests, in turn, in one run.
+
+    python perf/overhead.py build/shop-bundle --data build/shop
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tritonclient.grpc as triton
+import typer
+from genrec_client import Recommender
+from rich.console import Console
+from rich.table import Table
+
+from builders.dataset import read_dataset, split_leave_one_out
+from builders.evaluate import sample_users
+from genrec.bundle import Bundle
+from genrec.engines import open_engine
+from genrec.serving.repository import STEPS, Deployment
+from genrec.serving.serve import serve_bundle
+
+
+def environment() -> dict[str, Any]:
+    """Machine, commit and date, for every report."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    return {
+        "commit": commit.stdout.strip() or "unknown",
+        "machine": f"{cpu}, {len(os.sched_getaffinity(0))} cores",
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def measure(bundle: Bundle, histories: list[np.ndarray], rounds: int, threads: int, log: Path) -> dict[str, Any]:
+    """Milliseconds per request, [rounds * requests] each: bare engine, ensemble as the client sees it, steps."""
+    ids = [[bundle.catalog.item_ids[row] for row in history] for history in histories]
+    prompts = [bundle.layout.encode(bundle.catalog.sids[history]) for history in histories]
+    engine = open_engine(bundle, threads=threads)
+    times: dict[str, list[float]] = {"bare engine": [], "ensemble": []}
+    with serve_bundle(bundle.path, Deployment(threads=threads), log_path=log) as server:
+        statistics = triton.InferenceServerClient(server.grpc_url)
+        with Recommender(server.grpc_url, timeout_s=10.0) as client:
+            for number in range(rounds + 1):  # the first round warms up
+                for name, call, inputs in (
+                    ("bare engine", lambda prompt: engine.draft([prompt]), prompts),
+                    ("ensemble", client.recommend, ids),
+                ):
+                    spent = []
+                    for one in inputs:
+                        started = time.perf_counter()
+                        call(one)
+                        spent.append(1e3 * (time.perf_counter() - started))
+                    if number:
+                        times[name] += spent
+        steps = {}
+        for name in STEPS:
+            stats = statistics.get_inference_statistics(name).model_stats[0].inference_stats
+            steps[name] = stats.success.ns / max(1, stats.success.count) / 1e6
+    return {"times": times, "step_mean_ms": steps}
+
+
+def main(
+    bundle_path: Annotated[Path, typer.Argument(help="The bundle to serve.")],
+    data: Annotated[Path, typer.Option(help="Dataset whose test users ask.")],
+    users: int = 200,
+    rounds: int = 5,
+    threads: int = 0,
+    out: Annotated[Path, typer.Option(help="Raw figures, JSON.")] = Path("build/perf/overhead.json"),
+) -> None:
+    """Measure and print the overhead of serving; the ratio is of the medians."""
+    bundle = Bundle(bundle_path)
+    histories, _, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    found = measure(bundle, histories, rounds, threads, out.with_suffix(".log"))
+    console, settings = Console(), environment()
+    settings |= {"beam_width": bundle.manifest.beam_width, "levels": bundle.manifest.levels, "threads": threads}
+    settings |= {"parameters": bundle.manifest.training.get("parameters"), "requests": users * rounds}
+    table = Table("", "p50 ms", "p95 ms", "p99 ms", "requests/s", title="concurrency 1")
+    for name, times in found["times"].items():
+        p50, p95, p99 = np.percentile(times, [50, 95, 99])
+        table.add_row(name, *(f"{x:.2f}" for x in (p50, p95, p99)), f"{1e3 / np.mean(times):.0f}")
+    console.print(table)
+    ratio = float(np.median(found["times"]["ensemble"]) / np.median(found["times"]["bare engine"]))
+    console.print("ratio of medians, ensemble / bare engine:", f"{ratio:.2f}")
+    console.print("mean ms in each step, waiting included:", {k: round(v, 2) for k, v in found["step_mean_ms"].items()})
+    console.print(settings)
+    out.write_text(json.dumps(found | {"ratio": ratio, "settings": settings}, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)
