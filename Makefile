@@ -30,8 +30,11 @@ lint: $(INSTALLED)  ## Style and types.
 	$(BIN)/mypy
 	cd client && ../$(BIN)/mypy
 
-bench-overhead: $(INSTALLED)  ## Ensemble against bare engine, on the demo shop's bundle (run `make demo` first).
-	$(BIN)/python perf/overhead.py build/shop-bundle --data build/shop
+bench-overhead: build/shop-bundle/manifest.json build/shop-27m-bundle/manifest.json  ## Ensemble against bare engine.
+	$(BIN)/python perf/overhead.py build/shop-bundle build/shop-27m-bundle --data build/shop
+
+build/shop-27m-bundle/manifest.json: build/shop-bundle/manifest.json  # random weights: speed does not depend on them
+	$(BIN)/genrec build build/shop build/shop-27m-bundle --epochs 0 --hidden-size 512 --layers 8 --heads 8 --evaluate-users 100
 
 serve-check: build/shop-bundle/manifest.json  ## Install what serving needs, without torch, and answer from there.
 	$(PYTHON) -m venv --clear $(SERVE_VENV)

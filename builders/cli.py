@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 # Heavy imports (torch, pyarrow) stay inside the commands that need them: serving runs without them.
@@ -27,7 +28,7 @@ def main() -> None:
     try:
         app()
     except (BundleError, TritonError, ValueError, FileNotFoundError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from error
 
 
@@ -43,14 +44,14 @@ def demo_shop(
     from builders.demo_shop import make_demo_shop
 
     write_dataset(make_demo_shop(items, users, seed), out)
-    console.print(f"{items} items and {users} users in {out}")
+    typer.echo(f"{items} items and {users} users in {out}")
 
 
 @app.command()
 def build(
     data: DataPath,
     out: Annotated[Path, typer.Argument(help="Where the bundle goes; replaced if it is there.")],
-    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    epochs: Annotated[int, typer.Option(min=0, help="0 leaves the weights random, to measure speed.")] = 10,
     learning_rate: Annotated[float, typer.Option(min=1e-7)] = 2e-3,
     levels: Annotated[str, typer.Option(help="Codes per level, for a catalogue without semantic IDs.")] = "128,128,128",
     beam_width: Annotated[int, typer.Option(min=2, help="Beams drafted; at least twice the largest top_k.")] = 128,
@@ -86,7 +87,7 @@ def build(
         evaluate_users=evaluate_users,
     )
     manifest = build_bundle(read_dataset(data), out, config, track)
-    console.print(f"bundle {manifest.bundle_version} in {out}")
+    typer.echo(f"bundle {manifest.bundle_version} in {out}")
     _print_quality(manifest.training["quality"])
 
 
@@ -127,7 +128,7 @@ def evaluate(
     if server:
         served = rank_served(server, bundle.catalog, histories, exclude_history=exclude_history)
         rows["served"] = metrics(served, targets)
-        console.print(f"same ranked list offline and served: {(served == offline.rows).all(1).mean():.2%} of users")
+        typer.echo(f"same ranked list offline and served: {(served == offline.rows).all(1).mean():.2%} of users")
     _print_quality({"users": len(histories), **rows})
 
 
@@ -139,7 +140,7 @@ def check(bundle_path: BundlePath) -> None:
     bundle = Bundle(bundle_path)
     bundle.check()
     manifest = bundle.manifest
-    console.print(
+    typer.echo(
         f"ok: bundle {manifest.bundle_version}, catalogue {manifest.catalog.version} with "
         f"{manifest.catalog.available} of {manifest.catalog.items} items available, beam width {manifest.beam_width}"
     )
@@ -155,7 +156,7 @@ def export(
     from builders.build import export_bundle
 
     manifest = export_bundle(bundle_path, out, beam_width)
-    console.print(f"bundle {manifest.bundle_version} in {out}, beam width {manifest.beam_width}")
+    typer.echo(f"bundle {manifest.bundle_version} in {out}, beam width {manifest.beam_width}")
 
 
 @app.command()
@@ -168,7 +169,7 @@ def render(
     from genrec.serving.repository import Deployment, render_repository
 
     render_repository(Bundle(bundle_path), out, Deployment())
-    console.print(f"model repository in {out}")
+    typer.echo(f"model repository in {out}")
 
 
 @app.command()
@@ -180,22 +181,21 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
     threads: Annotated[int, typer.Option(help="Engine threads; 0 for one per core.")] = 0,
     max_batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    max_queue_size: Annotated[int, typer.Option(min=1, help="Requests that may wait before more are refused.")] = 256,
-    timeout_ms: Annotated[int, typer.Option(min=1, help="Longest time in the queue for requests without one.")] = 1000,
+    timeout_ms: Annotated[
+        int, typer.Option(min=1, help="Deadline of requests that bring none; late ones are refused.")
+    ] = 1000,
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
     from genrec.serving.repository import Deployment
     from genrec.serving.serve import prepare_server
 
-    deployment = Deployment(
-        threads=threads, max_batch_size=max_batch_size, max_queue_size=max_queue_size, timeout_ms=timeout_ms
-    )
+    deployment = Deployment(threads=threads, max_batch_size=max_batch_size, timeout_ms=timeout_ms)
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
     with prepare_server(bundle_path, deployment, host=host, **ports) as server:
 
         def announce() -> None:
             urls = f"gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}"
-            console.print(f"ready: {urls}", soft_wrap=True)
+            typer.echo(f"ready: {urls}")
 
         code = server.run_forever(on_ready=announce)
     raise typer.Exit(code)

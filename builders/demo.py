@@ -94,7 +94,8 @@ def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> 
     spent = ", ".join(f"{name} {1e3 * value / TIMED_REQUESTS:.2f}" for name, value in steps.items())
     console.print(
         f"{answer.valid} of {answer.drafted} drafts are items; mean of {TIMED_REQUESTS} requests in ms: {spent}, "
-        f"seen by the client {total:.2f}"
+        f"seen by the client {total:.2f}",
+        soft_wrap=True,
     )
 
 
@@ -126,4 +127,6 @@ def _show_quality(bundle: Bundle, dataset: Dataset, url: str, console: Console) 
     found = {name: metrics(rows, targets) for name, rows in (("served", served), ("offline", offline))}
     texts = [f"{name} Hit@10 {m['hit@10']:.4f} NDCG@10 {m['ndcg@10']:.4f}" for name, m in found.items()]
     same = (served == offline).all(1).mean()
-    console.print(f"{len(histories)} users through the server: {', '.join(texts)}; same ten items for {same:.1%}")
+    console.print(
+        f"{len(histories)} users through the server: {', '.join(texts)}; same ten items for {same:.1%}", soft_wrap=True
+    )

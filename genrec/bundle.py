@@ -153,8 +153,9 @@ class Bundle:
             return
         if len(catalog) != manifest.catalog.items:
             yield f"{CATALOG}: has {len(catalog)} items, the manifest says {manifest.catalog.items}"
-        if index.rows.size and not 0 <= index.rows.min() <= index.rows.max() < len(catalog):
-            yield f"{INDEX}/rows.npy: names rows outside the catalogue"
+        if catalog.available.sum() != manifest.catalog.available:
+            yield f"{CATALOG}: {catalog.available.sum()} available, the manifest says {manifest.catalog.available}"
+        yield from index.problems(catalog, self.space)
         least = min(2 * manifest.limits.top_k, self.space.size)
         if manifest.beam_width < least:
             yield f"{MANIFEST}: beam_width {manifest.beam_width} is below twice limits.top_k, {least}"

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from genrec.prompt import PromptLayout
 
+# What a file of another kind can raise while it is taken apart.
+_UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+
 
 def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayout) -> Iterator[str]:
     """What is wrong with the checkpoint in `folder`: `file: problem` texts, none if it can be served.
@@ -18,7 +21,7 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
     try:
         config = json.loads((folder / "config.json").read_text())
         expected = expected_shapes(config, levels)
-    except (OSError, ValueError, KeyError) as error:
+    except _UNUSABLE as error:
         yield f"config.json: cannot be used: {error!r}"
         return
     if config["vocab_size"] < layout.vocabulary_size:
@@ -29,7 +32,7 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
         yield f"config.json: max_position_embeddings {positions} is below the longest prompt's {layout.max_tokens}"
     try:
         found = safetensors_shapes(folder / "model.safetensors")
-    except (OSError, ValueError) as error:
+    except _UNUSABLE as error:
         yield f"model.safetensors: cannot be read: {error}"
         return
     for name in sorted(expected.keys() - found.keys()):

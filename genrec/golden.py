@@ -49,6 +49,8 @@ def check_drafts(golden: dict[str, np.ndarray], engine: Engine) -> None:
     """Raise GoldenMismatch unless `engine` drafts what the build did: same scores, same codes up to near ties."""
     drafts = engine.draft([golden["prompt"]])
     scores, codes = drafts.scores[0], drafts.codes[0]
+    if scores.shape != (engine.beam_width,):
+        raise GoldenMismatch(f"the graph drafts {scores.size} beams, the manifest says beam_width {engine.beam_width}")
     finite = np.isfinite(golden["scores"])
     same_shape = scores.shape == golden["scores"].shape and np.array_equal(np.isfinite(scores), finite)
     gap = np.abs(scores[finite] - golden["scores"][finite]).max(initial=0.0) if same_shape else np.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,24 @@ class ItemIndex:
         source = np.repeat(np.arange(buckets.size), sizes)
         within = np.arange(source.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return self.rows[self.offsets[buckets][source] + within], source
+
+    def problems(self, catalog: Catalog, space: SemanticIdSpace) -> Iterator[str]:
+        """Where the index does not hold exactly the live items of `catalog`; nothing if it does."""
+        live = np.flatnonzero(catalog.available)
+        if not np.array_equal(np.sort(catalog.popular_rows), live):
+            yield "catalog/popular_rows.npy: does not hold the available items"
+        if not np.array_equal(np.sort(self.rows), live):
+            yield "index/rows.npy: does not hold the available items of the catalogue"
+            return
+        try:
+            codes = space.encode(catalog.sids[self.rows])
+        except ValueError as error:
+            yield f"catalog/sids.npy: {error}"
+            return
+        sizes = np.diff(self.offsets)
+        whole = sizes.size and self.offsets[0] == 0 and self.offsets[-1] == live.size and sizes.min() > 0
+        if not whole or not np.array_equal(self.buckets_of(codes), np.repeat(np.arange(sizes.size), sizes)):
+            yield "index: its buckets are not those of the catalogue's semantic IDs"
 
     def save(self, folder: Path) -> None:
         """Write the index's arrays into `folder`."""

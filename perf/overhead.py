@@ -1,6 +1,6 @@
 """What serving adds: the ensemble at concurrency 1 against the bare engine, same requests, in turn, in one run.
 
-    python perf/overhead.py build/shop-bundle --data build/shop
+python perf/overhead.py build/shop-bundle --data build/shop
 """
 
 from __future__ import annotations
@@ -51,17 +51,15 @@ def measure(bundle: Bundle, histories: list[np.ndarray], rounds: int, threads: i
         statistics = triton.InferenceServerClient(server.grpc_url)
         with Recommender(server.grpc_url, timeout_s=10.0) as client:
             for number in range(rounds + 1):  # the first round warms up
-                for name, call, inputs in (
-                    ("bare engine", lambda prompt: engine.draft([prompt]), prompts),
-                    ("ensemble", client.recommend, ids),
-                ):
-                    spent = []
-                    for one in inputs:
-                        started = time.perf_counter()
-                        call(one)
-                        spent.append(1e3 * (time.perf_counter() - started))
+                for prompt, items in zip(prompts, ids, strict=True):
+                    began = time.perf_counter()
+                    engine.draft([prompt])
+                    drafted = time.perf_counter()
+                    client.recommend(items)
+                    answered = time.perf_counter()
                     if number:
-                        times[name] += spent
+                        times["bare engine"].append(1e3 * (drafted - began))
+                        times["ensemble"].append(1e3 * (answered - drafted))
         steps = {}
         for name in STEPS:
             stats = statistics.get_inference_statistics(name).model_stats[0].inference_stats
@@ -70,31 +68,40 @@ def measure(bundle: Bundle, histories: list[np.ndarray], rounds: int, threads: i
 
 
 def main(
-    bundle_path: Annotated[Path, typer.Argument(help="The bundle to serve.")],
+    bundles: Annotated[list[Path], typer.Argument(help="The bundles to serve, one after the other.")],
     data: Annotated[Path, typer.Option(help="Dataset whose test users ask.")],
     users: int = 200,
     rounds: int = 5,
     threads: int = 0,
     out: Annotated[Path, typer.Option(help="Raw figures, JSON.")] = Path("build/perf/overhead.json"),
 ) -> None:
-    """Measure and print the overhead of serving; the ratio is of the medians."""
-    bundle = Bundle(bundle_path)
+    """Measure and print the overhead of serving; a ratio is of the medians."""
     histories, _, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
     out.parent.mkdir(parents=True, exist_ok=True)
-    found = measure(bundle, histories, rounds, threads, out.with_suffix(".log"))
-    console, settings = Console(), environment()
-    settings |= {"beam_width": bundle.manifest.beam_width, "levels": bundle.manifest.levels, "threads": threads}
-    settings |= {"parameters": bundle.manifest.training.get("parameters"), "requests": users * rounds}
-    table = Table("", "p50 ms", "p95 ms", "p99 ms", "requests/s", title="concurrency 1")
-    for name, times in found["times"].items():
-        p50, p95, p99 = np.percentile(times, [50, 95, 99])
-        table.add_row(name, *(f"{x:.2f}" for x in (p50, p95, p99)), f"{1e3 / np.mean(times):.0f}")
-    console.print(table)
-    ratio = float(np.median(found["times"]["ensemble"]) / np.median(found["times"]["bare engine"]))
-    console.print("ratio of medians, ensemble / bare engine:", f"{ratio:.2f}")
-    console.print("mean ms in each step, waiting included:", {k: round(v, 2) for k, v in found["step_mean_ms"].items()})
+    console = Console(soft_wrap=True)
+    reports = []
+    for path in bundles:
+        bundle = Bundle(path)
+        manifest = bundle.manifest
+        found = measure(bundle, histories, rounds, threads, out.with_suffix(".log"))
+        parameters = manifest.training["parameters"]
+        title = (
+            f"{path.name}: {parameters / 1e6:.1f} M parameters, beam {manifest.beam_width}, levels {manifest.levels}"
+        )
+        table = Table("concurrency 1", "p50 ms", "p95 ms", "p99 ms", "requests/s", title=title)
+        for name, times in found["times"].items():
+            p50, p95, p99 = np.percentile(times, [50, 95, 99])
+            table.add_row(name, *(f"{x:.2f}" for x in (p50, p95, p99)), f"{1e3 / np.mean(times):.0f}")
+        console.print(table)
+        ratio = float(np.median(found["times"]["ensemble"]) / np.median(found["times"]["bare engine"]))
+        console.print(f"ratio of medians, ensemble / bare engine: {ratio:.2f}")
+        console.print(
+            "mean ms in each step, waiting included:", {k: round(v, 2) for k, v in found["step_mean_ms"].items()}
+        )
+        reports.append(found | {"bundle": path.name, "parameters": parameters, "ratio": ratio})
+    settings = environment() | {"threads": threads or "one per core", "requests": users * rounds}
     console.print(settings)
-    out.write_text(json.dumps(found | {"ratio": ratio, "settings": settings}, indent=1))
+    out.write_text(json.dumps({"settings": settings, "bundles": reports}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Run inside an environment with only what serving needs: no torch there, and a bundle answers.
 
-    python tests/serve_check.py build/shop-bundle
+python tests/serve_check.py build/shop-bundle
 """
 
 import importlib.metadata

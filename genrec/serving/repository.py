@@ -23,7 +23,6 @@ class Deployment:
     threads: int = 0
     masked: bool = True
     max_batch_size: int = 16
-    max_queue_size: int = 256
     timeout_ms: int = 1000
 
 
@@ -55,9 +54,6 @@ def render_repository(bundle: Bundle, out: Path, deployment: Deployment) -> Path
 
 def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Deployment) -> None:
     config.max_batch_size = deployment.max_batch_size
-    policy = config.dynamic_batching.default_queue_policy
-    policy.max_queue_size = deployment.max_queue_size
-    policy.default_timeout_microseconds = 1000 * deployment.timeout_ms
     values = {
         "bundle": str(bundle.path.resolve()),
         "engine": deployment.engine,

@@ -143,10 +143,6 @@ def test_answers_do_not_depend_on_the_order_of_arrival(
         assert_same(one, other)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Triton 2.51 waits up to 0.5 s between the batches of a model whose dynamic batcher has a queue policy",
-)
 def test_a_burst_does_not_stall(wire: Any, shop: Any) -> None:
     """After the last request of a burst nothing arrives that would wake a batcher which missed its turn."""
     message = wire.message([wire.ids("history", shop.users[0])])

@@ -23,7 +23,7 @@ from genrec.bundle import FORMAT_VERSION, GOLDEN, MANIFEST, Bundle, BundleError,
 from genrec.serving import serve as serve_module
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
-from genrec.serving.triton import STUB_NAME, TritonServer, TritonStartError
+from genrec.serving.triton import STUB_NAME, TritonStartError
 
 # One of each kind.
 FILES = (
@@ -236,7 +236,7 @@ def test_tensors_reshaped_missing_and_too_many(bundle_copy: Path, monkeypatch: p
     ("changed", "says"),
     [
         ({"vocab_size": 30}, "vocab_size 30 is below the layout's 53 token ids"),
-        ({"max_position_embeddings": 60}, "max_position_embeddings 60 is below the longest prompt, 64 tokens"),
+        ({"max_position_embeddings": 60}, "max_position_embeddings 60 is below the longest prompt"),
         ({"model_type": "gpt2"}, "model_type 'gpt2' is neither qwen3 nor llama"),
     ],
 )
@@ -247,6 +247,39 @@ def test_a_config_that_cannot_serve(
     seal_again(bundle_copy)
     message = refusal(bundle_copy, monkeypatch)
     assert "  - checkpoint/config.json: " in message and says in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"[]"),
+        (
+            "config.json",
+            b'{"model_type": "llama", "hidden_size": 32, "intermediate_size": 96, "num_attention_heads": 0, '
+            b'"num_key_value_heads": 1}',
+        ),
+        ("model.safetensors", b"\3\0\0\0\0\0\0\0[1]"),
+        ("model.safetensors", b'\x13\0\0\0\0\0\0\0{"a":{"shape":[1]}}'),
+    ],
+    ids=["config of another kind", "config without heads", "header of another kind", "header without offsets"],
+)
+def test_a_checkpoint_of_nonsense(
+    bundle_copy: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+) -> None:
+    (bundle_copy / "checkpoint" / name).write_bytes(content)
+    seal_again(bundle_copy)
+    assert f"  - checkpoint/{name}: " in refusal(bundle_copy, monkeypatch)
+
+
+# An index that does not belong to the catalogue
+
+
+def test_an_index_with_items_that_are_not_available(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    available = np.load(bundle_copy / "catalog/available.npy")
+    available[:100] = False
+    np.save(bundle_copy / "catalog/available.npy", available)
+    seal_again(bundle_copy, catalog={"version": 2, "items": 400, "available": 300})
+    assert "index" in refusal(bundle_copy, monkeypatch)
 
 
 # The golden request
@@ -273,6 +306,13 @@ def test_a_step_that_computes_something_else_does_not_come_up(
     assert "GoldenMismatch" in str(caught.value) and re.search(says, str(caught.value))
 
 
+def test_a_beam_width_that_the_graph_does_not_have(bundle_copy: Path, deployment: Deployment, tmp_path: Path) -> None:
+    seal_again(bundle_copy, beam_width=100)
+    with pytest.raises((BundleError, TritonStartError), match="64"):
+        with serve_bundle(bundle_copy, deployment, log_path=tmp_path / "log"):
+            pytest.fail("the bundle is served")
+
+
 # Beside a running server
 
 
@@ -290,7 +330,7 @@ def test_a_good_server_goes_on_while_bad_bundles_are_refused(
                     serve_bundle(bundle_copy, deployment, log_path=tmp_path / "log").__enter__()
             if number == 200:
                 flip_a_byte(bundle_copy / "engines/onnx/model.onnx")
-                with pytest.raises(BundleError, match="model.onnx: is damaged"):
+                with pytest.raises(BundleError, match=r"model\.onnx: is damaged"):
                     serve_bundle(bundle_copy).__enter__()
             yield request
 
@@ -373,31 +413,39 @@ def serving(bundle: Bundle, scratch: Path) -> Iterator[tuple[subprocess.Popen[st
             process.wait()
 
 
-def assert_nothing_left(family: dict[int, str], before: set[str], scratch: Path) -> None:
+def shared_memory(family: dict[int, str]) -> list[str]:
+    """Files in shared memory of the server that the family is."""
+    prefixes = {found[0] for line in family.values() if (found := re.search(r"genrec-[0-9a-f]{12}-", line))}
+    assert len(prefixes) == 1, prefixes
+    return [file.name for file in Path("/dev/shm").glob(f"{prefixes.pop()}*")]
+
+
+def assert_nothing_left(family: dict[int, str], scratch: Path) -> None:
     """No process of the family, none of its shared memory, none of its temporary files."""
     deadline = time.monotonic() + 5
-    while (left := {pid for pid in family if processes().get(pid, (0, ""))[1] == family[pid]}) or (
-        set(os.listdir("/dev/shm")) - before
-    ):
-        assert time.monotonic() < deadline, (left, set(os.listdir("/dev/shm")) - before)
+    while True:
+        now = processes()
+        left = {line for pid, line in family.items() if pid in now and now[pid][1] == line}
+        left |= {*shared_memory(family), *os.listdir(scratch / "tmp")}
+        if not left:
+            return
+        assert time.monotonic() < deadline, left
         time.sleep(0.05)
-    assert os.listdir(scratch / "tmp") == []
 
 
-def test_sigterm_ends_serve_with_0_and_leaves_nothing(server: TritonServer, bundle: Bundle, tmp_path: Path) -> None:
-    before = set(os.listdir("/dev/shm"))
+def test_sigterm_ends_serve_with_0_and_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
     with serving(bundle, tmp_path) as (process, url):
         family = descendants(process.pid)
         assert len([line for line in family.values() if STUB_NAME in line.split(" ")[0]]) == 3
+        assert shared_memory(family) and os.listdir(tmp_path / "tmp"), "the search for leftovers would find nothing"
         with Recommender(url, timeout_s=30.0) as client:
             assert len(client.recommend([]).items) == 10
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0, (tmp_path / "stderr").read_text()
-        assert_nothing_left(family, before, tmp_path)
+        assert_nothing_left(family, tmp_path)
 
 
-def test_a_killed_backbone_ends_serve_with_1(server: TritonServer, bundle: Bundle, shop: Any, tmp_path: Path) -> None:
-    before = set(os.listdir("/dev/shm"))
+def test_a_killed_backbone_ends_serve_with_1(bundle: Bundle, shop: Any, tmp_path: Path) -> None:
     with serving(bundle, tmp_path) as (process, url):
         family = descendants(process.pid)
         (stub,) = [pid for pid, line in family.items() if STUB_NAME in line.split(" ")[0] and "/backbone/" in line]
@@ -409,4 +457,4 @@ def test_a_killed_backbone_ends_serve_with_1(server: TritonServer, bundle: Bundl
         assert process.wait(20) == 1
         errors = (tmp_path / "stderr").read_text()
         assert f"a Python model's process crashed (pid {stub}): ending the server" in errors
-        assert_nothing_left(family, before, tmp_path)
+        assert_nothing_left(family, tmp_path)

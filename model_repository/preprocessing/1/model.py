@@ -29,9 +29,9 @@ class TritonPythonModel(Step[tuple[Request, int]]):
         read = Request(
             history=history,
             exclude=optional(request, "exclude", _items("exclude"), _NO_ITEMS),
-            top_k=optional(request, "top_k", _one("top_k", int), None),
-            allow_history=optional(request, "allow_history", _one("allow_history", bool), False),
-            query=optional(request, "query", _one("query", bytes), b""),
+            top_k=optional(request, "top_k", lambda array: int(array[0, 0]), None),
+            allow_history=optional(request, "allow_history", lambda array: bool(array[0, 0]), False),
+            query=optional(request, "query", lambda array: bytes(array[0, 0]), b""),
         )
         self.preprocessor.validate(read)
         return read, deadline
@@ -58,16 +58,5 @@ def _items(name):
                 f"{name} has shape {list(array.shape)}; send one user per request, [1, n]: the server forms batches"
             )
         return array[0]
-
-    return convert
-
-
-def _one(name, kind):
-    """Reads a single value: [1, 1] -> kind."""
-
-    def convert(array):
-        if array.shape != (1, 1):
-            raise InvalidRequest(f"{name} has shape {list(array.shape)}; it must be [1, 1]")
-        return kind(array[0, 0])
 
     return convert
