@@ -295,7 +295,7 @@ def test_a_wheel_without_a_stub_for_this_python(tmp_path: Path) -> None:
         (stubs / version / triton.STUB_NAME).touch()
     install = TritonInstall(tmp_path / "tritonserver", (), tmp_path / "backends", stubs, "wheel 1")
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    with pytest.raises(TritonNotFoundError, match=f"no Python stub for Python {running}; it has 3.6, 3.7"):
+    with pytest.raises(TritonNotFoundError, match=f"has no stub for Python {running}; it has 3.6, 3.7"):
         prepare_backends(install, tmp_path / "target")
 
 
