@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc as triton
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from builders.build import BuildConfig, build_bundle, read_attributes
 from builders.dataset import Dataset, read_dataset, split_leave_one_out, write_dataset
@@ -67,15 +67,16 @@ def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> 
     bought_next = bundle.catalog.item_ids[test.targets[user]].decode()
 
     def cells(item_id: str) -> list[str]:
-        known = attributes.get(item_id)
         row = int(bundle.catalog.rows_of(np.array([item_id.encode()], object))[0])
-        sid = "-".join(map(str, bundle.catalog.sids[row]))
-        return [item_id, sid, *([known.get("title", ""), known.get("category", "")] if known else [])]
+        return [item_id, "-".join(map(str, bundle.catalog.sids[row])), attributes.get(item_id, {}).get("title", "")]
 
-    names = ["item", "semantic ID", *(["title", "category"] if attributes else [])]
-    history = Table(*names, title=f"history of user {dataset.interactions.user_ids[test.histories.users[user]]}")
-    for item_id in ids:
-        history.add_row(*cells(item_id))
+    def table(title: str, *more: str) -> Table:
+        names = ["", "item", "semantic ID", "title" if attributes else ""]
+        return Table(*(Column(name, no_wrap=True) for name in (*names, *more)), title=title, title_justify="left")
+
+    history = table(f"history of user {dataset.interactions.user_ids[test.histories.users[user]]}, oldest first")
+    for place, item_id in enumerate(ids, 1):
+        history.add_row(str(place), *cells(item_id))
     console.print(history)
     statistics = triton.InferenceServerClient(url)
     with Recommender(url, timeout_s=10.0) as client:
@@ -86,10 +87,10 @@ def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> 
             answer = client.recommend(ids)
         total = 1e3 * (time.perf_counter() - started) / TIMED_REQUESTS
     steps = {name: value - before[name] for name, value in _step_times(statistics).items()}
-    ranked = Table("", *names, "score", "source", title="recommended, by the server")
+    ranked = table("recommended by the server (* is what the user bought next)", "score", "source")
     for place, item in enumerate(answer.items, 1):
-        mark = "  <- bought next" if item.item_id == bought_next else ""
-        ranked.add_row(str(place), *cells(item.item_id), f"{item.score:.3f}", item.source.name.lower() + mark)
+        mark = "*" if item.item_id == bought_next else ""
+        ranked.add_row(f"{place}{mark}", *cells(item.item_id), f"{item.score:.3f}", item.source.name.lower())
     console.print(ranked)
     spent = ", ".join(f"{name} {1e3 * value / TIMED_REQUESTS:.2f}" for name, value in steps.items())
     console.print(

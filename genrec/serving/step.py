@@ -87,15 +87,19 @@ class Step(ABC, Generic[Input]):
                 responses[place] = _error(str(error), pb.TritonError.INVALID_ARG)
             except (Expired, StaleVersion) as error:
                 responses[place] = _error(str(error), pb.TritonError.UNAVAILABLE)
-        if inputs:
-            try:
-                for place, tensors in zip(places, self.run(inputs), strict=True):
-                    responses[place] = pb.InferenceResponse(tensors)
-            except Exception:  # a defect of ours: the requests fail, the server stays
-                pb.Logger.log_error(traceback.format_exc())
-                for place in places:
-                    responses[place] = _error("internal error, see the server's log", pb.TritonError.INTERNAL)
+            except Exception:
+                responses[place] = _defect()
+        for place, response in zip(places, self._responses(inputs), strict=True):
+            responses[place] = response
         return responses
+
+    def _responses(self, inputs: list[Input]) -> list[Any]:
+        try:
+            return [pb.InferenceResponse(tensors) for tensors in self.run(inputs)] if inputs else []
+        except Exception:
+            if len(inputs) == 1:
+                return [_defect()]
+            return [self._responses([one])[0] for one in inputs]  # one bad request must not fail its batch
 
     def checked_stamp(self, request: Any) -> Stamp:
         """The request's stamp. Raises Expired or StaleVersion if the request must not go on."""
@@ -123,3 +127,9 @@ def optional(request: Any, name: str, convert: Callable[[np.ndarray], Any], defa
 
 def _error(message: str, code: int) -> Any:
     return pb.InferenceResponse(error=pb.TritonError(message, code))
+
+
+def _defect() -> Any:
+    """The answer to a request that met a defect of ours: it fails, the server stays."""
+    pb.Logger.log_error(traceback.format_exc())
+    return _error("internal error, see the server's log", pb.TritonError.INTERNAL)
