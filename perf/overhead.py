@@ -11,7 +11,6 @@ import os
 import platform
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +28,7 @@ from genrec.engines import open_engine
 from genrec.serving.repository import STEPS, Deployment
 from genrec.serving.serve import serve_bundle
 
-PAUSE_S = 0.01
+PAUSE_S = 0.1  # between the two: ONNX Runtime's threads go on spinning for a while
 
 
 def environment() -> dict[str, Any]:
@@ -45,7 +44,7 @@ def environment() -> dict[str, Any]:
 
 
 def measure(bundle: Bundle, histories: list[np.ndarray], rounds: int, threads: int, log: Path) -> dict[str, Any]:
-    """Milliseconds per request, [rounds * requests] each, and the mean of each step."""
+    """Milliseconds per request of both, in turn round by round, each one request after the other; mean of each step."""
     ids = [[bundle.catalog.item_ids[row] for row in history] for history in histories]
     prompts = [bundle.layout.encode(bundle.catalog.sids[history]) for history in histories]
     engine = open_engine(bundle, threads=threads)
@@ -54,15 +53,14 @@ def measure(bundle: Bundle, histories: list[np.ndarray], rounds: int, threads: i
         statistics = triton.InferenceServerClient(server.grpc_url)
         with Recommender(server.grpc_url, timeout_s=10.0) as client:
             for number in range(rounds + 1):  # the first round warms up
-                for prompt, items in zip(prompts, ids, strict=True):
-                    for name, call in (
-                        ("bare engine", partial(engine.draft, [prompt])),
-                        ("ensemble", partial(client.recommend, items)),
-                    ):
-                        # ONNX Runtime's threads go on spinning for a while: neither side may pay for the other's.
-                        time.sleep(PAUSE_S)
+                for name, call, inputs in (
+                    ("bare engine", lambda prompt: engine.draft([prompt]), prompts),
+                    ("ensemble", client.recommend, ids),
+                ):
+                    time.sleep(PAUSE_S)
+                    for one in inputs:
                         began = time.perf_counter()
-                        call()
+                        call(one)
                         if number:
                             times[name].append(1e3 * (time.perf_counter() - began))
         steps = {}
@@ -75,8 +73,8 @@ def measure(bundle: Bundle, histories: list[np.ndarray], rounds: int, threads: i
 def main(
     bundles: Annotated[list[Path], typer.Argument(help="The bundles to serve, one after the other.")],
     data: Annotated[Path, typer.Option(help="Dataset whose test users ask.")],
-    users: int = 200,
-    rounds: int = 5,
+    users: int = 100,
+    rounds: int = 10,
     threads: int = 0,
     out: Annotated[Path, typer.Option(help="Raw figures, JSON.")] = Path("build/perf/overhead.json"),
 ) -> None:
