@@ -7,6 +7,7 @@ EPOCHS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
+BENCHED := build/shop-bundle build/shop-6m-bundle build/shop-29m-bundle
 
 .PHONY: demo test test-slow lint bench-overhead serve-check lock clean
 
@@ -30,11 +31,14 @@ lint: $(INSTALLED)  ## Style and types.
 	$(BIN)/mypy
 	cd client && ../$(BIN)/mypy
 
-bench-overhead: build/shop-bundle/manifest.json build/shop-27m-bundle/manifest.json  ## Ensemble against bare engine.
-	$(BIN)/python perf/overhead.py build/shop-bundle build/shop-27m-bundle --data build/shop
+bench-overhead: $(addsuffix /manifest.json,$(BENCHED))  ## Ensemble against bare engine, at three sizes of the backbone.
+	$(BIN)/python perf/overhead.py $(BENCHED) --data build/shop
 
-build/shop-27m-bundle/manifest.json: build/shop-bundle/manifest.json  # random weights: speed does not depend on them
-	$(BIN)/genrec build build/shop build/shop-27m-bundle --epochs 0 --hidden-size 512 --layers 8 --heads 8 --evaluate-users 100
+# Random weights: speed does not depend on them.
+build/shop-6m-bundle/manifest.json: SHAPE := --hidden-size 256 --layers 6
+build/shop-29m-bundle/manifest.json: SHAPE := --hidden-size 512 --layers 8
+build/shop-6m-bundle/manifest.json build/shop-29m-bundle/manifest.json: build/shop-bundle/manifest.json
+	$(BIN)/genrec build build/shop $(@D) --epochs 0 $(SHAPE) --evaluate-users 100
 
 serve-check: build/shop-bundle/manifest.json  ## Install what serving needs, without torch, and answer from there.
 	$(PYTHON) -m venv --clear $(SERVE_VENV)

@@ -179,7 +179,9 @@ def serve(
     grpc_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8001,
     http_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
-    threads: Annotated[int, typer.Option(help="Engine threads; 0 for one per core.")] = 0,
+    engine: Annotated[str, typer.Option(help="onnx, or torch where it is installed.")] = "onnx",
+    masked: Annotated[bool, typer.Option(help="Draft only prefixes that exist.")] = True,
+    threads: Annotated[int, typer.Option(help="Threads of the ONNX engine; 0 for one per core.")] = 0,
     max_batch_size: Annotated[int, typer.Option(min=1)] = 16,
     timeout_ms: Annotated[
         int, typer.Option(min=1, help="Deadline of requests that bring none; late ones are refused.")
@@ -189,7 +191,7 @@ def serve(
     from genrec.serving.repository import Deployment
     from genrec.serving.serve import prepare_server
 
-    deployment = Deployment(threads=threads, max_batch_size=max_batch_size, timeout_ms=timeout_ms)
+    deployment = Deployment(engine, threads, masked, max_batch_size, timeout_ms)
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
     with prepare_server(bundle_path, deployment, host=host, **ports) as server:
 
