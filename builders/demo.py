@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -57,7 +58,7 @@ def run_demo(data: Path | None, work: Path, console: Console, epochs: int | None
 
 
 def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> None:
-    from genrec_client import Recommender
+    from genrec_client import Recommender, Source
 
     attributes = read_attributes(bundle.path)
     test = split_leave_one_out(dataset.interactions).test
@@ -72,7 +73,9 @@ def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> 
 
     def table(title: str, *more: str) -> Table:
         names = ["", "item", "semantic ID", "title" if attributes else ""]
-        return Table(*(Column(name, no_wrap=True) for name in (*names, *more)), title=title, title_justify="left")
+        widths = {"": 3, "item": 8, "semantic ID": 11, "score": 7}  # the title gives way on a narrow terminal
+        columns = [Column(name, no_wrap=True, min_width=widths.get(name)) for name in (*names, *more)]
+        return Table(*columns, title=title, title_justify="left", box=box.SIMPLE)
 
     history = table(f"history of user {dataset.interactions.user_ids[test.histories.users[user]]}, oldest first")
     for place, item_id in enumerate(ids, 1):
@@ -87,10 +90,11 @@ def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> 
             answer = client.recommend(ids)
         total = 1e3 * (time.perf_counter() - started) / TIMED_REQUESTS
     steps = {name: value - before[name] for name, value in _step_times(statistics).items()}
-    ranked = table("recommended by the server (* is what the user bought next)", "score", "source")
+    ranked = table("recommended by the server (* is what the user bought next)", "score")
     for place, item in enumerate(answer.items, 1):
         mark = "*" if item.item_id == bought_next else ""
-        ranked.add_row(f"{place}{mark}", *cells(item.item_id), f"{item.score:.3f}", item.source.name.lower())
+        score = f"{item.score:.3f}" if item.source is Source.DRAFTED else "popular"
+        ranked.add_row(f"{place}{mark}", *cells(item.item_id), score)
     console.print(ranked)
     spent = ", ".join(f"{name} {1e3 * value / TIMED_REQUESTS:.2f}" for name, value in steps.items())
     console.print(

@@ -44,6 +44,6 @@ def test_demo_on_json_data_builds_once_and_reports_the_same_quality_served(json_
     assert served is not None, first
     assert np.allclose(float(served[1]), float(served[3]), atol=0.01)
     assert re.search(r"preprocessing [\d.]+, backbone [\d.]+, verifier [\d.]+", first)
-    assert len(re.findall(r"drafted|fallback", first)) >= 10
+    assert len(re.findall(r"^ *\d+\*? +\d+ .*(?:-\d+\.\d{3}|popular) *$", first, flags=re.M)) == 10
     run()
     assert (tmp_path / "letter-form-bundle" / "manifest.json").read_text() == manifest, "the second run built again"
