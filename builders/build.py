@@ -171,7 +171,7 @@ def write_catalog(
     index = ItemIndex.build(space, catalog)
     catalog.save(folder / CATALOG)
     index.save(folder / INDEX)
-    width = min(beam_width, space.size)
+    width = space.beams(beam_width)
     engine = OnnxEngine(folder / ONNX_GRAPH, index.prefixes, PrefixTrie.unrestricted(space), width)
     verifier = Verifier(catalog, index)
     write_golden(folder / GOLDEN, golden_history, catalog, layout, engine, verifier)
@@ -188,7 +188,7 @@ def evaluate_split(
     task: Task = lambda done, total, note: None,
 ) -> dict[str, Any]:
     """Test metrics, history excluded and not, beside the popularity ranking's."""
-    histories, targets, _ = sample_users(split.test, users)
+    histories, targets = sample_users(split.test, users)
     quality: dict[str, Any] = {"users": len(histories)}
     for exclude in (False, True):
         base = len(histories) * int(exclude)

@@ -112,7 +112,7 @@ def evaluate(
 
     bundle = Bundle(bundle_path)
     split = split_leave_one_out(read_dataset(data).interactions)
-    histories, targets, _ = sample_users(split.test, users, seed)
+    histories, targets = sample_users(split.test, users, seed)
     with track("rank") as task:
         offline = rank_offline(
             open_engine(bundle, engine),

@@ -27,9 +27,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from genrec.catalog import MAX_ID_BYTES
+
 log = logging.getLogger(__name__)
 
-MAX_ID_BYTES = 128
 _INT32_MAX = 2**31 - 1
 _LEVELS_KEY = b"genrec.levels"
 _TOKEN = r"^<(?P<level>[a-z]+)_(?P<code>-?[0-9]{1,18})>$"

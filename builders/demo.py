@@ -125,7 +125,7 @@ def _show_quality(bundle: Bundle, dataset: Dataset, url: str, console: Console) 
     ):
         table.add_row(title, f"{quality[name]['hit@10']:.4f}", f"{quality[name]['ndcg@10']:.4f}")
     console.print(table)
-    histories, targets, _ = sample_users(split_leave_one_out(dataset.interactions).test, SERVED_USERS)
+    histories, targets = sample_users(split_leave_one_out(dataset.interactions).test, SERVED_USERS)
     served = rank_served(url, bundle.catalog, histories)
     verifier = Verifier(bundle.catalog, bundle.index)
     offline = rank_offline(open_engine(bundle), verifier, bundle.catalog, bundle.layout, histories).rows

@@ -86,14 +86,14 @@ def popularity_ranking(catalog: Catalog, users: int, top_k: int = max(CUTOFFS)) 
     return np.tile(catalog.popular_rows[:top_k], (users, 1))
 
 
-def sample_users(holdout: Holdout, users: int | None, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Histories, targets (int32 [E]) and numbers (int64 [E]) of `users` users of a holdout, of all if None."""
+def sample_users(holdout: Holdout, users: int | None, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
+    """Histories and targets (int32 [E]) of `users` users of a holdout, of all if None."""
     count = len(holdout)
     if users is None or users >= count:
         chosen = np.arange(count)
     else:
         chosen = np.sort(np.random.default_rng(seed).choice(count, users, replace=False))
-    return [holdout.histories[int(user)] for user in chosen], holdout.targets[chosen], chosen
+    return [holdout.histories[int(user)] for user in chosen], holdout.targets[chosen]
 
 
 def rank_served(

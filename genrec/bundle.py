@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -156,7 +155,7 @@ class Bundle:
         if catalog.available.sum() != manifest.catalog.available:
             yield f"{CATALOG}: {catalog.available.sum()} available, the manifest says {manifest.catalog.available}"
         yield from index.problems(catalog, self.space)
-        least = min(2 * manifest.limits.top_k, self.space.size)
+        least = self.space.beams(2 * manifest.limits.top_k)
         if manifest.beam_width < least:
             yield f"{MANIFEST}: beam_width {manifest.beam_width} is below twice limits.top_k, {least}"
         if manifest.limits.default_top_k > manifest.limits.top_k:
@@ -227,4 +226,4 @@ def _blame(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, EOFError) as error:
         text = str(error)
-        raise BundleError(text if re.match(re.escape(str(path)), text) else f"{path}: {text}") from error
+        raise BundleError(text if text.startswith(str(path)) else f"{path}: {text}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from genrec.prompt import PromptLayout
 
+FAMILIES = ("qwen3", "llama")  # transformers' model types
 # What a file of another kind can raise while it is taken apart.
 _UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
@@ -47,8 +48,8 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
 def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]:
     """Shape of every tensor of a Qwen3 or Llama backbone with a draft head. Raises KeyError, ValueError."""
     family = config["model_type"]
-    if family not in ("qwen3", "llama"):
-        raise ValueError(f"model_type {family!r} is neither qwen3 nor llama")
+    if family not in FAMILIES:
+        raise ValueError(f"model_type {family!r} is neither {' nor '.join(FAMILIES)}")
     d, inner = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or d // heads

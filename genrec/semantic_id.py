@@ -40,6 +40,10 @@ class SemanticIdSpace:
         """Number of tuples in the space."""
         return math.prod(self.levels)
 
+    def beams(self, beam_width: int) -> int:
+        """Beams that a beam search of `beam_width` ends with: no more than the space has tuples."""
+        return min(beam_width, self.size)
+
     @cached_property
     def radix(self) -> np.ndarray:
         """int64 [L]: the weight of each level in the mixed-radix code."""

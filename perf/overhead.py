@@ -79,7 +79,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Raw figures, JSON.")] = Path("build/perf/overhead.json"),
 ) -> None:
     """Measure and print the overhead of serving; a ratio is of the medians."""
-    histories, _, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
+    histories, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
     out.parent.mkdir(parents=True, exist_ok=True)
     console = Console(soft_wrap=True)
     reports = []

@@ -17,7 +17,7 @@ ENGINES = ("onnx", "torch")
 def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
     """The engine of `kind` over a bundle's files; options go to its class. Imports only what it needs."""
     tries = bundle.index.prefixes, PrefixTrie.unrestricted(bundle.space)
-    width = min(bundle.manifest.beam_width, bundle.space.size)
+    width = bundle.space.beams(bundle.manifest.beam_width)
     if kind == "onnx":
         from genrec.engines.onnx import OnnxEngine
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from genrec.checkpoint_shapes import FAMILIES
 from genrec.model.draft_head import DraftHead
 
-FAMILIES = ("qwen3", "llama")
 HEAD_KEY = "draft_head"  # in config.json: {"levels": [...]}
 
 

@@ -63,7 +63,7 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
     }
     for name, parameter in config.parameters.items():
         parameter.string_value = values[name]
-    width = min(bundle.manifest.beam_width, bundle.space.size)
+    width = bundle.space.beams(bundle.manifest.beam_width)
     for tensor in (*config.input, *config.output):
         if tensor.name in ("draft_codes", "draft_scores"):
             tensor.dims[:] = [width]

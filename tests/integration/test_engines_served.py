@@ -13,7 +13,7 @@ from genrec.serving.serve import serve_bundle
 
 
 def test_both_engines_answer_the_same(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
-    histories, _, _ = sample_users(split_leave_one_out(dataset.interactions).test, 40)
+    histories, _ = sample_users(split_leave_one_out(dataset.interactions).test, 40)
     ids = bundle.catalog.item_ids.astype(object)
     requests = [RecommendRequest(ids[history].tolist(), top_k=20) for history in histories]
     answers = {}
