@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate import PartialState
 
-from builders.checkpoint import with_sid_tokens
+from builders.checkpoint import open_backbone
+from builders.config import BuildConfig
 from builders.dataset import Dataset, Split, popularity, split_leave_one_out
-from builders.evaluate import metrics, popularity_ranking, rank_offline, sample_users
+from builders.evaluate import metrics, popularity_ranking, rank_offline, sample_queries, sample_users
+from builders.examples import PackedWindows, QueryPrompts, Source, make_windows
 from builders.export import export_onnx
+from builders.objective import AutoregressiveObjective, NezhaObjective, Objective
+from builders.query import encode_queries, query_corpus, train_query_tokenizer
 from builders.tokenize import collision_report, fit_residual_kmeans
-from builders.train import TrainingConfig, make_windows, train
+from builders.train import Curves, train
 from genrec.bundle import (
     CATALOG,
     CHECKPOINT,
@@ -28,86 +33,63 @@ from genrec.bundle import (
     INDEX,
     ONNX_GRAPH,
     QUANTIZER,
+    TOKENIZER,
     Bundle,
-    Limits,
     Manifest,
     new_bundle,
     seal_bundle,
 )
 from genrec.catalog import Catalog
+from genrec.checkpoint_shapes import BEAM_SEARCH, DECODERS
+from genrec.engines.base import Engine
 from genrec.engines.onnx import OnnxEngine
+from genrec.engines.torch import TorchEngine
 from genrec.golden import write_golden
 from genrec.item_index import ItemIndex
-from genrec.model.nezha import NezhaModel, backbone_config
+from genrec.model.autoregressive import AutoregressiveModel
+from genrec.model.backbone import BackboneModel, backbone_config
+from genrec.model.checkpoint import load_checkpoint
+from genrec.model.nezha import NezhaModel
 from genrec.prefix_trie import PrefixTrie
 from genrec.prompt import PromptLayout
 from genrec.quantizer import ResidualQuantizer
+from genrec.query import QueryTokenizer
 from genrec.semantic_id import SemanticIdSpace
 from genrec.verifier import Verifier
 
 ATTRIBUTES = "attributes.parquet"
+GOLDEN_QUERY = b"something new"
+VALIDATION_BEAM = 20
 
 Task = Callable[[int, int, str], None]  # (done, total, note)
 Track = Callable[[str], AbstractContextManager[Task]]  # a titled progress bar
 
 
-@dataclass(frozen=True)
-class BackboneShape:
-    """A backbone trained from scratch; see transformers' configuration of the family for the fields."""
-
-    family: str = "qwen3"
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 4
-
-
-@dataclass(frozen=True)
-class BuildConfig:
-    """Everything that decides what a build makes.
-
-    levels: codes per level, for catalogues without semantic IDs. checkpoint: a Hugging Face folder of the Qwen3 or
-    Llama family to start from, instead of `shape` from scratch. sid_tokens: with it, its tokenizer's SID tokens per
-    level, "{}" standing for the code, e.g. ("<a_{}>", "<b_{}>"); tokens that it lacks are added.
-    """
-
-    levels: tuple[int, ...] = (128, 128, 128)
-    max_history: int = 20
-    beam_width: int = 128
-    limits: Limits = field(default_factory=Limits)
-    shape: BackboneShape = field(default_factory=BackboneShape)
-    checkpoint: Path | None = None
-    sid_tokens: tuple[str, ...] | None = None
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    evaluate_users: int | None = None
-
-
-def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track) -> Manifest:
+def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track) -> Manifest | None:
     """Build the bundle `out` from `dataset`; what is trained so far survives an interruption in `<out>.work`.
 
     Of every user the last item is held out for testing and the one before for validation. The metrics of the test
-    items (all users, or config.evaluate_users of them) go into the manifest.
+    items (all users, or config.evaluate_users of them) go into the manifest. Under `torchrun` all processes
+    train, the main one writes the bundle, and the others get None.
     """
+    if config.max_query and dataset.interactions.queries is None:
+        raise ValueError("max_query is set, but the interactions have no column `query` to train with")
     work = out.with_name(out.name + ".work")
     torch.manual_seed(config.training.seed)
     sids, levels, quantizer = _semantic_ids(dataset, config, track)
     space = SemanticIdSpace(levels)
     split = split_leave_one_out(dataset.interactions)
     catalog = Catalog.build(dataset.items.item_ids, sids, popularity(split, len(dataset.items)))
-    model, layout = _model(space, config)
-    windows = make_windows(split.train.offsets, split.train.rows, config.max_history)
+    work.mkdir(parents=True, exist_ok=True)
+    model, layout = _model(dataset, split, space, config, work)
+    tokenizer = QueryTokenizer(work / TOKENIZER, layout) if config.max_query else None
     with track("train") as task:
-        losses = train(
-            model,
-            layout,
-            sids,
-            windows,
-            config.training,
-            work / "training.pt",
-            lambda step, steps, loss: task(step, steps, f"loss {loss:.3f}"),
-        )
+        curves = _train(model, layout, catalog, split, tokenizer, config, work, task)
+    if not PartialState().is_main_process:
+        return None
     with new_bundle(out) as folder:
+        if tokenizer is not None:
+            shutil.copy(work / TOKENIZER, folder / TOKENIZER)
         model.save_checkpoint(folder / CHECKPOINT)
         with track("export ONNX"):
             export_onnx(model, folder / ONNX_GRAPH, config.beam_width)
@@ -118,9 +100,9 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
             pq.write_table(pa.table(columns), folder / ATTRIBUTES)
         longest = int(np.argmax(np.diff(split.test.histories.offsets)))
         golden_history = split.test.histories[longest][-config.max_history :]
-        engine, verifier = write_catalog(folder, space, layout, catalog, config.beam_width, golden_history)
+        engine, verifier = write_catalog(folder, space, layout, catalog, config.beam_width, golden_history, tokenizer)
         with track("evaluate") as task:
-            quality = evaluate_split(engine, verifier, catalog, layout, split, config.evaluate_users, task)
+            quality = evaluate_split(engine, verifier, catalog, layout, split, config.evaluate_users, tokenizer, task)
         manifest = seal_bundle(
             folder,
             bundle_version=_version(config),
@@ -132,8 +114,9 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
             catalog={"version": 1, "items": len(catalog), "available": int(catalog.available.sum())},
             training={
                 "config": asdict(config.training),
+                "decoder": config.decoder,
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "epoch_losses": losses,
+                "curves": asdict(curves) | {"best_epoch": curves.best_epoch},
                 "semantic_ids": asdict(collision_report(sids)),
                 "quality": quality,
             },
@@ -148,9 +131,9 @@ def export_bundle(source: Path, out: Path, beam_width: int) -> Manifest:
     bundle.check()
     with new_bundle(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
-        export_onnx(NezhaModel.load_checkpoint(folder / CHECKPOINT), folder / ONNX_GRAPH, beam_width)
+        export_onnx(load_checkpoint(folder / CHECKPOINT), folder / ONNX_GRAPH, beam_width)
         history = bundle.catalog.rows_of(bundle.golden["history"].astype(object))
-        write_catalog(folder, bundle.space, bundle.layout, bundle.catalog, beam_width, history)
+        write_catalog(folder, bundle.space, bundle.layout, bundle.catalog, beam_width, history, bundle.query_tokenizer)
         fields = bundle.manifest.model_dump(exclude={"format_version", "files"})
         version = f"{bundle.manifest.bundle_version}-beam{beam_width}"
         return seal_bundle(folder, **(fields | {"beam_width": beam_width, "bundle_version": version}))
@@ -163,10 +146,11 @@ def write_catalog(
     catalog: Catalog,
     beam_width: int,
     golden_history: np.ndarray,
+    tokenizer: QueryTokenizer | None = None,
 ) -> tuple[OnnxEngine, Verifier]:
     """Write catalogue, index and golden request into a bundle's `folder`; returns the parts that serve from it.
 
-    golden_history: int32 [N], catalogue rows, oldest first.
+    golden_history: int32 [N], catalogue rows, oldest first. tokenizer: of a bundle with text queries.
     """
     index = ItemIndex.build(space, catalog)
     catalog.save(folder / CATALOG)
@@ -174,42 +158,115 @@ def write_catalog(
     width = space.beams(beam_width)
     engine = OnnxEngine(folder / ONNX_GRAPH, index.prefixes, PrefixTrie.unrestricted(space), width)
     verifier = Verifier(catalog, index)
-    write_golden(folder / GOLDEN, golden_history, catalog, layout, engine, verifier)
+    write_golden(
+        folder / GOLDEN,
+        golden_history,
+        catalog,
+        layout,
+        engine,
+        verifier,
+        tokenizer,
+        GOLDEN_QUERY if tokenizer else b"",
+    )
     return engine, verifier
 
 
 def evaluate_split(
-    engine: OnnxEngine,
+    engine: Engine,
     verifier: Verifier,
     catalog: Catalog,
     layout: PromptLayout,
     split: Split,
     users: int | None,
+    tokenizer: QueryTokenizer | None = None,
     task: Task = lambda done, total, note: None,
 ) -> dict[str, Any]:
-    """Test metrics, history excluded and not, beside the popularity ranking's."""
+    """Test metrics, history excluded and not, beside the popularity ranking's.
+
+    With a tokenizer also those of the users whose target a query led to: with that query, without, and with it alone.
+    """
     histories, targets = sample_users(split.test, users)
     quality: dict[str, Any] = {"users": len(histories)}
-    for exclude in (False, True):
-        base = len(histories) * int(exclude)
 
-        def report(done: int, base: int = base) -> None:
-            task(base + done, 2 * len(histories), "")
-
+    def rank(name: str, chosen: Sequence[int], queries: list[np.ndarray] | None, **options: Any) -> None:
+        picked = options.pop("histories", [histories[user] for user in chosen])
         ranking = rank_offline(
             engine,
             verifier,
             catalog,
             layout,
-            histories,
-            exclude_history=exclude,
-            progress=report,
+            picked,
+            queries=queries,
+            progress=lambda done: task(done, len(picked), name.replace("_", " ")),
+            **options,
         )
-        name = "history_excluded" if exclude else "history_allowed"
-        quality[name] = metrics(ranking.rows, targets) | {"valid_drafts": ranking.valid_share}
+        quality[name] = metrics(ranking.rows, targets[chosen]) | {"valid_drafts": ranking.valid_share}
         quality[name]["ms_per_user"] = ranking.ms_per_user
+
+    everyone = range(len(histories))
+    rank("history_allowed", everyone, None)
+    rank("history_excluded", everyone, None, exclude_history=True)
+    if tokenizer is not None:
+        texts = sample_queries(split.test, users)
+        asked = [user for user, text in enumerate(texts) if text]
+        queries = tokenizer.encode_batch([texts[user].encode() for user in asked])
+        quality["queried_users"] = len(asked)
+        rank("queried_without_query", asked, None)
+        rank("queried_with_query", asked, queries)
+        rank("queried_by_query_alone", asked, queries, histories=[histories[user][:0] for user in asked])
     quality["popularity"] = metrics(popularity_ranking(catalog, len(histories)), targets)
     return quality
+
+
+def _train(
+    model: BackboneModel,
+    layout: PromptLayout,
+    catalog: Catalog,
+    split: Split,
+    tokenizer: QueryTokenizer | None,
+    config: BuildConfig,
+    work: Path,
+    task: Task,
+) -> Curves:
+    histories = split.train
+    windows = PackedWindows(make_windows(histories.offsets, histories.rows, config.max_history), catalog.sids, layout)
+    sources: list[Source] = [windows]
+    if tokenizer is not None and histories.queries is not None:
+        queries = encode_queries(tokenizer, histories.queries)
+        sources.append(
+            QueryPrompts(histories.offsets, histories.rows, queries, catalog.sids, layout, windows.tokens_per_epoch)
+        )
+    objective: Objective
+    if isinstance(model, NezhaModel):
+        objective = NezhaObjective(model, layout, config.training.auxiliary_weight)
+    else:
+        assert isinstance(model, AutoregressiveModel)
+        objective = AutoregressiveObjective(model, layout)
+    return train(
+        objective,
+        sources,
+        config.training,
+        _validation(model, layout, catalog, split, config.validation_users) if config.validation_users else None,
+        work / "training.pt",
+        lambda step, steps, loss: task(step, steps, f"loss {loss:.3f}"),
+    )
+
+
+def _validation(
+    model: BackboneModel, layout: PromptLayout, catalog: Catalog, split: Split, users: int
+) -> Callable[[], float]:
+    """NDCG@10 of the validation items of `users` users, history not excluded, by a narrow beam."""
+    index = ItemIndex.build(layout.space, catalog)
+    tries = index.prefixes, PrefixTrie.unrestricted(layout.space)
+    verifier = Verifier(catalog, index)
+    histories, targets = sample_users(split.validation, users)
+
+    def validate() -> float:
+        engine = TorchEngine(model, *tries, layout.space.beams(VALIDATION_BEAM), str(model.input_embeddings().device))
+        ranking = rank_offline(engine, verifier, catalog, layout, histories, batch=64)
+        return metrics(ranking.rows, targets)["ndcg@10"]
+
+    return validate
 
 
 def _semantic_ids(
@@ -227,23 +284,41 @@ def _semantic_ids(
     return quantizer.encode(items.embeddings), config.levels, quantizer
 
 
-def _model(space: SemanticIdSpace, config: BuildConfig) -> tuple[NezhaModel, PromptLayout]:
+def _model(
+    dataset: Dataset, split: Split, space: SemanticIdSpace, config: BuildConfig, work: Path
+) -> tuple[BackboneModel, PromptLayout]:
+    """The model to train and its prompts; puts a text bundle's tokenizer into the folder `work`."""
+    if config.decoder not in DECODERS:
+        raise ValueError(f"decoder {config.decoder!r} is unknown; use one of {DECODERS}")
+    backbone = None
     if config.checkpoint is not None:
-        return with_sid_tokens(config.checkpoint, space, config.max_history, config.sid_tokens)
-    layout = PromptLayout.contiguous(space, config.max_history)
-    shape = config.shape
-    backbone = backbone_config(
-        shape.family,
-        vocab_size=layout.vocabulary_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.hidden_size // shape.heads,
-        max_position_embeddings=max(512, layout.max_tokens),
-    )
-    return NezhaModel(backbone, space.levels), layout
+        if config.max_query:
+            shutil.copy(config.checkpoint / TOKENIZER, work / TOKENIZER)
+        backbone, layout = open_backbone(
+            config.checkpoint, space, config.max_history, config.sid_tokens, config.max_query
+        )
+        backbone_settings = backbone.config
+    else:
+        text_tokens = 0
+        if config.max_query:
+            text_tokens = train_query_tokenizer(query_corpus(dataset.items, split.train.queries), work / TOKENIZER)
+        layout = PromptLayout.contiguous(space, config.max_history, config.max_query, text_tokens)
+        shape = config.shape
+        backbone_settings = backbone_config(
+            shape.family,
+            vocab_size=layout.vocabulary_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.hidden_size // shape.heads,
+            max_position_embeddings=max(512, layout.max_tokens + space.depth),
+        )
+    if config.decoder == BEAM_SEARCH:
+        layout = replace(layout, placeholders=())
+        return AutoregressiveModel(backbone_settings, layout.sid_tokens, backbone), layout
+    return NezhaModel(backbone_settings, space.levels, backbone), layout
 
 
 def _version(config: BuildConfig) -> str:

@@ -4,7 +4,8 @@
 
 * `inter.json` (`{user: [item, ...]}`, items in time order) and `index.json` (`{item: ["<a_128>", "<b_241>", ...]}`),
   the form that the generative-recommendation literature publishes;
-* `interactions.parquet|csv` (columns `user_id`, `item_id`, `timestamp`) and `items.parquet|csv` (column `item_id`;
+* `interactions.parquet|csv` (columns `user_id`, `item_id`, `timestamp`, and optional `query`: the text that the user
+  searched with before taking the item, empty if none) and `items.parquet|csv` (column `item_id`;
   optional `sid` list column or `sid_0`, `sid_1`, ...; optional `embedding` list column or `embedding_0`, ...; every
   other column of text, numbers, booleans or dates becomes an attribute).
 
@@ -95,11 +96,13 @@ class Interactions:
         user_ids: U distinct ids.
         offsets: int64 [U + 1]; user u owns `rows[offsets[u]:offsets[u + 1]]`.
         rows: int32 [N], rows of the item table, oldest first within a user.
+        queries: large_string [N], the text query that led to each item, "" for none; or None if there are no queries.
     """
 
     user_ids: list[str]
     offsets: np.ndarray
     rows: np.ndarray
+    queries: pa.LargeStringArray | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -113,6 +116,14 @@ class Interactions:
             )
         if (np.diff(self.offsets) < 0).any():
             raise DataError("Interactions: offsets must not decrease")
+        queries = self.queries
+        if queries is not None and (
+            len(queries) != len(self.rows) or not pa.types.is_large_string(queries.type) or queries.null_count
+        ):
+            raise DataError(
+                f"Interactions: queries are {queries.type} [{len(queries)}] with {queries.null_count} nulls; "
+                f"{len(self.rows)} interactions need large_string [{len(self.rows)}] without nulls"
+            )
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -141,11 +152,13 @@ class Sequences:
         users: int64 [E], positions in `Interactions.user_ids`.
         offsets: int64 [E + 1].
         rows: int32 [N], rows of the item table, oldest first.
+        queries: large_string [N], the query that led to each item, "" for none; or None if there are no queries.
     """
 
     users: np.ndarray
     offsets: np.ndarray
     rows: np.ndarray
+    queries: pa.LargeStringArray | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -162,15 +175,22 @@ class Sequences:
         if limit < 1:
             raise ValueError(f"limit is {limit}; keep at least 1 item")
         lengths = np.minimum(np.diff(self.offsets), limit)
-        return _slices(self.users, self.rows, self.offsets[1:] - lengths, lengths)
+        return _slices(self.users, self.rows, self.queries, self.offsets[1:] - lengths, lengths)
 
 
 @dataclass(frozen=True, eq=False)
 class Holdout:
-    """One held-out item per user: `histories` (E sequences) and `targets` (int32 [E], rows of the item table)."""
+    """One held-out item per user.
+
+    Attributes:
+        histories: E sequences.
+        targets: int32 [E], rows of the item table.
+        queries: large_string [E], the query that led to each target, "" for none; or None if there are no queries.
+    """
 
     histories: Sequences
     targets: np.ndarray
+    queries: pa.LargeStringArray | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -185,12 +205,18 @@ class Split:
     test: Holdout
 
 
-def _slices(users: np.ndarray, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Sequences:
-    """Copies `rows[starts[i]:starts[i] + lengths[i]]` of every i into one compressed array."""
+def _slices(
+    users: np.ndarray, rows: np.ndarray, queries: pa.Array | None, starts: np.ndarray, lengths: np.ndarray
+) -> Sequences:
+    """Copies `rows[starts[i]:starts[i] + lengths[i]]` of every i into one compressed array, and so the queries."""
     offsets = np.zeros(len(starts) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     gather = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
-    return Sequences(users=users, offsets=offsets, rows=rows[gather])
+    return Sequences(users=users, offsets=offsets, rows=rows[gather], queries=_taken(queries, gather))
+
+
+def _taken(queries: pa.Array | None, places: np.ndarray) -> pa.Array | None:
+    return None if queries is None else queries.take(pa.array(places))
 
 
 def split_leave_one_out(interactions: Interactions) -> Split:
@@ -201,14 +227,15 @@ def split_leave_one_out(interactions: Interactions) -> Split:
     starts = interactions.offsets[:-1].astype(np.int64)
     lengths = np.diff(interactions.offsets).astype(np.int64)
     held = np.flatnonzero(lengths >= 3)
-    train = _slices(
-        np.arange(len(lengths), dtype=np.int64), interactions.rows, starts, np.where(lengths >= 3, lengths - 2, lengths)
-    )
+    rows, queries = interactions.rows, interactions.queries
+    kept = np.where(lengths >= 3, lengths - 2, lengths)
+    train = _slices(np.arange(len(lengths), dtype=np.int64), rows, queries, starts, kept)
 
     def holdout(back: int) -> Holdout:
         sizes = lengths[held] - back
-        histories = _slices(held, interactions.rows, starts[held], sizes)
-        return Holdout(histories=histories, targets=interactions.rows[starts[held] + sizes].astype(np.int32))
+        histories = _slices(held, rows, queries, starts[held], sizes)
+        at = starts[held] + sizes
+        return Holdout(histories=histories, targets=rows[at].astype(np.int32), queries=_taken(queries, at))
 
     return Split(train=train, validation=holdout(2), test=holdout(1))
 
@@ -240,7 +267,7 @@ def read_dataset(path: Path | str) -> Dataset:
     Raises:
         DataError: missing, ambiguous, unreadable or empty files; missing columns; ids that are empty, duplicated, not
             UTF-8 or over 128 bytes; interactions with unknown items; negative or ragged semantic IDs; embeddings that
-            are ragged or not finite.
+            are ragged or not finite; queries that are not text.
     """
     path = Path(path)
     if not path.is_dir():
@@ -426,7 +453,8 @@ def _check_id_sizes(path: Path, ids: pa.Array, what: str) -> None:
 def _read_table_form(path: Path) -> Dataset:
     item_path, inter_path = _the_table(path, "items"), _the_table(path, "interactions")
     items = _read_items(item_path)
-    table = _read_table(inter_path, only=("user_id", "item_id", "timestamp"), text=("user_id", "item_id"))
+    needed, text = ("user_id", "item_id", "timestamp"), ("user_id", "item_id", "query")
+    table = _read_table(inter_path, only=needed, text=text, optional=("query",))
     if not table.num_rows:
         raise DataError(f"{inter_path}: no rows; there is nothing to learn from")
 
@@ -444,9 +472,9 @@ def _read_table_form(path: Path) -> Dataset:
     order = np.lexsort((times, users))  # stable: equal timestamps keep the order of the file
     offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
     np.cumsum(np.bincount(users, minlength=len(user_ids)), out=offsets[1:])
-    return Dataset(
-        items, Interactions(user_ids=user_ids.to_pylist(), offsets=offsets, rows=rows[order].astype(np.int32))
-    )
+    queries = _taken(_queries(inter_path, table), order)
+    rows = rows[order].astype(np.int32)
+    return Dataset(items, Interactions(user_ids=user_ids.to_pylist(), offsets=offsets, rows=rows, queries=queries))
 
 
 def _the_table(path: Path, stem: str) -> Path:
@@ -458,13 +486,18 @@ def _the_table(path: Path, stem: str) -> Path:
     return found[0]
 
 
-def _read_table(path: Path, only: tuple[str, ...] | None, text: tuple[str, ...]) -> pa.Table:
-    """Reads a Parquet or CSV file; `only`: the needed columns (None: all); `text`: what CSV must not guess."""
+def _read_table(
+    path: Path, only: tuple[str, ...] | None, text: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> pa.Table:
+    """Reads a Parquet or CSV file; `only`: the needed columns (None: all); `text`: what CSV must not guess.
+
+    optional: columns that are read, beside the needed ones, if they are there.
+    """
     try:
         if path.suffix == ".parquet":
             source = pq.ParquetDataset(path)
             _check_columns(path, source.schema.names, only or text)
-            return source.read(columns=list(only) if only else None)
+            return source.read(columns=_wanted(source.schema.names, only, optional))
         parsing = pa_csv.ParseOptions(newlines_in_values=True)
         with pa_csv.open_csv(path, parse_options=parsing) as reader:
             names = reader.schema.names
@@ -472,13 +505,17 @@ def _read_table(path: Path, only: tuple[str, ...] | None, text: tuple[str, ...])
         # Ids such as 007 and attributes such as 2024 are text, whatever they look like; vectors are parsed later.
         as_text = set(text) if only else {name for name in names if not re.fullmatch(r"(sid|embedding)_\d+", name)}
         convert = pa_csv.ConvertOptions(
-            column_types={name: pa.large_string() for name in as_text}, include_columns=list(only) if only else None
+            column_types={name: pa.large_string() for name in as_text}, include_columns=_wanted(names, only, optional)
         )
         return pa_csv.read_csv(path, parse_options=parsing, convert_options=convert)
     except DataError:
         raise
     except _READ_ERRORS as error:
         raise DataError(f"{path}: cannot be read ({error}); write the file again") from error
+
+
+def _wanted(names: list[str], only: tuple[str, ...] | None, optional: tuple[str, ...]) -> list[str] | None:
+    return None if only is None else [*only, *(name for name in optional if name in names)]
 
 
 def _check_columns(path: Path, names: list[str], needed: tuple[str, ...]) -> None:
@@ -519,6 +556,22 @@ def _encode_ids(path: Path, column: pa.ChunkedArray, name: str) -> tuple[np.ndar
         raise DataError(f"{path}: column {name!r} cannot serve as ids ({error}); write text or integers") from error
     _check_id_sizes(path, ids, name)
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), ids
+
+
+def _queries(path: Path, table: pa.Table) -> pa.Array | None:
+    """large_string [n], empty where there is no query; None if the table has no column of them."""
+    if "query" not in table.column_names:
+        return None
+    column = table.column("query")
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
+        raise DataError(f"{path}: column 'query' is {kind}; write the queries as text, or rename the column")
+    try:
+        queries = _one_array(column.cast(pa.large_string()).fill_null(""))
+        queries.validate(full=True)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(f"{path}: column 'query' cannot be read as text ({error}); write it as UTF-8") from error
+    return queries
 
 
 def _timestamps(path: Path, column: pa.ChunkedArray) -> np.ndarray:
@@ -695,14 +748,14 @@ def write_dataset(dataset: Dataset, path: Path | str) -> None:
     lengths = np.diff(interactions.offsets)
     users = np.repeat(np.arange(len(interactions), dtype=np.int32), lengths)
     places = np.arange(len(interactions.rows), dtype=np.int64) - np.repeat(interactions.offsets[:-1], lengths)
-    table = pa.table(
-        {
-            "user_id": pa.array(interactions.user_ids, type=pa.string()).take(pa.array(users)),
-            "item_id": columns["item_id"].take(pa.array(interactions.rows)),
-            "timestamp": pa.array(places),
-        }
-    )
-    pq.write_table(table, path / "interactions.parquet")
+    events = {
+        "user_id": pa.array(interactions.user_ids, type=pa.string()).take(pa.array(users)),
+        "item_id": columns["item_id"].take(pa.array(interactions.rows)),
+        "timestamp": pa.array(places),
+    }
+    if interactions.queries is not None:
+        events["query"] = interactions.queries
+    pq.write_table(pa.table(events), path / "interactions.parquet")
 
 
 def _fixed_lists(matrix: np.ndarray) -> pa.Array:

@@ -12,12 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from builders.build import BuildConfig, build_bundle, read_attributes
+from builders.build import build_bundle, read_attributes
+from builders.config import BuildConfig, TrainingConfig
 from builders.dataset import Dataset, read_dataset, split_leave_one_out, write_dataset
 from builders.demo_shop import make_demo_shop
 from builders.evaluate import metrics, rank_offline, rank_served, sample_users
 from builders.progress import track
-from builders.train import TrainingConfig
 from genrec.bundle import Bundle, BundleError
 from genrec.engines import open_engine
 from genrec.serving.repository import STEPS

@@ -9,11 +9,13 @@ Popularity has a long tail, and some purchases are noise. All names are invented
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from builders.dataset import Dataset, Interactions, ItemTable
+from builders.demo_queries import make_queries
 
 EMBEDDING_DIM = 64
 NOISE = 0.5
@@ -246,17 +248,19 @@ def make_demo_shop(n_items: int = 5000, n_users: int = 12000, seed: int = 0) -> 
 
     Embeddings (float32 [n_items, 64], unit length) tell of an item what its text would: department, type, brand, line,
     variant, series. They and the rest of the catalogue are drawn before, and apart from, any shopper: the same
-    `n_items` and `seed` give the same catalogue for any `n_users`. Histories have 5 to 60 items.
+    `n_items` and `seed` give the same catalogue for any `n_users`. Histories have 5 to 60 items. Half of the purchases
+    follow a text query; queries are drawn apart from everything else.
 
     Raises:
         ValueError: fewer than 100 items or no users.
     """
     if n_items < 100 or n_users < 1:
         raise ValueError(f"n_items is {n_items} and n_users {n_users}; use at least 100 items and 1 user")
-    catalogue_seed, shoppers_seed = np.random.SeedSequence(seed).spawn(2)
+    catalogue_seed, shoppers_seed, queries_seed = np.random.SeedSequence(seed).spawn(3)
     items, catalogue = _make_catalogue(n_items, np.random.default_rng(catalogue_seed))
     interactions = _simulate(catalogue, n_users, np.random.default_rng(shoppers_seed))
-    return Dataset(items, interactions)
+    queries = make_queries(items, interactions.rows, np.random.default_rng(queries_seed))
+    return Dataset(items, replace(interactions, queries=pa.array(queries, pa.large_string())))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Exports a checkpoint as one ONNX graph: prefill, draft head and beam, with prefix masks as inputs."""
+"""Exports a checkpoint as one ONNX graph: prefill, decoder and beams, with prefix masks as inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genrec.engines.onnx import graph_masks
-from genrec.model.nezha import NezhaModel
+from genrec.model.backbone import BackboneModel
 from genrec.prefix_trie import PrefixTrie
 from genrec.semantic_id import SemanticIdSpace
 
@@ -19,9 +19,9 @@ OPSET = 18
 
 
 class _Graph(nn.Module):
-    """`NezhaModel.draft` with flat inputs and a fixed beam width."""
+    """`BackboneModel.draft` with flat inputs and a fixed beam width."""
 
-    def __init__(self, model: NezhaModel, beam_width: int) -> None:
+    def __init__(self, model: BackboneModel, beam_width: int) -> None:
         super().__init__()
         self.model, self.beam_width = model, beam_width
 
@@ -30,7 +30,7 @@ class _Graph(nn.Module):
         return self.model.draft(token_ids, lengths, masks[:depth], masks[depth:], self.beam_width)
 
 
-def export_onnx(model: NezhaModel, path: Path, beam_width: int) -> None:
+def export_onnx(model: BackboneModel, path: Path, beam_width: int) -> None:
     """Write `model` to `path` (`.onnx`, weights beside it when large) for beams of `beam_width`.
 
     Inputs: token_ids int32 [B, S], lengths int32 [B], prefix_bits_l uint8 [nodes_l, ceil(T_l / 8)] per level,

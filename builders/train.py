@@ -1,169 +1,210 @@
-"""Trains backbone and draft head jointly on packed rows."""
+"""The training loop: any objective, any sources of batches, one or several processes."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
 
-from genrec.model.nezha import NezhaModel
-from genrec.model.packing import packed_loss
-from genrec.prompt import PromptLayout
+from builders.config import TrainingConfig
+from builders.examples import Source
+from builders.objective import Objective, add_dropout
 
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Hyperparameters of one run. tokens_per_batch counts packed tokens, padding included."""
-
-    epochs: int = 10
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    warmup_share: float = 0.05
-    tokens_per_batch: int = 8192
-    auxiliary_weight: float = 0.5
-    gradient_clip: float = 1.0
-    bfloat16: bool = False
-    seed: int = 0
+Progress = Callable[[int, int, float], None]  # (step, steps, loss)
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Slices of users' sequences to train on: rows [start, start + length) of `items`; the last `targets` count."""
+class Curves:
+    """What a run measured, per epoch: mean training loss, and the validation metric if there was one."""
 
-    items: np.ndarray
-    start: np.ndarray
-    length: np.ndarray
-    targets: np.ndarray
+    losses: list[float]
+    validation: list[float]
 
-
-def make_windows(offsets: np.ndarray, rows: np.ndarray, max_history: int) -> Windows:
-    """Windows of at most `max_history` + 1 items that make every item but a user's first a target exactly once.
-
-    offsets: int64 [U + 1], rows: int32 [N], the users' training sequences. Long sequences give overlapping windows,
-    so that a target has at least half of the longest history before it.
-    """
-    longest = max_history + 1
-    stride = max(1, longest // 2)
-    sizes = np.diff(offsets)
-    count = np.where(sizes > longest, 1 + -(-(sizes - longest) // stride), 1)
-    user = np.repeat(np.arange(sizes.size), count)
-    step = np.arange(user.size) - np.repeat(np.cumsum(count) - count, count)  # 0 is the user's last window
-    end = sizes[user] - step * stride
-    start = np.maximum(0, end - longest)
-    last = step == count[user] - 1
-    targets = np.where(last, end - start - 1, stride)
-    keep = end - start >= 2
-    return Windows(rows, (offsets[user] + start)[keep], (end - start)[keep], np.minimum(targets, end - start - 1)[keep])
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, from 0, whose weights were kept."""
+        return int(np.argmax(self.validation)) if self.validation else len(self.losses) - 1
 
 
 def train(
-    model: NezhaModel,
-    layout: PromptLayout,
-    sids: np.ndarray,
-    windows: Windows,
+    objective: Objective,
+    sources: Sequence[Source],
     config: TrainingConfig,
+    validate: Callable[[], float] | None = None,
     state_path: Path | None = None,
-    progress: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    progress: Progress = lambda step, steps, loss: None,
     save_every_s: float = 30.0,
-) -> list[float]:
-    """Train `model` in place; returns the mean loss of each epoch that this call ran to its end.
+) -> Curves:
+    """Train `objective.model` in place and leave it in evaluation mode, on the CPU.
 
-    sids: int32 [n, L], of the catalogue's rows. state_path: where the run is saved now and then; a run that finds
-    its own state there goes on from it and ends as if it had not been interrupted. progress(step, steps, loss).
+    validate: a metric of the model as it stands, higher is better; called after each epoch. state_path: where the run
+    is saved now and then; a run that finds its own state there goes on from it and ends as if it had not been
+    interrupted. Started by `torchrun`, each process trains on its share of every epoch's batches.
     """
-    plan = [_batches(windows, layout, config, epoch) for epoch in range(config.epochs)]
-    steps = sum(map(len, plan))
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.98))
-    warmup = max(1, int(config.warmup_share * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))),
-    )
-    fingerprint = {"config": asdict(config), "steps": steps, "parameters": sum(p.numel() for p in model.parameters())}
-    done = 0
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
+    model = objective.model
+    run = _Run(objective, sources, config, accelerator)
     if state_path is not None and state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        if state["fingerprint"] == fingerprint:
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            schedule.load_state_dict(state["schedule"])
-            done = state["step"]
-    model.train()
-    saved, step, losses = time.monotonic(), 0, []
-    for batches in plan:
-        epoch_losses = []
-        for batch in batches:
-            step += 1
-            if step <= done:
-                continue
-            codes, counted = _gather(windows, batch, sids)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-                loss = packed_loss(model, layout, codes, counted, config.auxiliary_weight)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-            optimizer.step()
-            schedule.step()
-            epoch_losses.append(loss.item())
-            progress(step, steps, epoch_losses[-1])
-            if state_path is not None and time.monotonic() - saved > save_every_s:
-                _save_state(state_path, fingerprint, step, model, optimizer, schedule)
-                saved = time.monotonic()
-        if epoch_losses:
-            losses.append(float(np.mean(epoch_losses)))
-    if state_path is not None and step > done:
-        _save_state(state_path, fingerprint, step, model, optimizer, schedule)
-    model.eval()
-    return losses
+        run.load(state_path)
+    take_out = add_dropout(model.model, config.dropout)
+    step, saved = 0, time.monotonic()
+    try:
+        for epoch, plan in enumerate(run.plans):
+            if run.stopped:
+                break
+            for source, examples in plan:
+                step += 1
+                if step <= run.step:
+                    continue
+                loss = run.take_step(sources[source].batch(examples, config.seed, epoch), step)
+                progress(step, run.steps, loss)
+                if state_path is not None and time.monotonic() - saved > save_every_s:
+                    run.save(state_path)
+                    saved = time.monotonic()
+            if len(run.losses) == epoch:
+                run.end_epoch(validate)
+    finally:
+        take_out()
+    if state_path is not None:
+        run.save(state_path)
+    run.keep_best()
+    model.to("cpu").eval()
+    return Curves(run.losses, run.validation)
 
 
-def _batches(windows: Windows, layout: PromptLayout, config: TrainingConfig, epoch: int) -> list[np.ndarray]:
-    """Window numbers of each batch of an epoch: alike in length, in random order."""
-    rng = np.random.default_rng([config.seed, epoch])
-    order = np.lexsort((rng.random(windows.length.size), windows.length))
-    batches, at = [], order.size
-    while at > 0:  # from the longest down, so that the first of a batch sets its width
-        width = len(layout.prefix) + 2 * layout.space.depth * (int(windows.length[order[at - 1]]) - 1)
-        size = max(1, config.tokens_per_batch // width)
-        batches.append(order[max(0, at - size) : at])
-        at -= size
-    return [batches[i] for i in rng.permutation(len(batches))]
+class _Run:
+    """The state of a run between steps."""
+
+    def __init__(
+        self, objective: Objective, sources: Sequence[Source], config: TrainingConfig, accelerator: Accelerator
+    ) -> None:
+        self.config, self.accelerator, self.model = config, accelerator, objective.model
+        if config.freeze_backbone:
+            _freeze_backbone(objective)
+        self.plans = [self._plan(sources, epoch) for epoch in range(config.epochs)]
+        self.steps = sum(map(len, self.plans))
+        groups = parameter_groups(objective.model, config)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        warmup = max(1, int(config.warmup_share * self.steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.steps))))),
+        )
+        self.prepared, self.optimizer = accelerator.prepare(objective, self.optimizer)
+        self.step = 0
+        self.epoch_losses: list[float] = []
+        self.losses: list[float] = []
+        self.validation: list[float] = []
+        self.best: dict[str, Tensor] = {}
+
+    def _plan(self, sources: Sequence[Source], epoch: int) -> list[tuple[int, np.ndarray]]:
+        """Batches of an epoch as (source, examples), this process's share of them."""
+        config, accelerator = self.config, self.accelerator
+        batches = [
+            (number, examples)
+            for number, source in enumerate(sources)
+            for examples in source.plan(config.seed, epoch, config.tokens_per_batch)
+        ]
+        order = np.random.default_rng([config.seed, epoch, 1]).permutation(len(batches))
+        whole = len(batches) // accelerator.num_processes * accelerator.num_processes
+        return [batches[i] for i in order[accelerator.process_index : whole : accelerator.num_processes]]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the validation metric has not got better for `patience` epochs."""
+        if not self.config.patience or not self.validation:
+            return False
+        return len(self.validation) - 1 - int(np.argmax(self.validation)) >= self.config.patience
+
+    def take_step(self, batch: Any, step: int) -> float:
+        # Dropout depends on the step alone, so that a resumed run draws what an uninterrupted one draws.
+        torch.manual_seed(hash((self.config.seed, step, self.accelerator.process_index)))
+        self.model.train()
+        with self.accelerator.autocast():
+            loss = self.prepared(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step = step
+        self.epoch_losses.append(loss.item())
+        return self.epoch_losses[-1]
+
+    def end_epoch(self, validate: Callable[[], float] | None) -> None:
+        self.losses.append(float(np.mean(self.epoch_losses)) if self.epoch_losses else math.nan)
+        self.epoch_losses = []
+        if validate is None:
+            return
+        self.model.eval()
+        self.validation.append(float(validate()))
+        if self.validation[-1] == max(self.validation):
+            self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def keep_best(self) -> None:
+        if self.best:
+            self.model.load_state_dict(self.best)
+
+    @property
+    def _fingerprint(self) -> dict[str, Any]:
+        shapes = {name: list(parameter.shape) for name, parameter in self.model.named_parameters()}
+        return {"config": asdict(self.config), "steps": self.steps, "shapes": shapes}
+
+    def save(self, path: Path) -> None:
+        """Write the state, atomically."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {name: getattr(self, name) for name in ("step", "epoch_losses", "losses", "validation", "best")}
+        for name in ("model", "optimizer", "schedule"):
+            state[name] = getattr(self, name).state_dict()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state | {"fingerprint": self._fingerprint}, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    def load(self, path: Path) -> None:
+        """Take up the state in `path` if it is this run's."""
+        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        if state.pop("fingerprint") != self._fingerprint:
+            return
+        for name in ("model", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(state.pop(name))
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
-def _gather(windows: Windows, batch: np.ndarray, sids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int32 [R, N, L] of a batch's windows, padded at the end, and which targets count, bool [R, N - 1]."""
-    length = windows.length[batch]
-    at = np.arange(length.max())
-    inside = np.minimum(at, length[:, None] - 1)
-    codes = sids[windows.items[windows.start[batch][:, None] + inside]]
-    counted = (at < length[:, None]) & (at >= (length - windows.targets[batch])[:, None])
-    return codes, counted[:, 1:]
-
-
-def _groups(model: NezhaModel, weight_decay: float) -> list[dict]:
-    """Parameters with and without weight decay (norms, biases and embeddings have none)."""
-    decayed: list[torch.Tensor] = []
-    plain: list[torch.Tensor] = []
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:
+    """AdamW's groups: the backbone and the three kinds of draft-head parameters, each with and without weight decay
+    (norms, biases and embeddings have none)."""
+    scales = {
+        "draft_head.embeddings": config.code_embedding_scale,
+        "draft_head.transition": config.transition_scale,
+        "draft_head.projections": config.projection_scale,
+    }
+    groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        (plain if parameter.dim() < 2 or "embed" in name else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        if parameter.requires_grad:
+            scale = next((scale for prefix, scale in scales.items() if name.startswith(prefix)), 1.0)
+            decay = 0.0 if parameter.dim() < 2 or "embed" in name else config.weight_decay
+            groups.setdefault((scale, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": config.learning_rate * scale, "weight_decay": decay}
+        for (scale, decay), parameters in groups.items()
+    ]
 
 
-def _save_state(
-    path: Path,
-    fingerprint: dict,
-    step: int,
-    model: NezhaModel,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"fingerprint": fingerprint, "step": step, "model": model.state_dict()}
-    state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+def _freeze_backbone(objective: Objective) -> None:
+    """Let gradients reach the draft head and, of the backbone, only the placeholders' embeddings."""
+    for parameter in objective.model.model.parameters():
+        parameter.requires_grad_(False)
+    embeddings = objective.model.input_embeddings()
+    trained = torch.zeros(len(embeddings), 1, device=embeddings.device)
+    trained[list(objective.layout.placeholders)] = 1.0
+    embeddings.requires_grad_(True).register_hook(lambda gradient: gradient * trained)

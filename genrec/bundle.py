@@ -19,6 +19,7 @@ from genrec.catalog import Catalog
 from genrec.checkpoint_shapes import checkpoint_problems
 from genrec.item_index import ItemIndex
 from genrec.prompt import PromptLayout
+from genrec.query import QueryTokenizer
 from genrec.semantic_id import SemanticIdSpace
 
 FORMAT_VERSION = 1
@@ -31,8 +32,10 @@ CATALOG, INDEX, CHECKPOINT, ONNX_GRAPH, QUANTIZER = (
     "quantizer",
 )
 GOLDEN = "golden.npz"
+TOKENIZER = "tokenizer.json"
 
 _Count = Annotated[int, Field(ge=1)]
+_CountOrNone = Annotated[int, Field(ge=0)]
 
 
 class BundleError(ValueError):
@@ -50,6 +53,9 @@ class PromptSection(_Section):
     placeholders: tuple[int, ...]
     sid_tokens: tuple[tuple[tuple[int, int], ...], ...]
     max_history: _Count
+    max_query: _CountOrNone = 0
+    text_offset: _CountOrNone = 0
+    text_tokens: _CountOrNone = 0
 
 
 class Limits(_Section):
@@ -116,6 +122,14 @@ class Bundle:
             return ItemIndex.load(self.path / INDEX, self.space)
 
     @cached_property
+    def query_tokenizer(self) -> QueryTokenizer | None:
+        """The tokenizer of text queries; None for a bundle that was not trained with them."""
+        if not self.layout.max_query:
+            return None
+        with _blame(self.path / TOKENIZER):
+            return QueryTokenizer(self.path / TOKENIZER, self.layout)
+
+    @cached_property
     def golden(self) -> dict[str, np.ndarray]:
         """One request and its answer at each step; see `genrec.golden`."""
         with _blame(self.path / GOLDEN), np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
@@ -143,6 +157,8 @@ class Bundle:
     def _content_problems(self) -> Iterator[str]:
         manifest = self.manifest
         required = [ONNX_GRAPH, GOLDEN, f"{CHECKPOINT}/config.json", f"{CHECKPOINT}/model.safetensors"]
+        if manifest.prompt.max_query:
+            required.append(TOKENIZER)
         for name in [f for f in required if f not in manifest.files]:
             yield f"{name}: is not in the manifest"
         try:
@@ -160,6 +176,10 @@ class Bundle:
             yield f"{MANIFEST}: beam_width {manifest.beam_width} is below twice limits.top_k, {least}"
         if manifest.limits.default_top_k > manifest.limits.top_k:
             yield f"{MANIFEST}: limits.default_top_k is above limits.top_k"
+        try:
+            _ = self.query_tokenizer
+        except BundleError as error:
+            yield str(error)
         for problem in checkpoint_problems(self.path / CHECKPOINT, manifest.levels, layout):
             yield f"{CHECKPOINT}/{problem}"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from genrec.prompt import PromptLayout
 
 FAMILIES = ("qwen3", "llama")  # transformers' model types
+DRAFT_HEAD, BEAM_SEARCH = DECODERS = ("draft_head", "beam_search")  # keys of config.json, one in each checkpoint
 # What a file of another kind can raise while it is taken apart.
 _UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
@@ -17,11 +18,14 @@ _UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Arithm
 def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayout) -> Iterator[str]:
     """What is wrong with the checkpoint in `folder`: `file: problem` texts, none if it can be served.
 
-    levels: codes per level that the draft head must have. layout: its token ids must fit into the vocabulary.
+    levels: codes per level that the decoder must have. layout: its token ids must fit into the vocabulary, and the
+    beam search must decode the same ones.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
         expected = expected_shapes(config, levels)
+        yield from _decoder_problems(config, levels, layout)
+        generated = len(levels) - 1 if BEAM_SEARCH in config else 0
     except _UNUSABLE as error:
         yield f"config.json: cannot be used: {error!r}"
         return
@@ -29,8 +33,8 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
         have, need = config["vocab_size"], layout.vocabulary_size
         yield f"config.json: vocab_size {have} is below the layout's {need} token ids"
     positions = config.get("max_position_embeddings", 0)
-    if positions < layout.max_tokens:
-        yield f"config.json: max_position_embeddings {positions} is below the longest prompt's {layout.max_tokens}"
+    if positions < (need := layout.max_tokens + generated):
+        yield f"config.json: max_position_embeddings {positions} is below the longest prompt's {need}"
     try:
         found = safetensors_shapes(folder / "model.safetensors")
     except _UNUSABLE as error:
@@ -46,7 +50,10 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
 
 
 def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]:
-    """Shape of every tensor of a Qwen3 or Llama backbone with a draft head. Raises KeyError, ValueError."""
+    """Shape of every tensor of a Qwen3 or Llama backbone with its decoder. Raises KeyError, ValueError.
+
+    The decoder is a draft head for `levels`, or beam search, which has no tensors of its own, if `config` names it.
+    """
     family = config["model_type"]
     if family not in FAMILIES:
         raise ValueError(f"model_type {family!r} is neither {' nor '.join(FAMILIES)}")
@@ -74,6 +81,8 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
     shapes = {"model.embed_tokens.weight": [config["vocab_size"], d], "model.norm.weight": [d]}
     for number in range(config["num_hidden_layers"]):
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
+    if BEAM_SEARCH in config:
+        return shapes
     for level, size in enumerate(levels):
         shapes[f"draft_head.projections.{level}.weight"] = [size, d]
     for level, size in enumerate(levels[:-1]):
@@ -82,6 +91,26 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
         shapes[f"draft_head.transition_inputs.{level}.bias"] = [d]
         shapes[f"draft_head.transition_states.{level}.weight"] = [d, d]
     return shapes
+
+
+def decoder_of(config: dict) -> str:
+    """Which of `DECODERS` a checkpoint's configuration is for. Raises ValueError."""
+    named = [name for name in DECODERS if name in config]
+    if len(named) != 1:
+        raise ValueError(f"must have one of the keys {DECODERS}, has {named}")
+    return named[0]
+
+
+def _decoder_problems(config: dict, levels: Sequence[int], layout: PromptLayout) -> Iterator[str]:
+    decoder = decoder_of(config)
+    settings = config[decoder]
+    if settings["levels"] != list(levels):
+        yield f"config.json: {decoder} has levels {settings['levels']}, not {list(levels)}"
+    placeholders = 0 if decoder == BEAM_SEARCH else len(levels)
+    if len(layout.placeholders) != placeholders:
+        yield f"config.json: {decoder} wants prompts with {placeholders} placeholders, not {len(layout.placeholders)}"
+    if decoder == BEAM_SEARCH and settings["sid_tokens"] != [[list(run) for run in runs] for runs in layout.sid_tokens]:
+        yield "config.json: beam_search has other sid_tokens than the prompt layout"
 
 
 def safetensors_shapes(path: Path) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""The golden request: one history with the answer of every step, kept in the bundle.
+"""The golden request: one history (and query) with the answer of every step, kept in the bundle.
 
 Each step of the served ensemble repeats its own part before it reports ready, so that an engine that computes
 something else than the one the bundle was built with never serves a request.
@@ -13,6 +13,7 @@ import numpy as np
 from genrec.catalog import Catalog
 from genrec.engines.base import Engine
 from genrec.prompt import PromptLayout
+from genrec.query import QueryTokenizer
 from genrec.verifier import Verifier
 
 SCORE_TOLERANCE = 1e-3
@@ -23,20 +24,37 @@ class GoldenMismatch(RuntimeError):
 
 
 def write_golden(
-    path: Path, history: np.ndarray, catalog: Catalog, layout: PromptLayout, engine: Engine, verifier: Verifier
+    path: Path,
+    history: np.ndarray,
+    catalog: Catalog,
+    layout: PromptLayout,
+    engine: Engine,
+    verifier: Verifier,
+    tokenizer: QueryTokenizer | None = None,
+    query: bytes = b"",
 ) -> None:
-    """Record the answers to `history` (int32 [N], catalogue rows) of every step in `path` (`.npz`)."""
-    prompt = layout.encode(catalog.sids[history])
+    """Record the answers to `history` (int32 [N], catalogue rows) of every step in `path` (`.npz`).
+
+    tokenizer, query: for a bundle with text queries; without a tokenizer there is no query.
+    """
+    query_tokens = tokenizer.encode_batch([query])[0] if tokenizer else np.empty(0, np.int32)
+    prompt = layout.encode(catalog.sids[history], query_tokens)
     drafts = engine.draft([prompt])
     verified = verifier.verify(drafts.codes, drafts.scores, [history], np.array([10]))
     np.savez(
         path,
         history=catalog.item_ids[history],
+        query=np.frombuffer(query if tokenizer else b"", np.uint8),
         prompt=prompt,
         codes=drafts.codes[0],
         scores=drafts.scores[0],
         items=catalog.item_ids[verified.rows],
     )
+
+
+def golden_query(golden: dict[str, np.ndarray]) -> bytes:
+    """The golden request's text query; empty in bundles without queries, and in those from before there were any."""
+    return golden["query"].astype(np.uint8).tobytes() if "query" in golden else b""
 
 
 def check_prompt(golden: dict[str, np.ndarray], prompt: np.ndarray) -> None:

@@ -10,6 +10,9 @@ import numpy as np
 from genrec.bundle import Limits
 from genrec.catalog import Catalog
 from genrec.prompt import PromptLayout
+from genrec.query import QueryTokenizer
+
+_NO_QUERY = np.empty(0, np.int32)
 
 
 class InvalidRequest(ValueError):
@@ -21,6 +24,7 @@ class Request:
     """One user's request, as read from the wire.
 
     history: object [N] of bytes, item ids, oldest first. exclude: object [M] of bytes. top_k: None for the default.
+    query: UTF-8 text; white space is no query.
     """
 
     history: np.ndarray
@@ -34,8 +38,8 @@ class Request:
 class Prepared:
     """What the backbone and the verifier need of one request.
 
-    prompt: int32 [P], empty if nothing is known of the user. blocked: int32 [b], rows that must not be returned.
-    unknown: history items that are not in the catalogue.
+    prompt: int32 [P], empty if there is neither a known item nor a query. blocked: int32 [b], rows that must not be
+    returned. unknown: history items that are not in the catalogue.
     """
 
     prompt: np.ndarray
@@ -45,10 +49,12 @@ class Prepared:
 
 
 class Preprocessor:
-    """Validates requests and builds their prompts."""
+    """Validates requests and builds their prompts. tokenizer: of a bundle that was trained with text queries."""
 
-    def __init__(self, catalog: Catalog, layout: PromptLayout, limits: Limits) -> None:
-        self._catalog, self._layout, self._limits = catalog, layout, limits
+    def __init__(
+        self, catalog: Catalog, layout: PromptLayout, limits: Limits, tokenizer: QueryTokenizer | None = None
+    ) -> None:
+        self._catalog, self._layout, self._limits, self._tokenizer = catalog, layout, limits, tokenizer
 
     def validate(self, request: Request) -> None:
         """Raise InvalidRequest for a request outside the limits."""
@@ -61,35 +67,51 @@ class Preprocessor:
         ):
             if items.size > limit:
                 raise InvalidRequest(f"{name} has {items.size} items; at most {limit} are accepted, send fewer")
-        if len(request.query) > limits.query_bytes:
-            raise InvalidRequest(
-                f"query has {len(request.query)} bytes; at most {limits.query_bytes} are accepted, shorten it"
-            )
         if request.query:
+            self._validate_query(request.query)
+
+    def _validate_query(self, query: bytes) -> None:
+        if len(query) > self._limits.query_bytes:
             raise InvalidRequest(
-                f"query {request.query[:40].decode(errors='replace')!r} was given, but this bundle was not trained "
+                f"query has {len(query)} bytes; at most {self._limits.query_bytes} are accepted, shorten it"
+            )
+        if self._tokenizer is None:
+            raise InvalidRequest(
+                f"query {query[:40].decode(errors='replace')!r} was given, but this bundle was not trained "
                 "with text queries; leave the query out"
             )
+        try:
+            query.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(
+                f"query is not valid UTF-8: {error.reason} at byte {error.start}, {query[error.start : error.end]!r}; "
+                "encode the text as UTF-8"
+            ) from None
 
     def prepare(self, requests: Sequence[Request]) -> list[Prepared]:
-        """Prompts and rules of valid `requests`; ids of the whole batch are looked up at once."""
+        """Prompts and rules of valid `requests`; ids and queries of the whole batch are looked up at once."""
         ids = [part for request in requests for part in (request.history, request.exclude)]
         rows = self._catalog.rows_of(np.concatenate(ids))
         parts = np.split(rows, np.cumsum([part.size for part in ids[:-1]]))
+        if self._tokenizer is None:
+            queries = [_NO_QUERY] * len(requests)
+        else:
+            queries = self._tokenizer.encode_batch([request.query for request in requests])
         return [
-            self._prepared(request, history, exclude)
-            for request, history, exclude in zip(requests, parts[::2], parts[1::2], strict=True)
+            self._prepared(request, history, exclude, query)
+            for request, history, exclude, query in zip(requests, parts[::2], parts[1::2], queries, strict=True)
         ]
 
-    def _prepared(self, request: Request, history: np.ndarray, exclude: np.ndarray) -> Prepared:
+    def _prepared(self, request: Request, history: np.ndarray, exclude: np.ndarray, query: np.ndarray) -> Prepared:
         known = history[history >= 0]
         blocked = exclude[exclude >= 0]
         if not request.allow_history:
             blocked = np.concatenate([blocked, known])
         layout = self._layout
         recent = known[-layout.max_history :]
+        asked = recent.size or query.size
         return Prepared(
-            prompt=layout.encode(self._catalog.sids[recent]) if recent.size else np.empty(0, np.int32),
+            prompt=layout.encode(self._catalog.sids[recent], query) if asked else np.empty(0, np.int32),
             blocked=blocked,
             top_k=self._limits.default_top_k if request.top_k is None else request.top_k,
             unknown=history.size - known.size,

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.build import BackboneShape, BuildConfig, build_bundle
+from builders.build import build_bundle
+from builders.config import BackboneShape, BuildConfig, TrainingConfig
 from builders.dataset import Dataset
 from builders.demo_shop import make_demo_shop
-from builders.train import TrainingConfig
 from genrec.bundle import Bundle, Limits
 
 TINY = BuildConfig(

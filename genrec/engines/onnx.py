@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: prefill, head and beam as one graph, prefix masks as inputs."""
+"""The ONNX Runtime engine: prefill, decoder and beams as one graph, prefix masks as inputs."""
 
 from __future__ import annotations
 

@@ -8,22 +8,28 @@ import numpy as np
 import torch
 
 from genrec.engines.base import Engine
-from genrec.model.nezha import NezhaModel
+from genrec.model.backbone import BackboneModel
+from genrec.model.checkpoint import load_checkpoint
 from genrec.prefix_trie import PrefixTrie
 
 
 class TorchEngine(Engine):
-    """Runs a checkpoint in float32 with PyTorch.
+    """Runs a model of either decoder in float32 with PyTorch.
 
-    checkpoint: folder with config.json and model.safetensors. device: a torch device, e.g. "cpu" or "cuda".
+    model: the model, or the folder of its checkpoint. device: a torch device, e.g. "cpu" or "cuda".
     """
 
     def __init__(
-        self, checkpoint: Path, prefixes: PrefixTrie, unrestricted: PrefixTrie, beam_width: int, device: str = "cpu"
+        self,
+        model: BackboneModel | Path,
+        prefixes: PrefixTrie,
+        unrestricted: PrefixTrie,
+        beam_width: int,
+        device: str = "cpu",
     ) -> None:
         super().__init__(prefixes, unrestricted, beam_width)
         self._device = torch.device(device)
-        self._model = NezhaModel.load_checkpoint(checkpoint).to(self._device)
+        self._model = (load_checkpoint(model) if isinstance(model, Path) else model).to(self._device)
         self._masks = {
             id(trie): tuple(
                 tuple(torch.tensor(array, device=self._device) for array in arrays)

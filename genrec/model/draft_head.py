@@ -10,11 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Per byte: the additive mask of its 8 codes (bit set -> 0, clear -> -inf) and its number of set bits below bit i.
-_BYTE_BITS = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
-_LOG_MASK = torch.where(_BYTE_BITS == 1, 0.0, -torch.inf)
-_RANK_BELOW = (_BYTE_BITS.cumsum(1) - _BYTE_BITS).flatten().to(torch.int32)
-_BYTE_COUNT = _BYTE_BITS.sum(1).to(torch.int32)
+from genrec.model.beam import Beams, of_parents
 
 
 class DraftHead(nn.Module):
@@ -51,48 +47,18 @@ class DraftHead(nn.Module):
         """Beam search of `beam_width` K inside the head, masked by valid prefixes.
 
         hidden: float [B, L + 1, d]. prefix_bits, first_child: the arrays of a `PrefixTrie` (uint8, int32), per level.
-        Returns codes int64 [B, K] (mixed radix) and scores float32 [B, K], falling, ties to the earlier beam;
-        K is smaller only if the space has fewer tuples. A score adds up log-softmax over all T_l codes; beams that no
-        valid prefix was left for score -inf.
+        Returns codes int64 [B, K] and scores float32 [B, K], as in `Beams`; K is smaller only if the space has fewer
+        tuples.
         """
-        batch = hidden.shape[0]
+        beams = Beams(hidden.shape[0], self.levels, prefix_bits, first_child, beam_width)
         state = hidden[:, :1]
-        scores = hidden.new_zeros(batch, 1, dtype=torch.float32)
-        codes = torch.zeros(batch, 1, dtype=torch.int64, device=hidden.device)
-        nodes = torch.zeros(batch, 1, dtype=torch.int64, device=hidden.device)
-        log_mask = _LOG_MASK.to(hidden.device)
-        width, radix = 1, 1
-        for level, size in enumerate(self.levels):
-            log_p = self.projections[level](hidden[:, level + 1 : level + 2] + state).float().log_softmax(-1)
-            bits = prefix_bits[level][nodes]
-            masked = log_p + nn.functional.embedding(bits.int(), log_mask).flatten(2)[..., :size]
-            total = (scores[..., None] + masked).flatten(1)
-            next_width = min(beam_width, width * size)
-            scores, chosen = total.topk(next_width, dim=1)
-            parent = chosen // size
-            code = chosen - parent * size
-            codes = codes.gather(1, parent) + code * radix
+        for level, project in enumerate(self.projections):
+            parent, code = beams.step(level, project(hidden[:, level + 1 : level + 2] + state))
             if level + 1 < len(self.levels):
-                parent_bits = bits.gather(1, parent[..., None].expand(-1, -1, bits.shape[2]))
-                base = first_child[level][nodes.gather(1, parent)].long()
-                # Clipped, because a beam that no prefix allows (score -inf) and an unrestricted trie have no child.
-                nodes = (base + _rank(parent_bits, code)).clamp(max=prefix_bits[level + 1].shape[0] - 1)
-                state = state.gather(1, parent[..., None].expand(-1, -1, state.shape[2]))
-                state = self._transition(level, code, state)
-            width, radix = next_width, radix * size
-        return codes, scores
+                state = self._transition(level, code, of_parents(state, parent))
+        return beams.codes, beams.scores
 
     def _transition(self, level: int, code: Tensor, state: Tensor) -> Tensor:
         # The input half is projected for the whole code table, once: a constant in an exported graph.
         table = self.transition_inputs[level](self.embeddings[level].weight)
         return torch.tanh(table[code] + self.transition_states[level](state))
-
-
-def _rank(bits: Tensor, code: Tensor) -> Tensor:
-    """Set bits below bit `code`: bits uint8 [B, K, bytes], code int64 [B, K] -> int64 [B, K]."""
-    at_byte = code // 8
-    whole_bytes = torch.arange(bits.shape[2], device=bits.device) < at_byte[..., None]
-    counts = _BYTE_COUNT.to(bits.device)[bits.long()]
-    last = bits.gather(2, at_byte[..., None]).squeeze(2).long()
-    below = _RANK_BELOW.to(bits.device)[last * 8 + code - at_byte * 8]
-    return ((counts * whole_bytes).sum(2) + below).long()

@@ -11,10 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
 
 
@@ -62,49 +60,3 @@ def pack_rows(layout: PromptLayout, sids: np.ndarray) -> Tensor:
     prefix = np.tile(np.asarray(layout.prefix, np.int32), (rows, 1))
     placeholders = np.tile(np.asarray(layout.placeholders, np.int32), (rows, items - 1))
     return torch.from_numpy(np.concatenate([prefix, history, placeholders], 1).astype(np.int64))
-
-
-def packed_loss(
-    model: NezhaModel, layout: PromptLayout, sids: np.ndarray, counted: np.ndarray, auxiliary_weight: float = 0.0
-) -> Tensor:
-    """Training loss of a batch of packed rows: mean cross-entropy over the L levels of the counted targets.
-
-    sids: integers [R, N, L], padded at the end with any valid codes. counted: bool [R, N - 1], whether item g + 1
-    of the row is a target. auxiliary_weight: weight of the next-token loss on the history's own SID tokens, whose
-    logits are products with the input embeddings; the items of counted targets' histories count.
-    """
-    structure = packed_structure(len(layout.prefix), layout.space.depth, sids.shape[1])
-    token_ids = pack_rows(layout, sids)
-    hidden = model.hidden_states(token_ids, structure.positions[None], structure.allowed)
-    weight = torch.from_numpy(counted)
-    targets = torch.from_numpy(sids[:, 1:].astype(np.int64))[weight]  # [M, L]
-    states = hidden[:, structure.hidden_at][weight]  # [M, L + 1, d]
-    per_level = [
-        F.cross_entropy(logits.float(), targets[:, level])
-        for level, logits in enumerate(model.draft_head.logits(states, targets))
-    ]
-    loss = torch.stack(per_level).mean()
-    if auxiliary_weight:
-        loss = loss + auxiliary_weight * _history_loss(model, layout, hidden, sids, counted)
-    return loss
-
-
-def _history_loss(
-    model: NezhaModel, layout: PromptLayout, hidden: Tensor, sids: np.ndarray, counted: np.ndarray
-) -> Tensor:
-    depth, items = layout.space.depth, sids.shape[1]
-    start = len(layout.prefix) - 1
-    if start < 0:
-        raise ValueError("the auxiliary loss needs a prompt prefix: nothing stands before the first item")
-    # Each token before an item's code predicts that code: [R, N - 1, L, d].
-    before = hidden[:, start : start + (items - 1) * depth].unflatten(1, (items - 1, depth))
-    seen = np.flip(np.maximum.accumulate(np.flip(counted, 1), 1), 1).copy()  # items before the last counted target
-    weight = torch.from_numpy(seen)
-    targets = torch.from_numpy(sids[:, :-1].astype(np.int64))[weight]
-    embeddings = model.input_embeddings()
-    losses = []
-    for level in range(depth):
-        tokens = torch.from_numpy(layout.level_tokens(level).astype(np.int64))
-        logits = before[:, :, level][weight] @ embeddings[tokens].T
-        losses.append(F.cross_entropy(logits.float(), targets[:, level]))
-    return torch.stack(losses).mean()

@@ -297,6 +297,65 @@ def test_directory_errors(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
+# --- queries
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_queries_keep_to_their_interactions(tmp_path: Path, kind: str) -> None:
+    events = {
+        "user_id": ["b", "a", "b", "b"],
+        "item_id": ["z", "x", "y", "z"],
+        "timestamp": [3, 1, 2, 1],
+        "query": ["third, for b", None, "2024", 'first "z"'],
+    }
+    inter = read_dataset(write_tables(tmp_path, ITEMS, events, kind)).interactions
+    assert inter.user_ids == ["b", "a"]
+    assert inter.queries is not None and inter.queries.type == pa.large_string()
+    assert inter.queries.to_pylist() == ['first "z"', "2024", "third, for b", ""]
+
+
+@pytest.mark.parametrize(
+    ("queries", "expected"),
+    [
+        (pa.array(["a", None]).dictionary_encode(), ["a", ""]),
+        (pa.array([None, "a"], pa.large_string()), ["", "a"]),
+        (pa.nulls(2), ["", ""]),
+        (pa.array([None, None], pa.string()), ["", ""]),
+    ],
+    ids=["dictionary", "large", "nulls", "empty text"],
+)
+def test_query_types(tmp_path: Path, queries: pa.Array, expected: list[str]) -> None:
+    inter = read_dataset(write_tables(tmp_path, ITEMS, {**EVENTS, "query": queries})).interactions
+    assert inter.queries is not None and inter.queries.to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (pa.array([1, 2]), "column 'query' is int64; write the queries as text"),
+        (pa.array([["a"], ["b"]]), "column 'query' is list"),
+        (pa.array([b"a", b"b"]), "column 'query' is binary"),
+        (
+            pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"a\xff")),
+            "column 'query' cannot be read as text",
+        ),
+    ],
+    ids=["numbers", "lists", "binary", "not UTF-8"],
+)
+def test_queries_that_are_no_text(tmp_path: Path, queries: pa.Array, message: str) -> None:
+    write_tables(tmp_path, ITEMS, {**EVENTS, "query": queries})
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_data_without_queries_has_none(tmp_path: Path) -> None:
+    dataset = read_dataset(write_tables(tmp_path, ITEMS, EVENTS))
+    split = split_leave_one_out(dataset.interactions)
+    assert dataset.interactions.queries is split.train.queries is split.test.queries is None
+    write_dataset(dataset, tmp_path / "again")
+    assert "query" not in pq.read_schema(tmp_path / "again" / "interactions.parquet").names
+
+
 # --- writing
 
 
@@ -310,7 +369,8 @@ def example() -> Dataset:
         attributes={"title": ["A", "B", "", "D"]},
     )
     offsets, rows = np.array([0, 3, 4]), np.array([3, 0, 3, 1], dtype=np.int32)
-    return Dataset(items, Interactions(["u", "v"], offsets, rows))
+    queries = pa.array(["a tent", "", "ø, twice", ""], pa.large_string())
+    return Dataset(items, Interactions(["u", "v"], offsets, rows, queries))
 
 
 def test_write_and_read_back(tmp_path: Path) -> None:
@@ -326,6 +386,7 @@ def test_write_and_read_back(tmp_path: Path) -> None:
     assert again.interactions.user_ids == dataset.interactions.user_ids
     np.testing.assert_array_equal(again.interactions.offsets, dataset.interactions.offsets)
     np.testing.assert_array_equal(again.interactions.rows, dataset.interactions.rows)
+    assert again.interactions.queries is not None and again.interactions.queries.equals(dataset.interactions.queries)
 
 
 def test_write_refuses_ambiguity(tmp_path: Path) -> None:
@@ -362,6 +423,9 @@ def test_shapes_are_checked() -> None:
         Interactions(["u"], np.array([0, 2]), np.zeros(1, dtype=np.int32))
     with pytest.raises(DataError, match="must not decrease"):
         Interactions(["u", "v"], np.array([0, 2, 1]), np.zeros(1, dtype=np.int32))
+    for queries in (pa.array(["a"]), pa.array(["a", "b"], pa.large_string()), pa.array([None], pa.large_string())):
+        with pytest.raises(DataError, match=r"need large_string \[1\] without nulls"):
+            Interactions(["u"], np.array([0, 1]), np.zeros(1, dtype=np.int32), queries)
     with pytest.raises(DataError, match="rows 0 to 4 of an item table of 1"):
         Dataset(ItemTable(["a"]), Interactions(["u"], np.array([0, 2]), np.array([0, 4], dtype=np.int32)))
 
@@ -374,7 +438,8 @@ HISTORIES = st.lists(st.lists(st.integers(0, 20), max_size=9), min_size=1, max_s
 def as_interactions(histories: list[list[int]]) -> Interactions:
     offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
     rows = np.array([row for history in histories for row in history], dtype=np.int32)
-    return Interactions([str(i) for i in range(len(histories))], offsets, rows)
+    texts = [f"{user}: {place}" for user, history in enumerate(histories) for place in range(len(history))]
+    return Interactions([str(i) for i in range(len(histories))], offsets, rows, pa.array(texts, pa.large_string()))
 
 
 @given(HISTORIES, st.integers(1, 5))
@@ -389,7 +454,17 @@ def test_split_is_the_protocol(histories: list[list[int]], limit: int) -> None:
         assert [part.histories[i].tolist() for i in range(len(part))] == [histories[i][:-back] for i in held]
         assert part.targets.tolist() == [histories[i][-back] for i in held]
         assert part.targets.dtype == np.int32 and part.histories.rows.dtype == np.int32
+        assert part.queries is not None
+        assert part.queries.to_pylist() == [f"{i}: {len(histories[i]) - back}" for i in held]
+        assert part.histories.queries is not None
+        assert part.histories.queries.to_pylist() == [
+            f"{i}: {place}" for i in held for place in range(len(histories[i]) - back)
+        ]
     recent = split.train.recent(limit)
+    assert recent.queries is not None
+    assert recent.queries.to_pylist() == [
+        f"{i}: {place}" for i, history in enumerate(train) for place in range(len(history))[-limit:]
+    ]
     assert [recent[i].tolist() for i in range(len(recent))] == [history[-limit:] for history in train]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 
@@ -10,6 +11,8 @@ import pytest
 
 from builders.dataset import Dataset, Sequences, popularity, split_leave_one_out
 from builders.demo_shop import make_demo_shop
+
+SHOP_BEFORE_QUERIES = "0a0455b8b1f6c4de22d930a2d0225188997ca7d4fe596e8747cd1b3e24184cb0"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,14 @@ def test_same_seed_same_shop() -> None:
     np.testing.assert_array_equal(one.interactions.rows, two.interactions.rows)
     np.testing.assert_array_equal(one.interactions.offsets, two.interactions.offsets)
     assert one.items.attributes["title"] != other.items.attributes["title"]
+    assert one.interactions.queries is not None and one.interactions.queries.equals(two.interactions.queries)
+
+
+def test_queries_leave_the_shop_as_it_was() -> None:
+    """As it was drawn before there were queries."""
+    shop = make_demo_shop(400, 300, 3)
+    digest = hashlib.sha256(shop.interactions.rows.tobytes() + "".join(shop.items.attributes["title"]).encode())
+    assert digest.hexdigest() == SHOP_BEFORE_QUERIES
 
 
 def test_catalogue_knows_nothing_of_the_shoppers() -> None:
@@ -141,6 +152,45 @@ def test_sequels_are_bought_in_order(shop: Dataset) -> None:
     assert forward > 5000
     assert backward < 0.1 * forward
     assert begun > 5000
+
+
+def test_half_of_the_purchases_follow_a_query(shop: Dataset) -> None:
+    assert shop.interactions.queries is not None
+    queries = shop.interactions.queries.to_pylist()
+    asked = [query for query in queries if query]
+    assert 0.45 < len(asked) / len(queries) < 0.55
+    assert all(query == " ".join(query.split()) and len(query) < 60 for query in asked)
+    assert len(set(asked)) > 5000
+    assert 0.05 < sum(query != query.lower() for query in asked) / len(asked) < 0.25
+    assert {"tents", "tent"} <= set(asked)
+
+
+def test_a_query_narrows_down_but_rarely_to_one_item(shop: Dataset) -> None:
+    assert shop.interactions.queries is not None
+    columns = [shop.items.attributes[name] for name in ("title", "category", "brand")]
+    rows_of: dict[str, set[int]] = defaultdict(set)
+    for row, texts in enumerate(zip(*columns, strict=True)):
+        for word in re.split(r"[\s,:>]+", " ".join(texts).lower()):
+            rows_of[word].add(row)
+            rows_of[stem(word)].add(row)
+    pairs = zip(shop.interactions.queries.to_pylist(), shop.interactions.rows.tolist(), strict=True)
+    found = [
+        (set.intersection(*(rows_of.get(word, set()) | rows_of.get(stem(word), set()) for word in words)), row)
+        for words, row in ((query.lower().split(), row) for query, row in list(pairs)[:20_000])
+        if words
+    ]
+    sizes = np.array([len(rows) for rows, _ in found])
+    assert np.mean([row in rows for rows, row in found]) > 0.9, "typing errors are few"
+    assert 5 < np.median(sizes) < 100
+    assert (sizes == 1).mean() < 0.1
+    assert (sizes > 0.1 * len(shop.items)).mean() < 0.1
+
+
+def stem(word: str) -> str:
+    for ending, singular in (("knives", "knife"), ("mice", "mouse"), ("ies", "y"), ("ches", "ch"), ("ses", "s")):
+        if word.endswith(ending):
+            return word.removesuffix(ending) + singular
+    return word.removesuffix("s")
 
 
 def test_structure_can_be_learnt(shop: Dataset) -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,6 +44,54 @@ def test_a_tokenizers_own_scattered_sid_tokens_are_used() -> None:
     assert layout.encode(np.array([[0, 0, 0], [2, 7, 5]])).tolist() == [900, 50, 20, 70, 10, 27, 75, 901, 902, 903]
 
 
+@given(st.integers(0, 12), st.lists(st.integers(0, 29), max_size=9), st.integers(0, 2**32 - 1))
+def test_a_query_stands_between_prefix_and_history(items: int, text_ids: list[int], seed: int) -> None:
+    layout = PromptLayout.contiguous(SPACE, max_history=7, max_query=5, text_tokens=30)
+    plain = PromptLayout.contiguous(SPACE, max_history=7)
+    sids = np.random.default_rng(seed).integers(0, SPACE.levels, (items, 3))
+    query = layout.query_tokens(text_ids)
+    assert query.tolist() == [layout.text_offset + text_id for text_id in text_ids[:5]]
+    prompt, without = layout.encode(sids, query), plain.encode(sids)
+    assert prompt.dtype == np.int32
+    assert prompt.tolist() == [1, *query, *without[1:]]
+    assert layout.encode(sids).tolist() == without.tolist()
+    assert len(prompt) <= layout.max_tokens == plain.max_tokens + 5
+    assert prompt.max() < layout.vocabulary_size == plain.vocabulary_size + 30
+
+
+def test_a_query_that_does_not_fit_is_refused() -> None:
+    layout = PromptLayout.contiguous(SPACE, 7, max_query=2, text_tokens=30)
+    nothing = np.empty((0, 3), np.int64)
+    with pytest.raises(ValueError, match="a query of 3 tokens, but this layout holds 2"):
+        layout.encode(nothing, np.full(3, layout.text_offset, np.int32))
+    with pytest.raises(ValueError, match="a query of 1 tokens, but this layout holds 0"):
+        PromptLayout.contiguous(SPACE, 7).encode(nothing, np.ones(1, np.int32))
+    for ids in ([30], [0, -1]):
+        with pytest.raises(ValueError, match="outside"):
+            layout.query_tokens(ids)
+
+
+@given(st.lists(st.integers(0, 109), max_size=30))
+def test_text_never_becomes_an_item_a_placeholder_or_the_prefix(text_ids: list[int]) -> None:
+    """A tokenizer of the backbone's own, whose ids run over everything that the layout uses."""
+    layout = PromptLayout(
+        SPACE, prefix=(90,), placeholders=(91, 92, 120), max_history=2, max_query=8, text_tokens=110,
+        sid_tokens=(((50, 2), (10, 2)), ((20, 8),), ((70, 6),)),
+    )  # fmt: skip
+    taken = {90, 91, 92, 10, 11, 50, 51, *range(20, 28), *range(70, 76)}
+    assert layout.query_tokens(text_ids).tolist() == [one for one in text_ids if one not in taken][:8]
+    assert layout.vocabulary_size == 121
+
+
+def test_a_prompt_may_have_no_placeholders() -> None:
+    layout = dataclasses.replace(PromptLayout.contiguous(SPACE, 7), placeholders=())
+    assert layout.encode(np.array([[1, 2, 3]])).tolist() == [1, *layout.tokens_of(np.array([1, 2, 3]))]
+    assert layout.max_tokens == 1 + 7 * 3
+    bare = dataclasses.replace(layout, prefix=())
+    assert bare.vocabulary_size == layout.vocabulary_size
+    assert bare.encode(np.empty((0, 3), np.int64)).tolist() == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -51,6 +101,17 @@ def test_a_tokenizers_own_scattered_sid_tokens_are_used() -> None:
         ({"sid_tokens": (((5, 4),), ((9, 7),), ((17, 6),))}, "level 1 has 8 codes but its token map covers 7"),
         ({"sid_tokens": (((5, 4),), ((8, 8),), ((17, 6),))}, "token id of its own"),
         ({"max_history": 0}, "max_history"),
+        ({"prefix": (-1,)}, "must not be negative"),
+        ({"sid_tokens": (((5, 7), (40, -3)), ((9, 8),), ((17, 6),))}, "holds at least one"),
+        ({"sid_tokens": (((2**40, 4),), ((9, 8),), ((17, 6),))}, "token id 1099511627779 is above"),
+        ({"prefix": (2**31,)}, "token id 2147483648 is above"),
+        ({"max_query": 3}, "both be positive"),
+        ({"text_tokens": 3}, "both be positive"),
+        ({"max_query": -1, "text_tokens": 3}, "both be positive"),
+        ({"max_query": 3, "text_tokens": 3, "text_offset": -1}, "text_offset -1"),
+        ({"max_query": 3, "text_tokens": 3, "text_offset": 2**31}, "is above"),
+        ({"max_query": 3, "text_tokens": 9, "text_offset": 22}, "text tokens 22 to 30 are also used"),
+        ({"max_query": 3, "text_tokens": 2, "text_offset": 1}, "text tokens 1 to 2 are also used"),
     ],
 )
 def test_layouts_that_would_mix_tokens_up_are_refused(change: dict, message: str) -> None:

@@ -1,11 +1,11 @@
-"""Step 1 of `recommend`: history -> prompt, blocked rows, stamp."""
+"""Step 1 of `recommend`: history and query -> prompt, blocked rows, stamp."""
 
 import time
 
 import numpy as np
 import triton_python_backend_utils as pb
 
-from genrec.golden import check_prompt
+from genrec.golden import check_prompt, golden_query
 from genrec.preprocessor import InvalidRequest, Preprocessor, Request
 from genrec.serving.step import Stamp, Step, optional
 
@@ -16,9 +16,10 @@ _LONGEST_US = 3_600_000_000  # longer timeouts mean "no hurry", and the largest 
 class TritonPythonModel(Step[tuple[Request, int]]):
     def setup(self) -> None:
         bundle = self.bundle
-        self.preprocessor = Preprocessor(bundle.catalog, bundle.layout, bundle.manifest.limits)
+        self.preprocessor = Preprocessor(bundle.catalog, bundle.layout, bundle.manifest.limits, bundle.query_tokenizer)
         self.timeout_us = 1000 * int(self.parameters["timeout_ms"])
-        golden = Request(history=bundle.golden["history"].astype(object), exclude=_NO_ITEMS)
+        history, query = bundle.golden["history"].astype(object), golden_query(bundle.golden)
+        golden = Request(history=history, exclude=_NO_ITEMS, query=query)
         check_prompt(bundle.golden, self.preprocessor.prepare([golden])[0].prompt)
 
     def read(self, request) -> tuple[Request, int]:

@@ -1,0 +1,192 @@
+"""What training minimises: the losses of the two decoders over packed rows and over single prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from genrec.model.autoregressive import AutoregressiveModel
+from genrec.model.backbone import BackboneModel, last_positions
+from genrec.model.nezha import NezhaModel
+from genrec.model.packing import pack_rows, packed_structure
+from genrec.prompt import PromptLayout
+
+IGNORED = -100  # a target that does not count, to cross_entropy
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Packed rows. sids: int32 [R, N, L], padded at the end with any valid codes. counted: bool [R, N - 1], whether
+    item g + 1 of the row is a target."""
+
+    sids: np.ndarray
+    counted: np.ndarray
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Single prompts, as they are served. prompts: int32 [P_b] each. targets: int32 [B, L], the next items' codes."""
+
+    prompts: list[np.ndarray]
+    targets: np.ndarray
+
+
+Batch = PackedBatch | PromptBatch
+
+
+class Objective(nn.Module):
+    """A loss to minimise over `model`'s parameters; layout: of its prompts. Called with a `Batch`, gives a scalar."""
+
+    model: BackboneModel
+    layout: PromptLayout
+
+    def __init__(self, model: BackboneModel, layout: PromptLayout) -> None:
+        super().__init__()
+        self.model, self.layout = model, layout
+
+
+class NezhaObjective(Objective):
+    """Mean cross-entropy of the draft head's levels, teacher-forced (NEZHA, arXiv 2511.18793).
+
+    auxiliary_weight: weight of the next-token loss on the history's own SID tokens, whose logits are products with
+    the input embeddings.
+    """
+
+    model: NezhaModel
+
+    def __init__(self, model: NezhaModel, layout: PromptLayout, auxiliary_weight: float = 0.0) -> None:
+        super().__init__(model, layout)
+        if auxiliary_weight and not layout.prefix:
+            raise ValueError("the auxiliary loss needs a prompt prefix: nothing stands before the first item")
+        self.auxiliary_weight = auxiliary_weight
+        for level in range(layout.space.depth):
+            tokens = torch.from_numpy(layout.level_tokens(level).astype(np.int64))
+            self.register_buffer(f"level_tokens_{level}", tokens, persistent=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar."""
+        device = self.model.input_embeddings().device
+        if isinstance(batch, PromptBatch):
+            token_ids, lengths = padded(batch.prompts)
+            states = self.model.prefill(token_ids.to(device), lengths.to(device))
+            return self.head_loss(states, torch.from_numpy(batch.targets.astype(np.int64)).to(device))
+        hidden, states = self.packed_states(batch, device)
+        sids = torch.from_numpy(batch.sids.astype(np.int64)).to(device)
+        targets = sids[:, 1:].masked_fill(~torch.from_numpy(batch.counted).to(device)[..., None], IGNORED)
+        loss = self.head_loss(states, targets)
+        if self.auxiliary_weight:
+            loss = loss + self.auxiliary_weight * self._history_loss(hidden, sids, batch.counted)
+        return loss
+
+    def packed_states(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Hidden states of packed rows [R, S, d], and of them h_0 .. h_L of each group [R, N - 1, L + 1, d]."""
+        layout, items = self.layout, batch.sids.shape[1]
+        structure = packed_structure(len(layout.prefix), layout.space.depth, items)
+        hidden = self.model.hidden_states(
+            pack_rows(layout, batch.sids).to(device),
+            structure.positions[None].to(device),
+            structure.allowed.to(device),
+        )
+        # Slices, whose gradients are faster than a gather's and added up in a fixed order.
+        first = len(layout.prefix) + layout.space.depth - 1
+        last_history = hidden[:, first : structure.history_end : layout.space.depth]
+        placeholders = hidden[:, structure.history_end :].unflatten(1, (items - 1, -1))
+        return hidden, torch.cat([last_history[:, :, None], placeholders], 2)
+
+    def head_loss(self, states: Tensor, targets: Tensor) -> Tensor:
+        """states [..., L + 1, d], targets int64 [..., L], IGNORED where a target does not count."""
+        logits = self.model.draft_head.logits(states, targets.clamp(min=0))
+        losses = [level_loss(each, targets[..., level]) for level, each in enumerate(logits)]
+        return torch.stack(losses).mean()
+
+    def _history_loss(self, hidden: Tensor, sids: Tensor, counted: np.ndarray) -> Tensor:
+        depth, groups = self.layout.space.depth, sids.shape[1] - 1
+        start = len(self.layout.prefix) - 1
+        # Each token before an item's code predicts that code: [R, N - 1, L, d]. Items before the last target count.
+        before = hidden[:, start : start + groups * depth].unflatten(1, (groups, depth))
+        seen = np.flip(np.maximum.accumulate(np.flip(counted, 1), 1), 1).copy()
+        targets = sids[:, :-1].masked_fill(~torch.from_numpy(seen).to(sids.device)[..., None], IGNORED)
+        losses = []
+        for level in range(depth):
+            table = F.embedding(self.get_buffer(f"level_tokens_{level}"), self.model.input_embeddings())
+            losses.append(level_loss(before[:, :, level] @ table.T, targets[..., level]))
+        return torch.stack(losses).mean()
+
+
+class AutoregressiveObjective(Objective):
+    """Mean cross-entropy of the next code at each level, over the targets' codes: plain next-token prediction."""
+
+    model: AutoregressiveModel
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar."""
+        device = self.model.input_embeddings().device
+        if isinstance(batch, PromptBatch):
+            tails = self.layout.tokens_of(batch.targets)[:, :-1]
+            prompts = [np.concatenate([prompt, tail]) for prompt, tail in zip(batch.prompts, tails, strict=True)]
+            token_ids, lengths = padded(prompts)
+            hidden = self._causal(token_ids.to(device))
+            logits = self._logits(last_positions(hidden, lengths.to(device), self.layout.space.depth))
+            targets = torch.from_numpy(batch.targets.astype(np.int64)).to(device)
+        else:
+            logits = self.packed_logits(batch)
+            sids = torch.from_numpy(batch.sids.astype(np.int64)).to(device)
+            targets = sids[:, 1:].masked_fill(~torch.from_numpy(batch.counted).to(device)[..., None], IGNORED)
+        return torch.stack([level_loss(each, targets[..., level]) for level, each in enumerate(logits)]).mean()
+
+    def packed_logits(self, batch: PackedBatch) -> list[Tensor]:
+        """Teacher-forced logits of items 1 .. N - 1 of each row, per level [R, N - 1, T_l]."""
+        rows, items, depth = batch.sids.shape
+        tokens = self.layout.tokens_of(batch.sids).reshape(rows, -1)[:, :-1]
+        prefix = np.tile(np.asarray(self.layout.prefix, np.int32), (rows, 1))
+        token_ids = torch.from_numpy(np.concatenate([prefix, tokens], 1).astype(np.int64))
+        hidden = self._causal(token_ids.to(self.model.input_embeddings().device))
+        first = len(self.layout.prefix) + depth - 1  # the last token of a row's first item
+        return self._logits(hidden[:, first:].unflatten(1, (items - 1, depth)))
+
+    def _logits(self, states: Tensor) -> list[Tensor]:
+        return [self.model.level_logits(states[..., level, :], level) for level in range(states.shape[-2])]
+
+    def _causal(self, token_ids: Tensor) -> Tensor:
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        return self.model.hidden_states(token_ids, positions[None], positions[:, None] >= positions)
+
+
+def level_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of the targets that count: logits [..., T_l], int64 [...]."""
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
+
+
+def padded(prompts: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Right-padded token ids int64 [B, S] and lengths int64 [B] of prompts int32 [P_b]."""
+    tensors = [torch.from_numpy(prompt.astype(np.int64)) for prompt in prompts]
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True), lengths
+
+
+def add_dropout(backbone: PreTrainedModel, probability: float) -> Callable[[], None]:
+    """Dropout on the embeddings and on what each attention and feed-forward block adds to the residual, in training.
+
+    transformers' Qwen3 and Llama have none there. Returns the function that takes it out again.
+    """
+
+    def drop(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        if isinstance(output, tuple):
+            return (F.dropout(output[0], probability, module.training), *output[1:])
+        return F.dropout(output, probability, module.training)
+
+    places = [backbone.get_input_embeddings()]
+    places += [block for layer in backbone.layers for block in (layer.self_attn, layer.mlp)]
+    hooks = [place.register_forward_hook(drop) for place in places]
+
+    def take_out() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return take_out

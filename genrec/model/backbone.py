@@ -1,0 +1,120 @@
+"""A Qwen3 or Llama backbone that recommends, whatever decodes its semantic IDs, and its checkpoint on disk."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+from genrec.checkpoint_shapes import DECODERS, FAMILIES
+
+Model = TypeVar("Model", bound="BackboneModel")
+
+
+class BackboneModel(nn.Module, ABC):
+    """A backbone and its way of drafting semantic IDs. Parameter names: `model.*` as in transformers.
+
+    config: a transformers configuration of the Qwen3 or Llama family. backbone: its weights, or None for random ones.
+    Subclasses name their decoder in `DECODER`, under which `config.json` keeps their `settings`.
+    """
+
+    DECODER: ClassVar[str]
+
+    def __init__(self, config: PretrainedConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__()
+        if config.model_type not in FAMILIES:
+            raise ValueError(f"backbone family {config.model_type!r} is not supported; use one of {FAMILIES}")
+        self.config = config
+        self.model = AutoModel.from_config(config) if backbone is None else backbone
+
+    @property
+    @abstractmethod
+    def levels(self) -> tuple[int, ...]:
+        """Codes per SID level, T_0 .. T_{L-1}."""
+
+    @abstractmethod
+    def draft(
+        self,
+        token_ids: Tensor,
+        lengths: Tensor,
+        prefix_bits: Sequence[Tensor],
+        first_child: Sequence[Tensor],
+        beam_width: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Draft for right-padded prompts, int [B, S] and int [B]: codes int64 [B, K], scores float32 [B, K] of `Beams`.
+
+        prefix_bits, first_child: the arrays of a `PrefixTrie` (uint8, int32), per level. beam_width: K.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What `config.json` says of the decoder."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls: type[Model], config: PretrainedConfig, settings: dict[str, Any]) -> Model:
+        """A model with random weights, of what `config.json` says. Raises LookupError, TypeError or ValueError."""
+
+    def input_embeddings(self) -> Tensor:
+        """The backbone's token embeddings, [vocabulary, d]."""
+        return self.model.get_input_embeddings().weight
+
+    def hidden_states(self, token_ids: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
+        """Hidden states after the final norm, [B, S, d].
+
+        token_ids: int64 [B, S]. positions: int64 [1 or B, S]. allowed: bool [S, S] or [B, 1, S, S], True where the
+        row's token may attend to the column's.
+        """
+        mask = allowed if allowed.dim() == 4 else allowed[None, None]
+        out = self.model(input_ids=token_ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        return out.last_hidden_state
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors` in the form that transformers reads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # A backbone may come from a checkpoint with another decoder.
+        config = {name: value for name, value in self.config.to_dict().items() if name not in DECODERS}
+        config |= {self.DECODER: self.settings(), "tie_word_embeddings": True}
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def load_checkpoint(cls: type[Model], folder: Path) -> Model:
+        """The model that `save_checkpoint` wrote, in float32 and evaluation mode. Raises ValueError on a mismatch."""
+        config = AutoConfig.from_pretrained(folder, attn_implementation="sdpa")
+        settings = getattr(config, cls.DECODER, None)
+        if settings is None:
+            raise ValueError(f"{folder / 'config.json'}: has no {cls.DECODER!r}; it is no checkpoint of {cls.__name__}")
+        try:
+            model = cls.from_settings(config, settings)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / 'config.json'}: {cls.DECODER!r} cannot be used: {error!r}") from error
+        try:
+            model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"{folder / 'model.safetensors'}: does not match config.json: {error}") from error
+        return model.eval()
+
+
+def last_positions(hidden: Tensor, lengths: Tensor, count: int) -> Tensor:
+    """The last `count` positions of right-padded prompts: [B, S, d], int [B] -> [B, count, d]."""
+    at = lengths.long()[:, None] - count + torch.arange(count, device=hidden.device)
+    return hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[2]))
+
+
+def backbone_config(family: str = "qwen3", **fields: Any) -> PretrainedConfig:
+    """A small transformers configuration of `family` ("qwen3" or "llama"), to train from scratch."""
+    if family not in FAMILIES:
+        raise ValueError(f"backbone family {family!r} is not supported; use one of {FAMILIES}")
+    architecture = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[family]
+    return AutoConfig.for_model(
+        family, **fields, architectures=[architecture], attn_implementation="sdpa", tie_word_embeddings=True
+    )

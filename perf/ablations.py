@@ -1,0 +1,279 @@
+"""What each part of NEZHA is worth: the same training with one thing changed, all test users, in one table.
+
+python perf/ablations.py ../shared/data/instruments build/ablations --epochs 6
+
+A variant that OUT already has a result of is not run again; a run that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from builders.config import BackboneShape, BuildConfig, TrainingConfig
+from builders.dataset import popularity, read_dataset, split_leave_one_out
+from builders.evaluate import metrics, rank_offline, sample_users
+from builders.examples import PackedWindows, make_windows
+from builders.objective import IGNORED, AutoregressiveObjective, NezhaObjective, Objective, PackedBatch
+from builders.progress import track
+from builders.train import train
+from genrec.catalog import Catalog
+from genrec.engines.torch import TorchEngine
+from genrec.item_index import ItemIndex
+from genrec.model.autoregressive import AutoregressiveModel
+from genrec.model.backbone import backbone_config, last_positions
+from genrec.model.draft_head import DraftHead
+from genrec.model.nezha import NezhaModel
+from genrec.prefix_trie import PrefixTrie
+from genrec.prompt import PromptLayout
+from genrec.semantic_id import SemanticIdSpace
+from genrec.verifier import Verifier
+
+
+class IndependentHead(DraftHead):
+    """No transitions: every level sees h_0, none sees the codes before it."""
+
+    def _transition(self, level: int, code: Tensor, state: Tensor) -> Tensor:
+        return state.expand(*code.shape, -1)
+
+
+class HeadWithoutHistoryState(DraftHead):
+    """s_1 = 0 instead of h_0."""
+
+    def logits(self, hidden: Tensor, codes: Tensor) -> list[Tensor]:
+        return super().logits(_without_first(hidden), codes)
+
+    def beam(self, hidden: Tensor, *rest: object) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().beam(_without_first(hidden), *rest)  # type: ignore[arg-type]
+
+
+class GruHead(DraftHead):
+    """A GRU cell as transition."""
+
+    def __init__(self, levels: tuple[int, ...], hidden_size: int) -> None:
+        super().__init__(levels, hidden_size)
+        self.transition_inputs, self.transition_states = nn.ModuleList(), nn.ModuleList()
+        self.transition_cells = nn.ModuleList(nn.GRUCell(hidden_size, hidden_size) for _ in self.levels[:-1])
+
+    def _transition(self, level: int, code: Tensor, state: Tensor) -> Tensor:
+        embedded = self.embeddings[level](code)
+        state = state.expand_as(embedded)
+        cell = self.transition_cells[level]
+        return cell(embedded.flatten(0, -2), state.flatten(0, -2)).view_as(embedded)
+
+
+class WideHead(DraftHead):
+    """A gated feed-forward block of four times the hidden size as transition, added to the state."""
+
+    def __init__(self, levels: tuple[int, ...], hidden_size: int) -> None:
+        super().__init__(levels, hidden_size)
+        wide = 4 * hidden_size
+        self.transition_inputs = nn.ModuleList(nn.Linear(hidden_size, 2 * wide) for _ in self.levels[:-1])
+        self.transition_states = nn.ModuleList(nn.Linear(hidden_size, 2 * wide, bias=False) for _ in self.levels[:-1])
+        self.transition_outputs = nn.ModuleList(nn.Linear(wide, hidden_size, bias=False) for _ in self.levels[:-1])
+
+    def _transition(self, level: int, code: Tensor, state: Tensor) -> Tensor:
+        table = self.transition_inputs[level](self.embeddings[level].weight)
+        gate, value = (table[code] + self.transition_states[level](state)).chunk(2, -1)
+        return state + self.transition_outputs[level](F.silu(gate) * value)
+
+
+class ModelWithoutPlaceholders(NezhaModel):
+    """Every level reads the last history token: h_l = h_0. Its prompts end there."""
+
+    def prefill(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        hidden = self.hidden_states(token_ids.long(), positions[None], positions[:, None] >= positions)
+        return last_positions(hidden, lengths, 1).float().expand(-1, len(self.levels) + 1, -1)
+
+
+class ObjectiveWithoutPlaceholders(NezhaObjective):
+    """The draft head's loss on rows that hold nothing but history."""
+
+    def packed_states(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+        rows, depth = len(batch.sids), self.layout.space.depth
+        tokens = self.layout.tokens_of(batch.sids[:, :-1]).reshape(rows, -1)
+        prefix = np.tile(np.asarray(self.layout.prefix, np.int32), (rows, 1))
+        token_ids = torch.from_numpy(np.concatenate([prefix, tokens], 1).astype(np.int64)).to(device)
+        positions = torch.arange(token_ids.shape[1], device=device)
+        hidden = self.model.hidden_states(token_ids, positions[None], positions[:, None] >= positions)
+        last = hidden[:, len(self.layout.prefix) + depth - 1 :: depth]
+        return hidden, last[:, :, None].expand(-1, -1, depth + 1, -1)
+
+
+class DistilledObjective(NezhaObjective):
+    """NEZHA's loss, half of it against the distribution of a trained baseline instead of the true code."""
+
+    def __init__(self, model: NezhaModel, layout: PromptLayout, weight: float, teacher: AutoregressiveModel) -> None:
+        super().__init__(model, layout, weight)
+        self.teacher = [AutoregressiveObjective(teacher, replace(layout, placeholders=()))]  # not a part of the module
+        for parameter in teacher.parameters():
+            parameter.requires_grad_(False)
+        self._taught: list[Tensor] = []
+
+    def forward(self, batch: PackedBatch) -> Tensor:  # type: ignore[override]
+        with torch.no_grad():
+            self.teacher[0].eval()
+            self._taught = [logits.log_softmax(-1) for logits in self.teacher[0].packed_logits(batch)]
+        return super().forward(batch)
+
+    def head_loss(self, states: Tensor, targets: Tensor) -> Tensor:
+        counted = targets[..., 0] != IGNORED
+        losses = []
+        for each, taught in zip(self.model.draft_head.logits(states, targets.clamp(min=0)), self._taught, strict=True):
+            divergence = F.kl_div(each.log_softmax(-1), taught, reduction="none", log_target=True).sum(-1)
+            losses.append((divergence * counted).sum() / counted.sum())
+        return 0.5 * super().head_loss(states, targets) + 0.5 * torch.stack(losses).mean()
+
+
+def _without_first(hidden: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(hidden[..., :1, :]), hidden[..., 1:, :]], -2)
+
+
+VARIANTS = (
+    "reference",
+    "baseline",
+    "no transitions",
+    "no h_0",
+    "no placeholders",
+    "GRU cell",
+    "wide transitions",
+    "no auxiliary loss",
+    "distilled",
+)
+
+
+class Ablation:
+    """One dataset and one recipe, under which variants are trained and ranked."""
+
+    def __init__(self, data: Path, out: Path, training: TrainingConfig, beam_width: int, users: int | None) -> None:
+        dataset = read_dataset(data)
+        if dataset.items.sids is None or dataset.items.levels is None:
+            raise ValueError(f"{data}: has no semantic IDs; give a dataset with them")
+        self.out, self.training, self.beam_width = out, training, beam_width
+        self.sids, self.space = dataset.items.sids, SemanticIdSpace(dataset.items.levels)
+        self.split = split_leave_one_out(dataset.interactions)
+        self.catalog = Catalog.build(dataset.items.item_ids, self.sids, popularity(self.split, len(dataset.items)))
+        self.index = ItemIndex.build(self.space, self.catalog)
+        self.layout = PromptLayout.contiguous(self.space, BuildConfig().max_history)
+        self.histories, self.targets = sample_users(self.split.test, users)
+
+    def run(self, variant: str) -> dict:
+        """Train and rank one variant; its result is kept in the folder and used again."""
+        path = self.out / f"{variant.replace(' ', '-')}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        training = replace(self.training, auxiliary_weight=0.0) if variant == "no auxiliary loss" else self.training
+        objective = self._objective(variant, training)
+        train_split = self.split.train
+        windows = make_windows(train_split.offsets, train_split.rows, self.layout.max_history)
+        started = time.perf_counter()
+        with track(variant) as task:
+            curves = train(
+                objective,
+                [PackedWindows(windows, self.sids, objective.layout)],
+                training,
+                state_path=path.with_suffix(".pt"),
+                progress=lambda step, steps, loss: task(step, steps, f"loss {loss:.3f}"),
+            )
+        seconds = time.perf_counter() - started
+        objective.model.save_checkpoint(path.with_suffix(""))
+        engine = TorchEngine(objective.model, self.index.prefixes, PrefixTrie.unrestricted(self.space), self.beam_width)
+        verifier = Verifier(self.catalog, self.index)
+        ranking = rank_offline(engine, verifier, self.catalog, objective.layout, self.histories, batch=64)
+        result = {
+            "variant": variant,
+            "parameters": sum(parameter.numel() for parameter in objective.model.parameters()),
+            "train_seconds": seconds,
+            "users": len(self.targets),
+            "beam_width": self.beam_width,
+            "training": asdict(training),
+            "curves": asdict(curves),
+            **metrics(ranking.rows, self.targets),
+        }
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        path.with_suffix(".pt").unlink()
+        return result
+
+    def _objective(self, variant: str, training: TrainingConfig) -> Objective:
+        layout, weight = self.layout, training.auxiliary_weight
+        teacher = None
+        if variant == "distilled":
+            self.run("baseline")
+            teacher = AutoregressiveModel.load_checkpoint(self.out / "baseline")
+        torch.manual_seed(training.seed)
+        shape = BackboneShape()
+        config = backbone_config(
+            shape.family,
+            vocab_size=layout.vocabulary_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.hidden_size // shape.heads,
+            max_position_embeddings=512,
+        )
+        bare = replace(layout, placeholders=())
+        if variant == "baseline":
+            return AutoregressiveObjective(AutoregressiveModel(config, layout.sid_tokens), bare)
+        if variant == "no placeholders":
+            return ObjectiveWithoutPlaceholders(ModelWithoutPlaceholders(config, self.space.levels), bare, weight)
+        model = NezhaModel(config, self.space.levels)
+        heads: dict[str, Callable[..., DraftHead]] = {
+            "no transitions": IndependentHead,
+            "no h_0": HeadWithoutHistoryState,
+            "GRU cell": GruHead,
+            "wide transitions": WideHead,
+        }
+        if variant in heads:
+            model.draft_head = heads[variant](self.space.levels, shape.hidden_size)
+        if teacher is not None:
+            return DistilledObjective(model, layout, weight, teacher)
+        return NezhaObjective(model, layout, weight)
+
+
+def main(
+    data: Annotated[Path, typer.Argument(help="A dataset folder with semantic IDs.")],
+    out: Annotated[Path, typer.Argument(help="Where results are kept between calls.")],
+    epochs: Annotated[int, typer.Option(min=1)] = 6,
+    beam_width: Annotated[int, typer.Option(min=1)] = 20,
+    users: Annotated[Optional[int], typer.Option(help="Test users; all by default.")] = None,
+    variants: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(VARIANTS),
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Train every variant with the default recipe and print what each is worth."""
+    chosen = variants.split(",")
+    for variant in chosen:
+        if variant not in VARIANTS:
+            raise typer.BadParameter(f"variant {variant!r} is unknown; use some of {', '.join(VARIANTS)}")
+    out.mkdir(parents=True, exist_ok=True)
+    ablation = Ablation(data, out, TrainingConfig(epochs=epochs, seed=seed), beam_width, users)
+    results = [ablation.run(variant) for variant in chosen]
+    table = Table("variant", "parameters", "minutes", "Hit@10", "NDCG@10", "last loss")
+    for result in results:
+        table.add_row(
+            result["variant"],
+            f"{result['parameters']:,}",
+            f"{result['train_seconds'] / 60:.1f}",
+            f"{result['hit@10']:.4f}",
+            f"{result['ndcg@10']:.4f}",
+            f"{result['curves']['losses'][-1]:.3f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,195 @@
+"""How fast the beam-search baseline does its arithmetic: the decode steps against the prefill, PyTorch and ONNX Runtime.
+
+python perf/decode_rate.py --threads 1
+
+Rates count the matrix products' floating-point operations from their shapes, attention included, as they are executed
+(a prefill's scores are a full square). The time of the decode steps is the median of whole drafts less the median of
+prefills alone (for ONNX Runtime a graph of its own), measured in turn; top-K, masks and code embeddings count as decoding.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import onnxruntime as ort
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from builders.export import OPSET, export_onnx
+from genrec.engines.onnx import graph_masks
+from genrec.model.autoregressive import AutoregressiveModel
+from genrec.model.backbone import backbone_config
+from genrec.prefix_trie import PrefixTrie
+from genrec.prompt import PromptLayout
+from genrec.semantic_id import SemanticIdSpace
+
+SHAPES = {  # hidden size, intermediate size, layers, heads, key-value heads
+    "3M": (192, 576, 6, 6, 3),
+    "25M": (512, 1536, 8, 8, 4),
+    "110M": (768, 3072, 12, 12, 6),
+}
+ITEMS = 100_000  # of the random catalogue whose prefixes mask the beams
+
+
+class _Prefill(nn.Module):
+    def __init__(self, model: AutoregressiveModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        return self.model.prefill(token_ids.long(), lengths.long())[0]
+
+
+def random_model(shape: str, layout: PromptLayout) -> AutoregressiveModel:
+    """A backbone of one of the SHAPES with random weights."""
+    hidden, inner, layers, heads, kv_heads = SHAPES[shape]
+    torch.manual_seed(0)
+    config = backbone_config(
+        "qwen3",
+        vocab_size=layout.vocabulary_size,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=hidden // heads,
+        max_position_embeddings=512,
+    )
+    return AutoregressiveModel(config, layout.sid_tokens).eval()
+
+
+def operations(config: PretrainedConfig, levels: tuple[int, ...], tokens: int, beam_width: int) -> tuple[int, int]:
+    """Floating-point operations of the matrix products: one prompt's prefill, and its decode steps with all logits."""
+    d, e = config.hidden_size, config.head_dim
+    heads, kv_heads, layers = config.num_attention_heads, config.num_key_value_heads, config.num_hidden_layers
+    key_values = 2 * d * 2 * kv_heads * e
+    per_row = 2 * (2 * d * heads * e + 3 * d * config.intermediate_size)  # queries, output, feed-forward
+
+    def rows(count: int, keys: int) -> int:
+        return count * (per_row + 4 * keys * heads * e)
+
+    prefill = layers * tokens * key_values + (layers - 1) * rows(tokens, tokens) + rows(1, tokens)
+    decode = 2 * d * levels[0]
+    for level in range(1, len(levels)):
+        width = min(beam_width, math.prod(levels[:level]))
+        decode += width * (layers * key_values + 2 * d * levels[level]) + layers * rows(width, tokens + level)
+    return prefill, decode
+
+
+def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, measured in turn; the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if number:
+                times[name].append(time.perf_counter() - began)
+    return {name: float(np.median(spent)) for name, spent in times.items()}
+
+
+@contextmanager
+def torch_calls(
+    model: AutoregressiveModel, token_ids: np.ndarray, trie: PrefixTrie, beam_width: int
+) -> Iterator[dict[str, Callable[[], object]]]:
+    """The two calls of PyTorch."""
+    tokens, lengths = torch.tensor(token_ids), torch.tensor([token_ids.shape[1]])
+    masks = [torch.tensor(bits) for bits in trie.bits], [torch.tensor(child) for child in trie.first_child]
+    with torch.inference_mode():
+        yield {
+            "prefill": lambda: model.prefill(tokens.long(), lengths),
+            "draft": lambda: model.draft(tokens, lengths, *masks, beam_width),
+        }
+
+
+@contextmanager
+def onnx_calls(
+    model: AutoregressiveModel, token_ids: np.ndarray, trie: PrefixTrie, beam_width: int, threads: int
+) -> Iterator[dict[str, Callable[[], object]]]:
+    """The two calls of ONNX Runtime."""
+    feeds = {"token_ids": token_ids, "lengths": np.array([token_ids.shape[1]], np.int32)}
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        whole, prefill = Path(folder) / "draft.onnx", Path(folder) / "prefill.onnx"
+        export_onnx(model, whole, beam_width)
+        _export_prefill(model, prefill)
+        sessions = [ort.InferenceSession(str(p), options, providers=["CPUExecutionProvider"]) for p in (prefill, whole)]
+    masked = feeds | graph_masks(trie.bits, trie.first_child)
+    yield {"prefill": lambda: sessions[0].run(None, feeds), "draft": lambda: sessions[1].run(None, masked)}
+
+
+def _export_prefill(model: AutoregressiveModel, path: Path) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    free = torch.export.Dim.DYNAMIC
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Prefill(model),
+            (torch.zeros(2, 12, dtype=torch.int32), torch.tensor([12, 9], dtype=torch.int32)),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=["token_ids", "lengths"],
+            dynamic_shapes={"token_ids": {0: free, 1: free}, "lengths": {0: free}},
+        )
+    assert program is not None  # only without dynamo
+    program.save(path)
+
+
+def main(
+    shapes: Annotated[str, typer.Option(help="Backbones, of " + ", ".join(SHAPES))] = ",".join(SHAPES),
+    beams: Annotated[str, typer.Option(help="Beam widths.")] = "50,128,512",
+    engines: Annotated[str, typer.Option(help="Of torch, onnx.")] = "torch,onnx",
+    tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 80,
+    depth: Annotated[int, typer.Option(help="Levels of the semantic IDs.")] = 4,
+    codes: Annotated[int, typer.Option(help="Codes per level.")] = 256,
+    threads: int = 1,
+    rounds: int = 20,
+) -> None:
+    """Print the rates; the ratio is decode steps / prefill."""
+    torch.set_num_threads(threads)
+    space = SemanticIdSpace((codes,) * depth)
+    contiguous = PromptLayout.contiguous(space, max_history=tokens)
+    layout = PromptLayout(space, contiguous.prefix, (), contiguous.sid_tokens, contiguous.max_history)
+    rng = np.random.default_rng(0)
+    trie = PrefixTrie.build(space, rng.integers(0, space.levels, (ITEMS, depth)))
+    token_ids = rng.integers(2, layout.vocabulary_size, (1, tokens)).astype(np.int32)
+    console = Console(soft_wrap=True)
+    heads = ("engine", "backbone", "beam", "prefill ms", "decode ms", "prefill GFLOP/s", "decode GFLOP/s", "ratio")
+    table = Table(*heads, title=f"prompt of {tokens} tokens, {depth} levels of {codes}, {threads} threads")
+    for shape in shapes.split(","):
+        model = random_model(shape, layout)
+        for beam_width in map(int, beams.split(",")):
+            work = operations(model.config, space.levels, tokens, beam_width)
+            for engine in engines.split(","):
+                if engine == "torch":
+                    opened = torch_calls(model, token_ids, trie, beam_width)
+                else:
+                    opened = onnx_calls(model, token_ids, trie, beam_width, threads)
+                with opened as calls:
+                    seconds = medians(calls, rounds)
+                prefill, decode = seconds["prefill"], seconds["draft"] - seconds["prefill"]
+                rates = work[0] / prefill / 1e9, work[1] / decode / 1e9
+                figures = (1e3 * prefill, 1e3 * decode, *rates)
+                table.add_row(
+                    engine, shape, str(beam_width), *(f"{x:.1f}" for x in figures), f"{rates[1] / rates[0]:.2f}"
+                )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

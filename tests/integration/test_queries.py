@@ -1,0 +1,326 @@
+"""Text queries on a real server: a bundle that takes them, and what must not be taken for one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from genrec_client import InvalidRequest, Recommender, RecommendRequest, Source
+from genrec_client.cli import main as command_line
+
+from builders.build import GOLDEN_QUERY, write_catalog
+from builders.dataset import Dataset, split_leave_one_out
+from builders.export import export_onnx
+from builders.query import query_corpus, train_query_tokenizer
+from genrec.bundle import CHECKPOINT, MANIFEST, ONNX_GRAPH, TOKENIZER, Bundle, BundleError, Limits, seal_bundle
+from genrec.golden import GoldenMismatch, check_prompt, golden_query
+from genrec.model.nezha import NezhaModel, backbone_config
+from genrec.preprocessor import Preprocessor, Request
+from genrec.prompt import PromptLayout
+from genrec.query import QueryTokenizer
+from genrec.serving.repository import Deployment
+from genrec.serving.serve import serve_bundle
+from genrec.serving.triton import TritonServer
+
+MAX_QUERY = 8
+LIMITS = Limits(top_k=30, exclude=50, history=200, query_bytes=200)
+
+
+@pytest.fixture(scope="session")
+def text_bundle(bundle: Bundle, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The small bundle's catalogue with a model that takes queries; its weights are random, but not small."""
+    folder = tmp_path_factory.mktemp("bundles") / "text"
+    folder.mkdir()
+    space, catalog = bundle.space, bundle.catalog
+    queries = split_leave_one_out(dataset.interactions).train.queries
+    size = train_query_tokenizer(query_corpus(dataset.items, queries), folder / TOKENIZER, 600)
+    layout = PromptLayout.contiguous(space, 20, MAX_QUERY, size)
+    torch.manual_seed(0)
+    backbone = backbone_config(
+        "qwen3", vocab_size=layout.vocabulary_size, hidden_size=32, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=8, max_position_embeddings=layout.max_tokens,
+    )  # fmt: skip
+    model = NezhaModel(backbone, space.levels)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    model.save_checkpoint(folder / CHECKPOINT)
+    export_onnx(model, folder / ONNX_GRAPH, 64)
+    history = catalog.popular_rows[:5]
+    write_catalog(folder, space, layout, catalog, 64, history, QueryTokenizer(folder / TOKENIZER, layout))
+    seal_bundle(
+        folder,
+        bundle_version="text-1",
+        created="2026-01-01T00:00:00+00:00",
+        levels=space.levels,
+        prompt={name: value for name, value in asdict(layout).items() if name != "space"},
+        beam_width=64,
+        limits=LIMITS,
+        catalog={"version": 1, "items": len(catalog), "available": int(catalog.available.sum())},
+    )
+    return Bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def text_server(text_bundle: Bundle, deployment: Deployment, scratch: Path) -> Iterator[TritonServer]:
+    with serve_bundle(text_bundle.path, deployment, log_path=scratch / "text.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def asker(text_server: TritonServer, wire: Any) -> Iterator[Any]:
+    """Raw requests to the server with the text bundle."""
+    found = type(wire)(text_server.grpc_url)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def text_copy(text_bundle: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(text_bundle.path, tmp_path / "copy"))
+
+
+def query(asker: Any, text: str | bytes) -> tuple:
+    return asker.ids("query", [text])
+
+
+# Answered
+
+
+@pytest.mark.parametrize("history", [[], ["?"], [b"\xff", "", "nobody sells this"]], ids=["empty", "one", "three"])
+def test_a_query_without_a_known_item_is_answered_by_the_model(
+    asker: Any, shop: Any, history: list[str | bytes]
+) -> None:
+    answer = asker.ask(asker.ids("history", history), query(asker, "gas stove"))
+    assert answer.source.tolist() == [0] * 10
+    assert answer.counts == [64, 64, len(history), 0]
+    assert len(set(answer.item_ids)) == 10 and set(answer.item_ids) <= set(shop.ids)
+    assert (-100 < answer.scores).all() and (answer.scores < 0).all()
+    assert answer.item_ids != shop.popular[:10]
+
+
+def test_the_query_changes_the_answer(asker: Any, shop: Any) -> None:
+    for user in ([], shop.users[0]):
+        texts = ("gas stove", "tents", "the gilded key")
+        answers = [asker.ask(asker.ids("history", user), query(asker, text)) for text in texts]
+        answers.append(asker.ask(asker.ids("history", user)))
+        assert len({tuple(answer.item_ids) for answer in answers}) == 4
+    assert not asker.ask(asker.ids("history", []), query(asker, "tents")).same_as(
+        asker.ask(asker.ids("history", shop.users[0]), query(asker, "tents"))
+    )
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t\r\n ", "\u3000"], ids=["empty", "space", "control", "wide"])
+def test_white_space_is_no_query(asker: Any, shop: Any, blank: str) -> None:
+    nobody = asker.ask(asker.ids("history", []), query(asker, blank))
+    assert nobody.item_ids == shop.popular[:10] and nobody.counts == [0, 0, 0, 10]
+    known = asker.ids("history", shop.users[0])
+    assert asker.ask(known, query(asker, blank)).same_as(asker.ask(known))
+
+
+def test_case_and_spacing_do_not_matter_and_a_long_query_is_cut(asker: Any) -> None:
+    nobody = asker.ids("history", [])
+    assert asker.ask(nobody, query(asker, "  GAS\tStove ")).same_as(asker.ask(nobody, query(asker, "gas stove")))
+    start = "qz " * MAX_QUERY  # at least a token each
+    assert asker.ask(nobody, query(asker, start + "tent")).same_as(asker.ask(nobody, query(asker, start + "stove")))
+
+
+@pytest.mark.parametrize(
+    "text", ["\0", "\ufffd\u200b", "<a_1><b_2>", "é" * 100, "q" * 200, "%s{}'\";--", "\U0001f6d2 \u5e10\u7bf7"]
+)
+def test_any_text_is_answered(asker: Any, text: str) -> None:
+    answer = asker.ask(asker.ids("history", []), query(asker, text))
+    assert answer.counts == [64, 64, 0, 0] and len(answer.item_ids) == 10
+
+
+def test_requests_with_and_without_queries_share_batches(asker: Any, shop: Any) -> None:
+    texts = [None, "tents", "gas stove", "a much longer query about sleeping bags", None, " "]
+    asked = []
+    for number in range(120):
+        inputs = [asker.ids("history", shop.users[number % 7] if number % 3 else [])]
+        if (text := texts[number % len(texts)]) is not None:
+            inputs.append(query(asker, text))
+        asked.append(asker.message(inputs))
+    alone = [asker.read(asker.stub.ModelInfer(message, timeout=30)) for message in asked]
+    for _ in range(3):
+        together = [asker.stub.ModelInfer.future(message, timeout=30) for message in asked]
+        assert all(
+            asker.read(future.result()).same_as(expected) for future, expected in zip(together, alone, strict=True)
+        )
+
+
+def test_through_the_client(
+    text_server: TritonServer, asker: Any, shop: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Recommender(text_server.grpc_url, timeout_s=30.0) as client:
+        found = client.recommend([], query="gas stove")
+        assert {item.source for item in found.items} == {Source.DRAFTED} and found.filled == 0
+        expected = asker.ask(asker.ids("history", []), query(asker, "gas stove"))
+        assert list(found.item_ids) == expected.item_ids
+        many = client.recommend_many(
+            (RecommendRequest(shop.users[0], query=text) for text in ("tents", None, "tents")), concurrency=3
+        )
+        assert many[0].item_ids == many[2].item_ids != many[1].item_ids
+        with pytest.raises(InvalidRequest, match="query has 201 bytes; at most 200"):
+            client.recommend([], query="q" * 201)
+    asked = [
+        "recommend",
+        "--url",
+        text_server.grpc_url,
+        "--history",
+        "",
+        "--query",
+        "gas stove",
+        "--timeout-ms",
+        "30000",
+    ]
+    assert command_line([*asked, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [item["item_id"] for item in shown["items"]] == expected.item_ids
+
+
+# Refused
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"\xff\xfe", "query is not valid UTF-8: invalid start byte at byte 0, b'\\xff'; encode the text as UTF-8"),
+        (b"tent \xc3", "query is not valid UTF-8: unexpected end of data at byte 5"),
+        (b"\xed\xa0\x80", "query is not valid UTF-8"),
+        (b"q" * 201, "query has 201 bytes; at most 200 are accepted, shorten it"),
+        (b"q" * 2**20, "query has 1048576 bytes"),
+        (b"\xff" * 201, "query has 201 bytes"),
+    ],
+    ids=["not UTF-8", "cut", "surrogate", "too long", "a megabyte", "too long and not UTF-8"],
+)
+def test_refused_as_invalid_and_nothing_is_harmed(asker: Any, shop: Any, text: bytes, says: str) -> None:
+    known, good = asker.ids("history", shop.users[0]), query(asker, "tents")
+    before = asker.ask(known, good)
+    refusal = asker.refused(known, query(asker, text))
+    assert refusal.code == "INVALID_ARGUMENT" and says in refusal.message
+    assert asker.all_ready() and asker.ask(known, good).same_as(before)
+
+
+def test_a_refused_query_does_not_touch_those_beside_it(asker: Any, shop: Any) -> None:
+    known = asker.ids("history", shop.users[0])
+    good, bad = asker.message([known, query(asker, "tents")]), asker.message([known, query(asker, b"\xff")])
+    expected = asker.ask(known, query(asker, "tents"))
+    sent = [(asker.stub.ModelInfer.future(message, timeout=30), message) for _ in range(24) for message in (good, bad)]
+    for future, message in sent:
+        if message is good:
+            assert asker.read(future.result()).same_as(expected)
+        else:
+            assert future.exception().code().name == "INVALID_ARGUMENT"
+
+
+def test_a_bundle_without_queries_refuses_one(wire: Any, shop: Any) -> None:
+    known = wire.ids("history", shop.users[0])
+    before = wire.ask(known)
+    refusal = wire.refused(known, wire.ids("query", ["tents"]))
+    assert (
+        refusal.code == "INVALID_ARGUMENT" and "not trained with text queries; leave the query out" in refusal.message
+    )
+    assert wire.ask(known, wire.ids("query", [""])).same_as(before), "an empty text is no query"
+
+
+# The bundle
+
+
+def seal_again(folder: Path, **prompt: Any) -> None:
+    """Make checksums hold again after a change. prompt: changes to the prompt's section."""
+    fields = json.loads((folder / MANIFEST).read_text())
+    del fields["files"], fields["format_version"]
+    fields["prompt"] |= prompt
+    (folder / MANIFEST).unlink()
+    seal_bundle(folder, **fields)
+
+
+def test_the_bundle_is_sound(text_bundle: Bundle) -> None:
+    text_bundle.check()
+    assert TOKENIZER in text_bundle.manifest.files
+    assert text_bundle.layout.max_query == MAX_QUERY and text_bundle.query_tokenizer is not None
+
+
+def test_a_manifest_from_before_there_were_queries(bundle: Bundle, bundle_copy: Path) -> None:
+    manifest = json.loads((bundle_copy / MANIFEST).read_text())
+    for name in ("max_query", "text_offset", "text_tokens"):
+        assert manifest["prompt"].pop(name) == 0
+    (bundle_copy / MANIFEST).write_text(json.dumps(manifest))
+    old = Bundle(bundle_copy)
+    old.check()
+    assert old.layout == bundle.layout and old.query_tokenizer is None
+    assert golden_query(old.golden) == golden_query({}) == b""
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (Path.unlink, f"{TOKENIZER}: is not in the manifest"),
+        (lambda file: file.write_text("{}"), f"{TOKENIZER}: is no tokenizer"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-20]), f"{TOKENIZER}: is no tokenizer"),
+    ],
+    ids=["missing", "another kind", "cut short"],
+)
+def test_a_tokenizer_that_cannot_be_used(text_copy: Path, damage: Callable[[Path], Any], says: str) -> None:
+    damage(text_copy / TOKENIZER)
+    seal_again(text_copy)
+    with pytest.raises(BundleError) as caught:
+        Bundle(text_copy).check()
+    assert says in str(caught.value)
+
+
+def test_a_damaged_tokenizer_fails_its_checksum(text_copy: Path) -> None:
+    (text_copy / TOKENIZER).write_bytes((text_copy / TOKENIZER).read_bytes()[:-1] + b" ")
+    with pytest.raises(BundleError, match=r"tokenizer\.json: is damaged"):
+        Bundle(text_copy).check()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ({"text_tokens": 300}, "the layout has room for 300"),
+        ({"text_tokens": 10**6}, "is below the layout's"),
+        ({"text_tokens": 10**12}, "is above 2147483647"),
+        ({"text_offset": 3}, "are also used as SID, prefix or placeholder tokens"),
+        ({"max_query": 0}, "must both be positive, or both 0"),
+        ({"max_query": 10**12}, "is below the longest prompt's"),
+    ],
+)
+def test_a_manifest_that_contradicts_the_rest(text_copy: Path, prompt: dict, says: str) -> None:
+    seal_again(text_copy, **prompt)
+    with pytest.raises(BundleError) as caught:
+        Bundle(text_copy).check()
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_query", -1), ("max_query", "many"), ("text_tokens", 1.5), ("text_offset", None)]
+)
+def test_a_manifest_field_that_is_wrong(text_copy: Path, name: str, value: Any) -> None:
+    manifest = json.loads((text_copy / MANIFEST).read_text())
+    manifest["prompt"][name] = value
+    (text_copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=f"prompt.{name}: Input should be"):
+        Bundle(text_copy)
+
+
+def test_the_golden_request_has_a_query(text_bundle: Bundle) -> None:
+    golden = text_bundle.golden
+    assert golden_query(golden) == GOLDEN_QUERY
+    preprocessor = Preprocessor(text_bundle.catalog, text_bundle.layout, LIMITS, text_bundle.query_tokenizer)
+
+    def prompt(text: bytes) -> Any:
+        history = golden["history"].astype(object)
+        return preprocessor.prepare([Request(history, history[:0], query=text)])[0].prompt
+
+    check_prompt(golden, prompt(GOLDEN_QUERY))
+    with pytest.raises(GoldenMismatch):
+        check_prompt(golden, prompt(b""))
