@@ -292,11 +292,11 @@ def _model(
         raise ValueError(f"decoder {config.decoder!r} is unknown; use one of {DECODERS}")
     backbone = None
     if config.checkpoint is not None:
-        if config.max_query:
-            shutil.copy(config.checkpoint / TOKENIZER, work / TOKENIZER)
         backbone, layout = open_backbone(
             config.checkpoint, space, config.max_history, config.sid_tokens, config.max_query
         )
+        if config.max_query:
+            shutil.copy(config.checkpoint / TOKENIZER, work / TOKENIZER)
         backbone_settings = backbone.config
     else:
         text_tokens = 0

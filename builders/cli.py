@@ -158,15 +158,16 @@ def evaluate(
 ) -> None:
     """Hit@K and NDCG@K on the test split (last item of each user), offline and through a server."""
     from builders.dataset import read_dataset, split_leave_one_out
-    from builders.evaluate import metrics, rank_offline, rank_served, sample_users
+    from builders.evaluate import metrics, rank_offline, rank_served, require_catalog, sample_users
     from builders.progress import track
     from genrec.bundle import Bundle
     from genrec.engines import open_engine
     from genrec.verifier import Verifier
 
     bundle = Bundle(bundle_path)
-    split = split_leave_one_out(read_dataset(data).interactions)
-    histories, targets = sample_users(split.test, users, seed)
+    dataset = read_dataset(data)
+    require_catalog(bundle, dataset)
+    histories, targets = sample_users(split_leave_one_out(dataset.interactions).test, users, seed)
     with track("rank") as task:
         offline = rank_offline(
             open_engine(bundle, engine),
@@ -184,6 +185,68 @@ def evaluate(
         rows["served"] = metrics(served, targets)
         typer.echo(f"same ranked list offline and served: {(served == offline.rows).all(1).mean():.2%} of users")
     _print_quality({"users": len(histories), **rows})
+
+
+@app.command()
+def compare(
+    data: DataPath,
+    model: Annotated[
+        list[str], typer.Option(help="NAME=BUNDLE[,BUNDLE...], a bundle per seed; the first is compared.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the results; what it holds already is not ranked again.")],
+    beam_widths: Annotated[str, typer.Option(help="At least 20 each.")] = "20,50,128,512",
+    masks: Annotated[str, typer.Option(help="Prefix masks: on, off or on,off.")] = "on,off",
+    users: Annotated[Optional[int], typer.Option(min=1, help="Test users, drawn at random; all by default.")] = None,
+    engine: Annotated[str, typer.Option(help="onnx or torch.")] = "onnx",
+    batch_size: Annotated[int, typer.Option(min=1, help="Users drafted at a time.")] = 16,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 for one per core.")] = 0,
+    reference: Annotated[
+        Optional[list[str]], typer.Option(help="NAME=HIT,NDCG: a published Hit@10 and NDCG@10 to print beside.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare models on the test split: quality, valid drafts, time, and intervals of the differences.
+
+    Every bundle ranks at every beam width, with prefix masks and without, history excluded and not.
+    """
+    from builders.comparison import Plan, models_of, reference_of
+    from builders.comparison import compare as compare_models
+    from builders.progress import track
+    from builders.report import write_report
+
+    switches = {"on": True, "off": False}
+    if unknown := [word for word in masks.split(",") if word not in switches]:
+        raise ValueError(f"masks {masks!r}: {unknown[0]!r} is neither on nor off")
+    plan = Plan(
+        beam_widths=_numbers("beam widths", beam_widths),
+        masks=tuple(switches[word] for word in masks.split(",")),
+        users=users,
+        seed=seed,
+        engine=engine,
+        batch=batch_size,
+        threads=threads,
+    )
+    references = [reference_of(text) for text in reference or []]
+    results = compare_models(data, models_of(model), out, plan, track, references)
+    typer.echo(f"{len(results.record.cells)} rankings; report in {write_report(results, out)}")
+
+
+@app.command("compare-report")
+def compare_report(
+    out: Annotated[Path, typer.Argument(help="Folder of the merged results and their report.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders that `genrec compare` wrote, of the same users.")],
+    reference: Annotated[
+        Optional[list[str]], typer.Option(help="NAME=HIT,NDCG: a published Hit@10 and NDCG@10 to print beside.")
+    ] = None,
+) -> None:
+    """Merge results of several runs, such as seeds trained on different days, into one report. Needs no bundle."""
+    from builders.comparison import reference_of
+    from builders.report import write_report
+    from builders.results import merge
+
+    results = merge(folders, [reference_of(text) for text in reference or []])
+    results.save(out)
+    typer.echo(f"{len(results.record.cells)} rankings; report in {write_report(results, out)}")
 
 
 @app.command()
@@ -267,6 +330,13 @@ def demo(
     from builders.demo import run_demo
 
     run_demo(data, work, console, epochs)
+
+
+def _numbers(what: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"{what} {text!r}: write whole numbers with commas between them") from None
 
 
 def _print_quality(quality: dict) -> None:

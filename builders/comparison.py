@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from builders.build import Track
 from builders.dataset import Dataset, Holdout, read_dataset, split_leave_one_out
-from builders.evaluate import CUTOFFS, mean_metrics, rank_popular, rankings, sample, sample_users, target_ranks
+from builders.evaluate import (
+    CUTOFFS,
+    mean_metrics,
+    rank_popular,
+    rankings,
+    require_catalog,
+    sample,
+    sample_users,
+    target_ranks,
+)
 from builders.export import export_onnx
 from builders.results import (
     RECORD,
@@ -43,6 +54,8 @@ from genrec.verifier import Verifier
 DEPTH = 50
 LEAST_WIDTH = 2 * max(CUTOFFS)
 HISTORIES = (False, True)  # excluded?
+T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,31 @@ class Plan:
             raise ValueError(f"engine {self.engine!r} is unknown; use one of {ENGINES}")
 
 
+def models_of(texts: Sequence[str]) -> dict[str, list[Path]]:
+    """Bundles by the model's name, of texts "NAME=PATH[,PATH...]". Raises ValueError for anything else."""
+    models: dict[str, list[Path]] = {}
+    for text in texts:
+        name, equals, paths = text.partition("=")
+        if not equals or not _NAME.fullmatch(name) or not all(paths.split(",")):
+            raise ValueError(f"model {text!r}: write NAME=BUNDLE or NAME=BUNDLE,BUNDLE,... with one bundle per seed")
+        models.setdefault(name, []).extend(map(Path, paths.split(",")))
+    return models
+
+
+def reference_of(text: str) -> Reference:
+    """The published figure "NAME=HIT,NDCG", both at 10. Raises ValueError for anything else."""
+    name, _, values = text.partition("=")
+    try:
+        hit, ndcg = map(float, values.split(","))
+    except ValueError:
+        hit = ndcg = -1.0
+    if not name or not 0 <= hit <= 1 or not 0 <= ndcg <= 1:
+        raise ValueError(f"reference {text!r}: write NAME=HIT,NDCG, published Hit@10 and NDCG@10 between 0 and 1")
+    return Reference(name=name, metrics={"hit@10": hit, "ndcg@10": ndcg})
+
+
 def depth_of(beams: int) -> int:
-    """Items ranked with so many beams: half of them, as in serving, where a bundle's top_k is at most that; 10 to 50."""
+    """Items ranked with so many beams: half as many, the most that serving allows a bundle's top_k; 10 to 50."""
     return min(DEPTH, max(max(CUTOFFS), beams // 2))
 
 
@@ -90,7 +126,7 @@ def compare(
     """
     dataset = read_dataset(data)
     test = split_leave_one_out(dataset.interactions).test
-    bundles = {name: [_open(path, dataset, data) for path in paths] for name, paths in models.items()}
+    bundles = {name: [_open(path, dataset) for path in paths] for name, paths in models.items()}
     _require_same_availability([bundle for group in bundles.values() for bundle in group])
     results = _opened(out, _described(data, dataset, test, plan), plan.engine)
     histories, targets = sample_users(test, plan.users, plan.seed)
@@ -101,12 +137,12 @@ def compare(
         torch.set_num_threads(plan.threads)
     if not results.record.popularity:
         _rank_popular(results, next(iter(bundles.values()))[0], histories, targets)
-    _extend(results, "references", references, lambda reference: reference.name)
+    _extend(results.record.references, references, lambda reference: reference.name)
     for name, group in bundles.items():
         described = [_trained(name, bundle) for bundle in group]
         if len({trained.weights for trained in described}) < len(described):
             raise ValueError(f"model {name}: the same weights are given twice; name a bundle of each seed once")
-        _extend(results, "models", described, lambda trained: (trained.model, trained.weights))
+        _extend(results.record.models, described, lambda trained: (trained.model, trained.weights))
     for name, group in bundles.items():
         for bundle in group:
             _rank(results, run, _trained(name, bundle), bundle, histories, targets, plan, track, out)
@@ -195,31 +231,22 @@ def _engine(bundle: Bundle, width: int, plan: Plan, label: str, track: Track) ->
         return OnnxEngine(graph, *tries, beams, threads=plan.threads)
 
 
-def _open(path: Path, dataset: Dataset, data: Path) -> Bundle:
+def _open(path: Path, dataset: Dataset) -> Bundle:
     bundle = Bundle(path)
     bundle.check()
-    require_catalog(bundle, dataset, data)
+    require_catalog(bundle, dataset)
     return bundle
-
-
-def require_catalog(bundle: Bundle, dataset: Dataset, data: Path) -> None:
-    """Raises ValueError unless the bundle has the dataset's items in their order: rows would mean other items."""
-    ids = np.array([item_id.encode() for item_id in dataset.items.item_ids], np.bytes_)
-    if not np.array_equal(ids, bundle.catalog.item_ids):
-        raise ValueError(
-            f"{bundle.path}: its catalogue ({len(bundle.catalog)} items) is not that of {data} ({ids.size} items)"
-        )
 
 
 def _require_same_availability(bundles: Sequence[Bundle]) -> None:
     for bundle in bundles[1:]:
         if not np.array_equal(bundle.catalog.available, bundles[0].catalog.available):
-            raise ValueError(f"{bundle.path}: other items are available than in {bundles[0].path}; rankings differ by that")
+            raise ValueError(f"{bundle.path}: its available items are not those of {bundles[0].path}")
 
 
 def _opened(out: Path, data: DataSection, engine: str) -> Results:
     if not (out / RECORD).exists():
-        return Results(Record(data=data, runs=[], models=[], cells=[], popularity=[], references=[], differences=[]), {})
+        return Results(Record(data=data), {})
     results = Results.load(out)
     require_same_data(data, results.record.data, out, "what is asked for now; choose another folder")
     if other := {run.engine for run in results.record.runs} - {engine}:
@@ -273,8 +300,8 @@ def _rank_popular(results: Results, bundle: Bundle, histories: list[np.ndarray],
         results.record.popularity.append(Floor(history_excluded=excluded, metrics=values))
 
 
-def _extend(results: Results, field: str, new: Sequence, key) -> None:  # noqa: ANN001
-    kept = getattr(results.record, field)
+def _extend(kept: list[T], new: Sequence[T], key: Callable[[T], Hashable]) -> None:
+    """Add to `kept` what it has not by `key`."""
     known = {key(entry) for entry in kept}
     kept += [entry for entry in new if key(entry) not in known]
 

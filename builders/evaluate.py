@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from builders.dataset import Holdout
+from builders.dataset import Dataset, Holdout
+from genrec.bundle import Bundle
 from genrec.catalog import Catalog
 from genrec.engines.base import Engine
 from genrec.prompt import PromptLayout
@@ -155,6 +156,15 @@ def metrics(rows: np.ndarray, targets: np.ndarray, cutoffs: Sequence[int] = CUTO
 def popularity_ranking(catalog: Catalog, users: int, top_k: int = max(CUTOFFS)) -> np.ndarray:
     """The most popular items for everyone, int32 [users, K]: the floor that a model has to beat."""
     return np.tile(catalog.popular_rows[:top_k], (users, 1))
+
+
+def require_catalog(bundle: Bundle, dataset: Dataset) -> None:
+    """Raises ValueError unless the bundle has the dataset's items in their order: rows would mean other items."""
+    ids = np.array([item_id.encode() for item_id in dataset.items.item_ids], np.bytes_)
+    if not np.array_equal(ids, bundle.catalog.item_ids):
+        raise ValueError(
+            f"{bundle.path}: its catalogue of {len(bundle.catalog)} items is not the {ids.size} items of the data"
+        )
 
 
 def sample(holdout: Holdout, users: int | None, seed: int = 0) -> np.ndarray:

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from builders.bootstrap import relative_difference
 from builders.evaluate import user_values
@@ -69,7 +69,7 @@ class Run(_Section):
 
 
 class Trained(_Section):
-    """One bundle: a model trained with one seed. weights: SHA-256 of its weights; semantic_ids: digest of the items'."""
+    """One bundle: a model trained with one seed. weights: their SHA-256. semantic_ids: a digest of the items'."""
 
     model: str
     weights: str
@@ -151,12 +151,12 @@ class Record(_Section):
 
     format_version: int = FORMAT_VERSION
     data: DataSection
-    runs: Annotated[list[Run], Field(default_factory=list)]
-    models: Annotated[list[Trained], Field(default_factory=list)]
-    cells: Annotated[list[Cell], Field(default_factory=list)]
-    popularity: Annotated[list[Floor], Field(default_factory=list)]
-    references: Annotated[list[Reference], Field(default_factory=list)]
-    differences: Annotated[list[Difference], Field(default_factory=list)]
+    runs: list[Run] = []
+    models: list[Trained] = []
+    cells: list[Cell] = []
+    popularity: list[Floor] = []
+    references: list[Reference] = []
+    differences: list[Difference] = []
 
 
 @dataclass
@@ -202,9 +202,7 @@ class Results:
             return []
         groups = [(POOLED, ours, theirs)]
         if max(len(ours), len(theirs)) > 1:
-            groups += [
-                (f"{self._label(a)} / {self._label(b)}", [a], [b]) for a, b in zip(ours, theirs, strict=False)
-            ]
+            groups += [(f"{self._label(a)} / {self._label(b)}", [a], [b]) for a, b in zip(ours, theirs, strict=False)]
         beam_width, masked, history_excluded = setting
         found = []
         for metric in COMPARED:
@@ -223,9 +221,9 @@ class Results:
                         metric=metric,
                         ours=float(mine.mean()),
                         theirs=float(others.mean()),
-                        relative=interval and interval.relative,
-                        low=interval and interval.low,
-                        high=interval and interval.high,
+                        relative=interval.relative if interval else None,
+                        low=interval.low if interval else None,
+                        high=interval.high if interval else None,
                     )
                 )
         return found
@@ -278,8 +276,8 @@ class Results:
         return cls(record, ranks)
 
 
-def merge(folders: Sequence[Path]) -> Results:
-    """One `Results` of all that `folders` hold; differences are computed anew.
+def merge(folders: Sequence[Path], references: Sequence[Reference] = ()) -> Results:
+    """One `Results` of all that `folders` hold, and more `references`; differences are computed anew.
 
     Models keep the order in which the folders name them first. Raises ValueError for folders with other items or users
     than the first one's, and for a cell that two of them hold with different ranks.
@@ -300,13 +298,13 @@ def merge(folders: Sequence[Path]) -> Results:
                 cells[cell.ranks] = cell.model_copy(update={"run": len(runs) + cell.run})
                 ranks[cell.ranks] = part.ranks[cell.ranks]
         runs += part.record.runs
-    references = {reference.name: reference for part in parts for reference in part.record.references}
+    published = {r.name: r for r in [*(r for part in parts for r in part.record.references), *references]}
     record = base.model_copy(
         update={
             "runs": runs,
             "models": list(models.values()),
             "cells": list(cells.values()),
-            "references": list(references.values()),
+            "references": list(published.values()),
         }
     )
     merged = Results(record, ranks)

@@ -1,10 +1,10 @@
-"""How fast the beam-search baseline does its arithmetic: the decode steps against the prefill, PyTorch and ONNX Runtime.
+"""How fast the beam-search baseline does its arithmetic: decode steps against prefill, PyTorch and ONNX Runtime.
 
 python perf/decode_rate.py --threads 1
 
 Rates count the matrix products' floating-point operations from their shapes, attention included, as they are executed
 (a prefill's scores are a full square). The time of the decode steps is the median of whole drafts less the median of
-prefills alone (for ONNX Runtime a graph of its own), measured in turn; top-K, masks and code embeddings count as decoding.
+prefills alone (for ONNX Runtime a graph of its own), measured in turn. Top-K and masks count as decoding.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +40,7 @@ SHAPES = {  # hidden size, intermediate size, layers, heads, key-value heads
     "25M": (512, 1536, 8, 8, 4),
     "110M": (768, 3072, 12, 12, 6),
 }
+Calls = dict[str, Callable[[], object]]
 ITEMS = 100_000  # of the random catalogue whose prefixes mask the beams
 
 
@@ -89,7 +89,7 @@ def operations(config: PretrainedConfig, levels: tuple[int, ...], tokens: int, b
     return prefill, decode
 
 
-def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def medians(calls: Calls, rounds: int) -> dict[str, float]:
     """Median seconds of each call, measured in turn; the first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
@@ -101,38 +101,35 @@ def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
     return {name: float(np.median(spent)) for name, spent in times.items()}
 
 
-@contextmanager
-def torch_calls(
-    model: AutoregressiveModel, token_ids: np.ndarray, trie: PrefixTrie, beam_width: int
-) -> Iterator[dict[str, Callable[[], object]]]:
+def torch_calls(model: AutoregressiveModel, token_ids: np.ndarray, trie: PrefixTrie, beam_width: int) -> Calls:
     """The two calls of PyTorch."""
     tokens, lengths = torch.tensor(token_ids), torch.tensor([token_ids.shape[1]])
     masks = [torch.tensor(bits) for bits in trie.bits], [torch.tensor(child) for child in trie.first_child]
-    with torch.inference_mode():
-        yield {
-            "prefill": lambda: model.prefill(tokens.long(), lengths),
-            "draft": lambda: model.draft(tokens, lengths, *masks, beam_width),
-        }
+    return {
+        "prefill": lambda: model.prefill(tokens.long(), lengths),
+        "draft": lambda: model.draft(tokens, lengths, *masks, beam_width),
+    }
 
 
-@contextmanager
-def onnx_calls(
-    model: AutoregressiveModel, token_ids: np.ndarray, trie: PrefixTrie, beam_width: int, threads: int
-) -> Iterator[dict[str, Callable[[], object]]]:
-    """The two calls of ONNX Runtime."""
-    feeds = {"token_ids": token_ids, "lengths": np.array([token_ids.shape[1]], np.int32)}
+def onnx_calls(graphs: dict[str, Path], token_ids: np.ndarray, trie: PrefixTrie, threads: int) -> Calls:
+    """The two calls of ONNX Runtime, of the graphs of those names."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        whole, prefill = Path(folder) / "draft.onnx", Path(folder) / "prefill.onnx"
-        export_onnx(model, whole, beam_width)
-        _export_prefill(model, prefill)
-        sessions = [ort.InferenceSession(str(p), options, providers=["CPUExecutionProvider"]) for p in (prefill, whole)]
+    options.log_severity_level = 3
+    sessions = {
+        name: ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for name, path in graphs.items()
+    }
+    feeds = {"token_ids": token_ids, "lengths": np.array([token_ids.shape[1]], np.int32)}
     masked = feeds | graph_masks(trie.bits, trie.first_child)
-    yield {"prefill": lambda: sessions[0].run(None, feeds), "draft": lambda: sessions[1].run(None, masked)}
+    return {
+        "prefill": lambda: sessions["prefill"].run(None, feeds),
+        "draft": lambda: sessions["draft"].run(None, masked),
+    }
 
 
-def _export_prefill(model: AutoregressiveModel, path: Path) -> None:
+def export_prefill(model: AutoregressiveModel, path: Path) -> None:
+    """Write a graph of the prefill alone to `path`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     free = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings(), torch.no_grad():
@@ -171,23 +168,27 @@ def main(
     console = Console(soft_wrap=True)
     heads = ("engine", "backbone", "beam", "prefill ms", "decode ms", "prefill GFLOP/s", "decode GFLOP/s", "ratio")
     table = Table(*heads, title=f"prompt of {tokens} tokens, {depth} levels of {codes}, {threads} threads")
-    for shape in shapes.split(","):
-        model = random_model(shape, layout)
-        for beam_width in map(int, beams.split(",")):
-            work = operations(model.config, space.levels, tokens, beam_width)
-            for engine in engines.split(","):
-                if engine == "torch":
-                    opened = torch_calls(model, token_ids, trie, beam_width)
-                else:
-                    opened = onnx_calls(model, token_ids, trie, beam_width, threads)
-                with opened as calls:
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        for shape in shapes.split(","):
+            model = random_model(shape, layout)
+            graphs = {name: Path(folder) / f"{name}.onnx" for name in ("prefill", "draft")}
+            if "onnx" in engines:
+                export_prefill(model, graphs["prefill"])
+            for beam_width in map(int, beams.split(",")):
+                work = operations(model.config, space.levels, tokens, beam_width)
+                for engine in engines.split(","):
+                    if engine == "onnx":
+                        console.print(f"exporting {shape}, beam {beam_width}: minutes for many layers")
+                        export_onnx(model, graphs["draft"], beam_width)
+                        calls = onnx_calls(graphs, token_ids, trie, threads)
+                    else:
+                        calls = torch_calls(model, token_ids, trie, beam_width)
                     seconds = medians(calls, rounds)
-                prefill, decode = seconds["prefill"], seconds["draft"] - seconds["prefill"]
-                rates = work[0] / prefill / 1e9, work[1] / decode / 1e9
-                figures = (1e3 * prefill, 1e3 * decode, *rates)
-                table.add_row(
-                    engine, shape, str(beam_width), *(f"{x:.1f}" for x in figures), f"{rates[1] / rates[0]:.2f}"
-                )
+                    prefill, decode = seconds["prefill"], seconds["draft"] - seconds["prefill"]
+                    rates = work[0] / prefill / 1e9, work[1] / decode / 1e9
+                    figures = [f"{x:.1f}" for x in (1e3 * prefill, 1e3 * decode, *rates)]
+                    table.add_row(engine, shape, str(beam_width), *figures, f"{rates[1] / rates[0]:.2f}")
+                    console.print(engine, shape, beam_width, *figures, f"ratio {rates[1] / rates[0]:.2f}")
     console.print(table)
 
 

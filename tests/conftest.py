@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from builders.build import build_bundle
+from builders.build import Track, build_bundle
 from builders.config import BackboneShape, BuildConfig, TrainingConfig
 from builders.dataset import Dataset
 from builders.demo_shop import make_demo_shop
@@ -30,6 +31,12 @@ def silent(title: str) -> Iterator:
 
 
 @pytest.fixture(scope="session")
+def tiny_build() -> tuple[BuildConfig, Track]:
+    """The configuration of the small bundle, and a progress bar that shows nothing."""
+    return TINY, silent
+
+
+@pytest.fixture(scope="session")
 def dataset() -> Dataset:
     """400 items whose semantic IDs collide often, 400 users."""
     return make_demo_shop(n_items=400, n_users=400, seed=0)
@@ -40,6 +47,16 @@ def bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle
     """A trained and exported bundle. Read-only: copy it before you damage it."""
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     build_bundle(dataset, path, TINY, silent)
+    return Bundle(path)
+
+
+@pytest.fixture(scope="session")
+def text_bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same shop's bundle, trained with its queries. Read-only."""
+    path = tmp_path_factory.mktemp("bundles") / "text"
+    limits = Limits(top_k=30, exclude=50, history=200, query_bytes=200)
+    training = replace(TINY.training, epochs=4, tokens_per_batch=2048)
+    build_bundle(dataset, path, replace(TINY, max_query=8, limits=limits, training=training), silent)
     return Bundle(path)
 
 

@@ -144,41 +144,65 @@ class LayerCache:
         mask: additive, broadcast to [B, G, R * H / G, S]; the heads of a position are consecutive rows.
         """
         weights = (self._rows(queries) @ self._keys + mask).softmax(-1)
-        return self._unrows(weights @ self._values, queries).flatten(2)
+        return _joined(self._positions(weights @ self._values, queries))
 
     def attend(self, queries: Tensor) -> Tensor:
         """Attention to the prompt and the beams' own codes, under one softmax: [B, W, H, e] -> [B, W, H * e]."""
         assert self._own is not None
         keys, values = self._own
         prompt = self._rows(queries) @ self._keys + self._inside
-        grouped = queries.unflatten(2, (self._keys.shape[1], -1))  # [B, W, G, H / G, e]
-        own = (grouped[:, :, None] * keys).sum(-1)  # [B, W, t, G, H / G]
-        weights = torch.cat([own.permute(0, 3, 1, 4, 2).flatten(2, 3), prompt], -1).softmax(-1)
+        own = (self._grouped(queries)[:, :, None] * keys).sum(-1)  # [B, W, t, G, H / G]
+        groups, count = keys.shape[3], keys.shape[2]
+        own = own.permute(0, 3, 1, 4, 2).reshape(-1, groups, queries.shape[1] * queries.shape[2] // groups, count)
+        weights = torch.cat([own, prompt], -1).softmax(-1)
         # Zeros in the values' place of the own codes are cheaper than a copy of the prompt's weights.
-        count = keys.shape[2]
-        mixed = self._unrows(weights @ functional.pad(self._values, (0, 0, count, 0)), queries)
-        own = self._unrows(weights[..., :count], queries).permute(0, 1, 4, 2, 3)
-        return (mixed + (own[..., None] * values).sum(2)).flatten(2)
+        mixed = self._positions(weights @ functional.pad(self._values, (0, 0, count, 0)), queries)
+        own = self._positions(weights[..., :count], queries).permute(0, 1, 4, 2, 3)
+        return _joined(mixed + (own[..., None] * values).sum(2))
+
+    def _grouped(self, queries: Tensor) -> Tensor:
+        """[B, R, H, e] -> [B, R, G, H / G, e]."""
+        _, rows, heads, size = queries.shape
+        groups = self._keys.shape[1]
+        return queries.reshape(-1, rows, groups, heads // groups, size)
 
     def _rows(self, queries: Tensor) -> Tensor:
         """[B, R, H, e] -> [B, G, R * H / G, e]: heads of one group meet the same keys, as rows of one product."""
-        return queries.unflatten(2, (self._keys.shape[1], -1)).transpose(1, 2).flatten(2, 3)
+        _, rows, heads, size = queries.shape
+        groups = self._keys.shape[1]
+        return self._grouped(queries).transpose(1, 2).reshape(-1, groups, rows * (heads // groups), size)
 
-    def _unrows(self, rows: Tensor, queries: Tensor) -> Tensor:
-        """[B, G, R * H / G, n] -> [B, R, G, H / G, n]."""
-        return rows.unflatten(2, (queries.shape[1], -1)).transpose(1, 2)
+    def _positions(self, rows: Tensor, queries: Tensor) -> Tensor:
+        """What `_rows` made of `queries`, back: [B, G, R * H / G, n] -> [B, R, G, H / G, n]."""
+        groups = rows.shape[1]
+        shape = (-1, groups, queries.shape[1], queries.shape[2] // groups, rows.shape[3])
+        return rows.reshape(shape).transpose(1, 2)
+
+
+# Reshapes name the batch -1: a size that is only known at run time costs an exported graph several nodes.
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """[B, R, G, H / G, e] -> [B, R, H * e]."""
+    _, rows, groups, members, size = heads.shape
+    return heads.reshape(-1, rows, groups * members * size)
+
+
+def _split(projected: Tensor, size: int) -> Tensor:
+    """[B, R, H * e] -> [B, R, H, e]."""
+    return projected.reshape(-1, projected.shape[1], projected.shape[2] // size, size)
 
 
 def _queries(attention: Any, normed: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Queries with their positions: [B, R, d] -> [B, R, H, e]."""
-    queries = attention.q_proj(normed).unflatten(-1, (-1, attention.head_dim))
+    queries = _split(attention.q_proj(normed), attention.head_dim)
     return _rotate(_norm(attention.q_norm, queries) if hasattr(attention, "q_norm") else queries, *rotation)
 
 
 def _keys_values(attention: Any, normed: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Keys with their positions, and values: [B, R, d] -> [B, R, G, e] each."""
-    keys = attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim))
-    values = attention.v_proj(normed).unflatten(-1, (-1, attention.head_dim))
+    keys = _split(attention.k_proj(normed), attention.head_dim)
+    values = _split(attention.v_proj(normed), attention.head_dim)
     return _rotate(_norm(attention.k_norm, keys) if hasattr(attention, "k_norm") else keys, *rotation), values
 
 
@@ -195,7 +219,7 @@ def _finish(layer: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
 
 
 def _norm(module: Any, hidden: Tensor) -> Tensor:
-    """RMS norm: [..., d] -> [..., d]. Written as a division, because ONNX Runtime fuses that, and no reciprocal root."""
+    """RMS norm: [..., d] -> [..., d]. As a division, because ONNX Runtime fuses that, and no reciprocal root."""
     mean = hidden.float().pow(2).mean(-1, keepdim=True)
     return (hidden / (mean + module.variance_epsilon).sqrt()).to(hidden.dtype) * module.weight
 

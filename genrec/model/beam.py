@@ -66,7 +66,7 @@ def of_parents(values: Tensor, parent: Tensor) -> Tensor:
     """What belongs to each beam's parent: values [B, W, ...], parent int64 [B, W'] -> [B, W', ...]."""
     # Whole rows by one flat index: an element gather would need an index as large as the values.
     first = torch.arange(values.shape[0], device=values.device)[:, None] * values.shape[1]
-    return values.flatten(0, 1)[parent + first]
+    return values.flatten(0, 1).index_select(0, (parent + first).flatten()).view(-1, parent.shape[1], *values.shape[2:])
 
 
 def _rank(bits: Tensor, code: Tensor) -> Tensor:

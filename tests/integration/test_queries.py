@@ -5,67 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from genrec_client import InvalidRequest, Recommender, RecommendRequest, Source
 from genrec_client.cli import main as command_line
 
-from builders.build import GOLDEN_QUERY, write_catalog
-from builders.dataset import Dataset, split_leave_one_out
-from builders.export import export_onnx
-from builders.query import query_corpus, train_query_tokenizer
-from genrec.bundle import CHECKPOINT, MANIFEST, ONNX_GRAPH, TOKENIZER, Bundle, BundleError, Limits, seal_bundle
+from builders.build import GOLDEN_QUERY
+from genrec.bundle import MANIFEST, TOKENIZER, Bundle, BundleError, seal_bundle
 from genrec.golden import GoldenMismatch, check_prompt, golden_query
-from genrec.model.nezha import NezhaModel, backbone_config
 from genrec.preprocessor import Preprocessor, Request
-from genrec.prompt import PromptLayout
-from genrec.query import QueryTokenizer
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonServer
 
-MAX_QUERY = 8
-LIMITS = Limits(top_k=30, exclude=50, history=200, query_bytes=200)
-
-
-@pytest.fixture(scope="session")
-def text_bundle(bundle: Bundle, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The small bundle's catalogue with a model that takes queries; its weights are random, but not small."""
-    folder = tmp_path_factory.mktemp("bundles") / "text"
-    folder.mkdir()
-    space, catalog = bundle.space, bundle.catalog
-    queries = split_leave_one_out(dataset.interactions).train.queries
-    size = train_query_tokenizer(query_corpus(dataset.items, queries), folder / TOKENIZER, 600)
-    layout = PromptLayout.contiguous(space, 20, MAX_QUERY, size)
-    torch.manual_seed(0)
-    backbone = backbone_config(
-        "qwen3", vocab_size=layout.vocabulary_size, hidden_size=32, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, head_dim=8, max_position_embeddings=layout.max_tokens,
-    )  # fmt: skip
-    model = NezhaModel(backbone, space.levels)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-    model.save_checkpoint(folder / CHECKPOINT)
-    export_onnx(model, folder / ONNX_GRAPH, 64)
-    history = catalog.popular_rows[:5]
-    write_catalog(folder, space, layout, catalog, 64, history, QueryTokenizer(folder / TOKENIZER, layout))
-    seal_bundle(
-        folder,
-        bundle_version="text-1",
-        created="2026-01-01T00:00:00+00:00",
-        levels=space.levels,
-        prompt={name: value for name, value in asdict(layout).items() if name != "space"},
-        beam_width=64,
-        limits=LIMITS,
-        catalog={"version": 1, "items": len(catalog), "available": int(catalog.available.sum())},
-    )
-    return Bundle(folder)
+MAX_QUERY = 8  # of the text bundle
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +189,13 @@ def test_a_bundle_without_queries_refuses_one(wire: Any, shop: Any) -> None:
 # The bundle
 
 
+def test_queries_help_on_held_out_pairs(text_bundle: Bundle) -> None:
+    quality = text_bundle.manifest.training["quality"]
+    without, found = quality["queried_without_query"], quality["queried_with_query"]
+    assert found["hit@10"] > 1.1 * without["hit@10"] and found["ndcg@10"] > 1.1 * without["ndcg@10"]
+    assert quality["queried_by_query_alone"]["hit@10"] > 3 * quality["popularity"]["hit@10"]
+
+
 def seal_again(folder: Path, **prompt: Any) -> None:
     """Make checksums hold again after a change. prompt: changes to the prompt's section."""
     fields = json.loads((folder / MANIFEST).read_text())
@@ -315,7 +277,9 @@ def test_a_manifest_field_that_is_wrong(text_copy: Path, name: str, value: Any) 
 def test_the_golden_request_has_a_query(text_bundle: Bundle) -> None:
     golden = text_bundle.golden
     assert golden_query(golden) == GOLDEN_QUERY
-    preprocessor = Preprocessor(text_bundle.catalog, text_bundle.layout, LIMITS, text_bundle.query_tokenizer)
+    preprocessor = Preprocessor(
+        text_bundle.catalog, text_bundle.layout, text_bundle.manifest.limits, text_bundle.query_tokenizer
+    )
 
     def prompt(text: bytes) -> Any:
         history = golden["history"].astype(object)

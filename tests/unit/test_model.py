@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
-from builders.checkpoint import with_sid_tokens
+from builders.checkpoint import open_backbone
 from genrec.checkpoint_shapes import checkpoint_problems, expected_shapes
 from genrec.model.draft_head import DraftHead
 from genrec.model.nezha import NezhaModel, backbone_config
@@ -147,7 +147,8 @@ def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: 
     original = AutoModelForCausalLM.from_config(config)
     original.save_pretrained(tmp_path)
 
-    model, layout = with_sid_tokens(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", "<c_{}>"))
+    backbone, layout = open_backbone(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", "<c_{}>"))
+    model = NezhaModel(backbone.config, SPACE.levels, backbone)
 
     assert layout.prefix == (1,)
     assert layout.level_tokens(0).tolist() == list(range(2, 9))

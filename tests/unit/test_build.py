@@ -1,0 +1,78 @@
+"""Bundles of the other kinds that a build can make, each whole: trained, exported, checked, ranked."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from builders.build import build_bundle
+from builders.dataset import Dataset, split_leave_one_out
+from genrec.bundle import CHECKPOINT, Bundle
+from genrec.engines import open_engine
+from genrec.model.checkpoint import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def baseline(dataset: Dataset, tiny_build: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("bundles") / "baseline"
+    config, track = tiny_build
+    build_bundle(dataset, path, replace(config, decoder="beam_search"), track)
+    return Bundle(path)
+
+
+def test_a_baseline_bundle_is_served_by_the_same_engines(baseline: Bundle, bundle: Bundle, dataset: Dataset) -> None:
+    baseline.check()
+    assert baseline.layout == replace(bundle.layout, placeholders=())
+    histories = split_leave_one_out(dataset.interactions).test.histories
+    prompts = [baseline.layout.encode(baseline.catalog.sids[histories[user][-20:]]) for user in range(8)]
+    onnx, torch_ = (open_engine(baseline, kind).draft(prompts) for kind in ("onnx", "torch"))
+    np.testing.assert_allclose(onnx.scores, torch_.scores, atol=1e-4)
+    quality = baseline.manifest.training["quality"]
+    assert quality["history_allowed"]["hit@10"] > 1.5 * quality["popularity"]["hit@10"]
+    assert quality["history_allowed"]["valid_drafts"] == 1.0
+
+
+def test_a_draft_head_is_trained_on_the_frozen_backbone_of_another_bundle(
+    baseline: Bundle, dataset: Dataset, tiny_build: Any, tmp_path: Path
+) -> None:
+    config, track = tiny_build
+    training = replace(config.training, epochs=4, freeze_backbone=True, auxiliary_weight=0.0, learning_rate=5e-3)
+    config = replace(config, checkpoint=baseline.path, training=training, validation_users=100)
+    manifest = build_bundle(dataset, tmp_path / "head", config, track)
+    built = Bundle(tmp_path / "head")
+    built.check()
+    ours, theirs = load_checkpoint(built.path / CHECKPOINT).model, load_checkpoint(baseline.path / CHECKPOINT).model
+    for name, frozen in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name][: len(frozen)], frozen, rtol=0, atol=0)
+    assert manifest is not None
+    quality, curves = manifest.training["quality"], manifest.training["curves"]
+    assert quality["history_allowed"]["hit@10"] > 1.5 * quality["popularity"]["hit@10"]
+    assert len(curves["validation"]) == 4 and curves["validation"][curves["best_epoch"]] == max(curves["validation"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"decoder": "greedy"}, "decoder 'greedy' is unknown; use one of"),
+        ({"levels": (8, 8), "checkpoint": "bundle"}, r"has levels \(16, 16, 16\), the semantic IDs have \(8, 8\)"),
+        ({"max_query": 8, "checkpoint": "bundle"}, "was not trained with text queries"),
+    ],
+)
+def test_what_cannot_be_built(
+    changes: dict, says: str, bundle: Bundle, dataset: Dataset, tiny_build: Any, tmp_path: Path
+) -> None:
+    config, track = tiny_build
+    changes = {name: bundle.path if value == "bundle" else value for name, value in changes.items()}
+    with pytest.raises(ValueError, match=says):
+        build_bundle(dataset, tmp_path / "out", replace(config, **changes), track)
+    assert not (tmp_path / "out").exists()
+
+
+def test_queries_that_are_not_there(dataset: Dataset, tiny_build: Any, tmp_path: Path) -> None:
+    config, track = tiny_build
+    mute = replace(dataset, interactions=replace(dataset.interactions, queries=None))
+    with pytest.raises(ValueError, match="have no column `query`"):
+        build_bundle(mute, tmp_path / "out", replace(config, max_query=8), track)

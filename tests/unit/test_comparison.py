@@ -1,0 +1,189 @@
+"""The comparison end to end: two tiny models, one of each decoder, ranked by both engines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from builders.build import build_bundle, write_catalog
+from builders.cli import app, main
+from builders.comparison import Plan, depth_of, models_of
+from builders.config import BackboneShape, BuildConfig, TrainingConfig
+from builders.dataset import Dataset, split_leave_one_out, write_dataset
+from builders.demo_shop import make_demo_shop
+from builders.evaluate import rank_offline, sample_users, target_ranks
+from builders.results import RECORD, Results
+from genrec.bundle import Bundle, Limits, seal_bundle
+from genrec.catalog import Catalog
+from genrec.engines import open_engine
+from genrec.verifier import Verifier
+
+USERS = 40
+
+
+@contextlib.contextmanager
+def silent(title: str) -> Iterator:
+    yield lambda done, total, note: None
+
+
+@pytest.fixture(scope="module")
+def shop(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "shop"
+    write_dataset(dataset, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rival(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model of the same shop: beam search over the backbone, another seed."""
+    path = tmp_path_factory.mktemp("bundles") / "rival"
+    config = BuildConfig(
+        levels=(16, 16, 16),
+        beam_width=64,
+        decoder="beam_search",
+        limits=Limits(top_k=30),
+        shape=BackboneShape(hidden_size=32, intermediate_size=96, layers=1),
+        training=TrainingConfig(epochs=1, tokens_per_batch=4096, seed=1),
+        validation_users=50,
+        evaluate_users=20,
+    )
+    build_bundle(dataset, path, config, silent)
+    return path
+
+
+def compare(shop: Path, out: Path, *words: object) -> Result:
+    return CliRunner().invoke(app, ["compare", str(shop), "--out", str(out), "--users", str(USERS), *map(str, words)])
+
+
+def test_both_engines_rank_two_models_alike(bundle: Bundle, rival: Path, shop: Path, tmp_path: Path) -> None:
+    models = "--model", f"nezha={bundle.path}", "--model", f"beam-search={rival}", "--reference", "TIGER=0.106,0.080"
+    found = {}
+    for engine in ("onnx", "torch"):
+        out = tmp_path / engine
+        done = compare(shop, out, *models, "--beam-widths", "20,64", "--engine", engine, "--batch-size", 8)
+        assert done.exit_code == 0, done.output or done.exception
+        assert "16 rankings" in done.output
+        found[engine] = Results.load(out)
+        page = (out / "report.md").read_text()
+        assert all(name in page for name in ("nezha", "beam-search", "TIGER", "training.svg", "time.svg"))
+    assert len(found["onnx"].record.differences) == 2 * 2 * 2 * 2
+    for name, ranks in found["onnx"].ranks.items():
+        assert (ranks == found["torch"].ranks[name]).mean() > 0.9, name  # near ties may swap
+    for cell in found["onnx"].record.cells:
+        assert cell.depth == min(50, cell.beam_width // 2)
+        assert cell.metrics["ndcg@5"] <= cell.metrics["hit@5"] <= cell.metrics["hit@10"]
+        assert "hit@50" not in cell.metrics
+        assert cell.valid_drafts == 1.0 if cell.masked else cell.valid_drafts < 1.0
+        assert 0 < cell.drafting_ms < cell.ms_per_user
+    first, second = (found["onnx"].trained(name)[0] for name in found["onnx"].names)
+    assert (first.decoder, first.seed, second.decoder, second.seed) == ("draft_head", 0, "beam_search", 1)
+    assert second.curves is not None and len(second.curves["validation"]) == 1
+
+
+def test_a_cell_is_what_the_bundle_serves(bundle: Bundle, dataset: Dataset, shop: Path, tmp_path: Path) -> None:
+    done = compare(shop, tmp_path, "--model", f"nezha={bundle.path}", "--beam-widths", 64, "--masks", "on")
+    assert done.exit_code == 0, done.output or done.exception
+    results = Results.load(tmp_path)
+    histories, targets = sample_users(split_leave_one_out(dataset.interactions).test, USERS)
+    parts = open_engine(bundle), Verifier(bundle.catalog, bundle.index), bundle.catalog, bundle.layout, histories
+    for excluded in (False, True):
+        cell = results.cells("nezha", (64, True, excluded))[0]
+        rows = rank_offline(*parts, exclude_history=excluded, top_k=32).rows
+        np.testing.assert_array_equal(results.ranks[cell.ranks], target_ranks(rows, targets))
+
+
+def test_hit_50_comes_with_the_beams_for_it(bundle: Bundle, shop: Path, tmp_path: Path) -> None:
+    words = "--engine", "torch", "--masks", "on", "--model", f"nezha={bundle.path}", "--model", f"same={bundle.path}"
+    done = compare(shop, tmp_path, *words, "--beam-widths", "100", "--users", 400)  # some hits in every resample
+    assert done.exit_code == 0, done.output or done.exception
+    record = json.loads((tmp_path / RECORD).read_text())
+    assert all(cell["metrics"]["hit@50"] >= cell["metrics"]["hit@10"] for cell in record["cells"])
+    for difference in record["differences"]:  # a model against itself
+        assert (difference["relative"], difference["low"], difference["high"]) == (0, 0, 0)
+
+
+def test_what_a_folder_holds_is_not_ranked_again(bundle: Bundle, rival: Path, shop: Path, tmp_path: Path) -> None:
+    words = "--engine", "torch", "--masks", "on"
+    assert compare(shop, tmp_path / "a", *words, "--model", f"nezha={bundle.path}", "--beam-widths", 20).exit_code == 0
+    before = Results.load(tmp_path / "a").record.cells
+    both = *words, "--model", f"nezha={bundle.path}", "--model", f"rival={rival}", "--beam-widths", "20,30"
+    assert compare(shop, tmp_path / "a", *both).exit_code == 0
+    grown = Results.load(tmp_path / "a")
+    assert grown.record.cells[: len(before)] == before  # their times too
+    assert len(grown.record.cells) == 8 and len(grown.record.runs) == 2
+    assert compare(shop, tmp_path / "b", *both).exit_code == 0
+    assert Results.load(tmp_path / "b").record.differences == grown.record.differences
+    for wrong, message in (
+        (("--engine", "onnx"), "was ranked with engine torch"),
+        (("--seed", 3), "ranks other users"),
+    ):
+        done = compare(shop, tmp_path / "a", *both, *wrong)
+        assert message in str(done.exception)
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(bundle: Bundle, shop: Path, tmp_path: Path) -> None:
+    good, out = f"nezha={bundle.path}", tmp_path / "out"
+    for words, message in (
+        (["--model", "nezha"], "write NAME=BUNDLE"),
+        (["--model", f"a/b={bundle.path}"], "write NAME=BUNDLE"),
+        (["--model", f"nezha={bundle.path},"], "write NAME=BUNDLE"),
+        (["--model", f"nezha={tmp_path / 'nowhere'}"], r"nowhere/manifest.json: is missing"),
+        (["--model", f"nezha={bundle.path},{bundle.path}"], "same weights are given twice"),
+        (["--model", good, "--beam-widths", "19"], "20 or more"),
+        (["--model", good, "--beam-widths", "20,many"], "write whole numbers"),
+        (["--model", good, "--masks", "maybe"], "neither on nor off"),
+        (["--model", good, "--engine", "other"], "engine 'other' is unknown"),
+        (["--model", good, "--reference", "TIGER=1"], "write NAME=HIT,NDCG"),
+    ):
+        done = compare(shop, out, *words)
+        assert re.search(message, str(done.exception)), (words, done.output, done.exception)
+        assert "\n" not in str(done.exception)
+    assert not out.exists()
+
+
+def test_another_catalogue_is_refused(bundle: Bundle, bundle_copy: Path, shop: Path, tmp_path: Path) -> None:
+    write_dataset(make_demo_shop(n_items=300, n_users=60, seed=2), tmp_path / "other")
+    done = compare(tmp_path / "other", tmp_path / "out", "--model", f"a={bundle.path}")
+    assert "its catalogue of 400 items is not the 300 items of the data" in str(done.exception)
+
+    ours = bundle.catalog
+    without_one = np.arange(len(ours)) != ours.popular_rows[-1]
+    ids = [item_id.decode() for item_id in ours.item_ids]
+    catalog = Catalog.build(ids, ours.sids, ours.popularity, without_one)
+    history = ours.popular_rows[:5]
+    write_catalog(bundle_copy, bundle.space, bundle.layout, catalog, bundle.manifest.beam_width, history)
+    fields = bundle.manifest.model_dump(exclude={"format_version", "files", "catalog"})
+    seal_bundle(bundle_copy, **fields, catalog={"version": 2, "items": len(ours), "available": len(ours) - 1})
+    done = compare(shop, tmp_path / "out", "--model", f"a={bundle.path}", "--model", f"b={bundle_copy}")
+    assert f"its available items are not those of {bundle.path}" in str(done.exception)
+
+
+def test_an_error_of_the_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, shop: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["genrec", "compare", str(shop), "--out", str(tmp_path / "o"), "--model", "bad"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.strip().splitlines() == [
+        "error: model 'bad': write NAME=BUNDLE or NAME=BUNDLE,BUNDLE,... with one bundle per seed"
+    ]
+
+
+def test_models_are_read_from_texts() -> None:
+    found = models_of(["nezha=a,b", "beam search=c", "nezha=d"])
+    assert found == {"nezha": [Path("a"), Path("b"), Path("d")], "beam search": [Path("c")]}
+
+
+def test_the_depth_of_a_ranking() -> None:
+    assert [depth_of(beams) for beams in (16, 20, 50, 99, 100, 512)] == [10, 10, 25, 49, 50, 50]
+    with pytest.raises(ValueError, match="name on, off or both"):
+        Plan(masks=())
