@@ -19,7 +19,7 @@ from accelerate import PartialState
 from builders.checkpoint import open_backbone
 from builders.config import BuildConfig
 from builders.dataset import Dataset, Split, popularity, split_leave_one_out
-from builders.evaluate import metrics, popularity_ranking, rank_offline, sample_queries, sample_users
+from builders.evaluate import metrics, popularity_ranking, rank_offline, rankings, sample_queries, sample_users
 from builders.examples import PackedWindows, QueryPrompts, Source, make_windows
 from builders.export import export_onnx
 from builders.objective import AutoregressiveObjective, NezhaObjective, Objective
@@ -188,32 +188,31 @@ def evaluate_split(
     histories, targets = sample_users(split.test, users)
     quality: dict[str, Any] = {"users": len(histories)}
 
-    def rank(name: str, chosen: Sequence[int], queries: list[np.ndarray] | None, **options: Any) -> None:
+    def rank(names: Sequence[str], chosen: Sequence[int], **options: Any) -> None:
         picked = options.pop("histories", [histories[user] for user in chosen])
-        ranking = rank_offline(
+        found = rankings(
             engine,
             verifier,
             catalog,
             layout,
             picked,
-            queries=queries,
-            progress=lambda done: task(done, len(picked), name.replace("_", " ")),
+            exclusions=(False, True)[: len(names)],
+            progress=lambda done: task(done, len(picked), names[0].replace("_", " ")),
             **options,
         )
-        quality[name] = metrics(ranking.rows, targets[chosen]) | {"valid_drafts": ranking.valid_share}
-        quality[name]["ms_per_user"] = ranking.ms_per_user
+        for name, ranking in zip(names, found, strict=True):
+            quality[name] = metrics(ranking.rows, targets[chosen]) | {"valid_drafts": ranking.valid_share}
+            quality[name]["ms_per_user"] = ranking.ms_per_user
 
-    everyone = range(len(histories))
-    rank("history_allowed", everyone, None)
-    rank("history_excluded", everyone, None, exclude_history=True)
+    rank(["history_allowed", "history_excluded"], range(len(histories)))
     if tokenizer is not None:
         texts = sample_queries(split.test, users)
         asked = [user for user, text in enumerate(texts) if text]
         queries = tokenizer.encode_batch([texts[user].encode() for user in asked])
         quality["queried_users"] = len(asked)
-        rank("queried_without_query", asked, None)
-        rank("queried_with_query", asked, queries)
-        rank("queried_by_query_alone", asked, queries, histories=[histories[user][:0] for user in asked])
+        rank(["queried_without_query"], asked)
+        rank(["queried_with_query"], asked, queries=queries)
+        rank(["queried_by_query_alone"], asked, queries=queries, histories=[histories[user][:0] for user in asked])
     quality["popularity"] = metrics(popularity_ranking(catalog, len(histories)), targets)
     return quality
 

@@ -200,6 +200,7 @@ def compare(
     engine: Annotated[str, typer.Option(help="onnx or torch.")] = "onnx",
     batch_size: Annotated[int, typer.Option(min=1, help="Users drafted at a time.")] = 16,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 for one per core.")] = 0,
+    device: Annotated[str, typer.Option(help="Of the torch engine: cpu or cuda.")] = "cpu",
     reference: Annotated[
         Optional[list[str]], typer.Option(help="NAME=HIT,NDCG: a published Hit@10 and NDCG@10 to print beside.")
     ] = None,
@@ -225,6 +226,7 @@ def compare(
         engine=engine,
         batch=batch_size,
         threads=threads,
+        device=device,
     )
     references = [reference_of(text) for text in reference or []]
     results = compare_models(data, models_of(model), out, plan, track, references)

@@ -60,7 +60,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is ranked, and how. users: test users drawn with `seed`, all if None. threads: 0 for one per core."""
+    """What is ranked, and how.
+
+    users: test users drawn with `seed`, all if None. threads: 0 for one per core. device: of the torch engine.
+    """
 
     beam_widths: tuple[int, ...] = (20, 50, 128, 512)
     masks: tuple[bool, ...] = (True, False)
@@ -69,6 +72,7 @@ class Plan:
     engine: str = "onnx"
     batch: int = 16
     threads: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not self.beam_widths or min(self.beam_widths) < LEAST_WIDTH:
@@ -80,6 +84,8 @@ class Plan:
             raise ValueError("masks: name on, off or both")
         if self.engine not in ENGINES:
             raise ValueError(f"engine {self.engine!r} is unknown; use one of {ENGINES}")
+        if self.device != "cpu" and self.engine != "torch":
+            raise ValueError(f"device {self.device!r} needs the torch engine")
 
 
 def models_of(texts: Sequence[str]) -> dict[str, list[Path]]:
@@ -132,7 +138,7 @@ def compare(
     histories, targets = sample_users(test, plan.users, plan.seed)
     if not histories:
         raise ValueError(f"{data}: no user has the 3 interactions that testing needs")
-    run = this_run(plan.engine, plan.batch, plan.threads)
+    run = this_run(plan.engine, plan.device, plan.batch, plan.threads)
     if plan.threads:
         torch.set_num_threads(plan.threads)
     if not results.record.popularity:
@@ -222,7 +228,7 @@ def _engine(bundle: Bundle, width: int, plan: Plan, label: str, track: Track) ->
     """An engine of `width`; the ONNX graph's width is fixed, so another one is exported and forgotten."""
     tries, beams = (bundle.index.prefixes, PrefixTrie.unrestricted(bundle.space)), bundle.space.beams(width)
     if plan.engine == "torch":
-        return TorchEngine(bundle.path / CHECKPOINT, *tries, beams)
+        return TorchEngine(bundle.path / CHECKPOINT, *tries, beams, plan.device)
     if width == bundle.manifest.beam_width:
         return OnnxEngine(bundle.path / ONNX_GRAPH, *tries, beams, threads=plan.threads)
     with tempfile.TemporaryDirectory() as folder, track(f"{label}, export for beam {width}"):

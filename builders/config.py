@@ -33,15 +33,15 @@ class TrainingConfig:
     placeholders' embeddings alone. precision: "no", "bf16" or "fp16", as accelerate names them.
     """
 
-    epochs: int = 10
-    learning_rate: float = 2e-3
+    epochs: int = 12
+    learning_rate: float = 1e-3
     code_embedding_scale: float = 1.0
     transition_scale: float = 1.0
     projection_scale: float = 1.0
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     dropout: float = 0.1
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = 2048
     auxiliary_weight: float = 0.5
     gradient_clip: float = 1.0
     patience: int = 0

@@ -177,13 +177,15 @@ def _runs(results: Results) -> Iterable[str]:
             [
                 run.created,
                 run.commit or "",
-                f"{run.engine}, {_count(run.threads, 'thread') if run.threads else 'all cores'}",
+                f"{run.engine}, {run.device}, {_count(run.threads, 'thread') if run.threads else 'all cores'}",
                 f"{machine.processor}, {_count(machine.cores, 'core')}",
                 f"Python {machine.python}, {libraries}",
                 cells,
             ]
         )
-    return _table(["run", "commit", "engine", "machine", "versions", "rankings"], rows, left=(0, 1, 2, 3, 4))
+    return _table(
+        ["run", "commit", "engine, device, threads", "machine", "versions", "rankings"], rows, left=(0, 1, 2, 3, 4)
+    )
 
 
 def _groups(results: Results, excluded: bool) -> Iterable[tuple[str, list[Cell]]]:

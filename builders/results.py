@@ -64,6 +64,7 @@ class Run(_Section):
     commit: str | None
     machine: Machine
     engine: str
+    device: str
     batch: int
     threads: int
 
@@ -326,7 +327,7 @@ def ranks_name(trained: Trained, beam_width: int, masked: bool, history_excluded
     return f"{trained.model}.{trained.weights[:12]}.beam{beam_width}.{masks}.{history}"
 
 
-def this_run(engine: str, batch: int, threads: int) -> Run:
+def this_run(engine: str, device: str, batch: int, threads: int) -> Run:
     """A `Run` that starts now, here."""
     return Run(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -339,6 +340,7 @@ def this_run(engine: str, batch: int, threads: int) -> Run:
             libraries=dict(_versions(_LIBRARIES)),
         ),
         engine=engine,
+        device=device,
         batch=batch,
         threads=threads,
     )

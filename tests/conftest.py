@@ -51,6 +51,15 @@ def bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 @pytest.fixture(scope="session")
+def baseline(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same shop decoded by beam search. Read-only."""
+    path = tmp_path_factory.mktemp("bundles") / "baseline"
+    training = replace(TINY.training, seed=1)
+    build_bundle(dataset, path, replace(TINY, decoder="beam_search", training=training, validation_users=50), silent)
+    return Bundle(path)
+
+
+@pytest.fixture(scope="session")
 def text_bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same shop's bundle, trained with its queries. Read-only."""
     path = tmp_path_factory.mktemp("bundles") / "text"

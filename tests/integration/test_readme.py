@@ -19,6 +19,7 @@ README = (ROOT / "README.md").read_text()
 SMALLER = {
     "genrec demo-shop": "--items 400 --users 400",
     "genrec build": "--levels 16,16,16 --hidden-size 32 --layers 2 --evaluate-users 50",
+    "genrec compare": "--users 50 --beam-widths 20",
 }
 
 
@@ -61,7 +62,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
         pytest.skip("a server runs on the default ports")
     listed = commands()
     assert [command.split()[1] for command in listed] == [
-        "demo-shop", "build", "check", "evaluate", "export", "serve", "recommend",
+        "demo-shop", "build", "check", "evaluate", "export", "build", "compare", "serve", "recommend",
     ]  # fmt: skip
     with contextlib.ExitStack() as serving:
         for command in listed:

@@ -31,14 +31,14 @@ LAYOUT = PromptLayout(
 TOLERANCE = 1e-4
 
 
-def small_model(family: str, seed: int = 0) -> AutoregressiveModel:
+def small_model(family: str, seed: int = 0, layers: int = 3) -> AutoregressiveModel:
     torch.manual_seed(seed)
     config = backbone_config(
         family,
         vocab_size=LAYOUT.vocabulary_size,
         hidden_size=24,
         intermediate_size=40,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=8,
@@ -147,7 +147,7 @@ def test_a_batch_of_different_lengths_is_answered_as_one_by_one() -> None:
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_onnx_and_torch_draft_the_same(family: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    model = small_model(family)
+    model = small_model(family, layers=2)  # the exporter is slow
     width = 40
     model.save_checkpoint(tmp_path / "checkpoint")
     export_onnx(model, tmp_path / "model.onnx", width)
@@ -213,7 +213,7 @@ def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path: Path) -> None:
         "model.safetensors: tensor model.layers.1.mlp.up_proj.weight is missing",
         "model.safetensors: tensor draft_head.projections.0.weight does not belong to this configuration",
     ]
-    assert "draft_head.projections.0.weight" in expected_shapes({**model.config.to_dict()}, SPACE.levels)
+    assert "draft_head.projections.0.weight" in expected_shapes(model.config.to_dict(), SPACE.levels)
 
 
 def test_a_checkpoint_that_decodes_other_tokens_than_its_prompts_is_named(tmp_path: Path) -> None:

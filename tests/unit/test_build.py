@@ -15,14 +15,6 @@ from genrec.engines import open_engine
 from genrec.model.checkpoint import load_checkpoint
 
 
-@pytest.fixture(scope="module")
-def baseline(dataset: Dataset, tiny_build: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    path = tmp_path_factory.mktemp("bundles") / "baseline"
-    config, track = tiny_build
-    build_bundle(dataset, path, replace(config, decoder="beam_search"), track)
-    return Bundle(path)
-
-
 def test_a_baseline_bundle_is_served_by_the_same_engines(baseline: Bundle, bundle: Bundle, dataset: Dataset) -> None:
     baseline.check()
     assert baseline.layout == replace(bundle.layout, placeholders=())

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from builders.build import build_bundle, write_catalog
+from builders.build import write_catalog
 from builders.cli import app, main
 from builders.comparison import Plan, depth_of, models_of
-from builders.config import BackboneShape, BuildConfig, TrainingConfig
 from builders.dataset import Dataset, split_leave_one_out, write_dataset
 from builders.demo_shop import make_demo_shop
 from builders.evaluate import rank_offline, sample_users, target_ranks
 from builders.results import RECORD, Results
-from genrec.bundle import Bundle, Limits, seal_bundle
+from genrec.bundle import Bundle, seal_bundle
 from genrec.catalog import Catalog
 from genrec.engines import open_engine
 from genrec.verifier import Verifier
 
 USERS = 40
-
-
-@contextlib.contextmanager
-def silent(title: str) -> Iterator:
-    yield lambda done, total, note: None
 
 
 @pytest.fixture(scope="module")
@@ -41,30 +33,19 @@ def shop(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def rival(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another model of the same shop: beam search over the backbone, another seed."""
-    path = tmp_path_factory.mktemp("bundles") / "rival"
-    config = BuildConfig(
-        levels=(16, 16, 16),
-        beam_width=64,
-        decoder="beam_search",
-        limits=Limits(top_k=30),
-        shape=BackboneShape(hidden_size=32, intermediate_size=96, layers=1),
-        training=TrainingConfig(epochs=1, tokens_per_batch=4096, seed=1),
-        validation_users=50,
-        evaluate_users=20,
-    )
-    build_bundle(dataset, path, config, silent)
-    return path
-
-
 def compare(shop: Path, out: Path, *words: object) -> Result:
     return CliRunner().invoke(app, ["compare", str(shop), "--out", str(out), "--users", str(USERS), *map(str, words)])
 
 
-def test_both_engines_rank_two_models_alike(bundle: Bundle, rival: Path, shop: Path, tmp_path: Path) -> None:
-    models = "--model", f"nezha={bundle.path}", "--model", f"beam-search={rival}", "--reference", "TIGER=0.106,0.080"
+def test_both_engines_rank_two_models_alike(bundle: Bundle, baseline: Bundle, shop: Path, tmp_path: Path) -> None:
+    models = (
+        "--model",
+        f"nezha={bundle.path}",
+        "--model",
+        f"beam-search={baseline.path}",
+        "--reference",
+        "TIGER=0.106,0.080",
+    )
     found = {}
     for engine in ("onnx", "torch"):
         out = tmp_path / engine
@@ -110,11 +91,11 @@ def test_hit_50_comes_with_the_beams_for_it(bundle: Bundle, shop: Path, tmp_path
         assert (difference["relative"], difference["low"], difference["high"]) == (0, 0, 0)
 
 
-def test_what_a_folder_holds_is_not_ranked_again(bundle: Bundle, rival: Path, shop: Path, tmp_path: Path) -> None:
+def test_what_a_folder_holds_is_not_ranked_again(bundle: Bundle, baseline: Bundle, shop: Path, tmp_path: Path) -> None:
     words = "--engine", "torch", "--masks", "on"
     assert compare(shop, tmp_path / "a", *words, "--model", f"nezha={bundle.path}", "--beam-widths", 20).exit_code == 0
     before = Results.load(tmp_path / "a").record.cells
-    both = *words, "--model", f"nezha={bundle.path}", "--model", f"rival={rival}", "--beam-widths", "20,30"
+    both = *words, "--model", f"nezha={bundle.path}", "--model", f"rival={baseline.path}", "--beam-widths", "20,30"
     assert compare(shop, tmp_path / "a", *both).exit_code == 0
     grown = Results.load(tmp_path / "a")
     assert grown.record.cells[: len(before)] == before  # their times too
@@ -141,6 +122,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(bundle: Bundle, shop: Pa
         (["--model", good, "--beam-widths", "20,many"], "write whole numbers"),
         (["--model", good, "--masks", "maybe"], "neither on nor off"),
         (["--model", good, "--engine", "other"], "engine 'other' is unknown"),
+        (["--model", good, "--device", "cuda"], "needs the torch engine"),
         (["--model", good, "--reference", "TIGER=1"], "write NAME=HIT,NDCG"),
     ):
         done = compare(shop, out, *words)

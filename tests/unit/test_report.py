@@ -44,7 +44,15 @@ def made_up(
     catalog: str = "items",
 ) -> Results:
     """Results of models by name with a bundle per seed; what each ranks depends on its name, seed and setting only."""
-    run = Run(created="2026-01-02T03:04:05+00:00", commit="abc", machine=MACHINE, engine="onnx", batch=16, threads=1)
+    run = Run(
+        created="2026-01-02T03:04:05+00:00",
+        commit="abc",
+        machine=MACHINE,
+        engine="onnx",
+        device="cpu",
+        batch=16,
+        threads=1,
+    )
     data = DataSection(
         name="shop", items=400, test_users=400, users=USERS, sample_seed=0, catalog=catalog, sampled=sampled
     )
@@ -121,7 +129,7 @@ def test_the_record_holds_everything_that_a_reader_needs(tmp_path: Path) -> None
     assert list(record) == [
         "format_version", "data", "runs", "models", "cells", "popularity", "references", "differences",
     ]  # fmt: skip
-    assert {"created", "commit", "machine", "engine", "batch", "threads"} == set(record["runs"][0])
+    assert {"created", "commit", "machine", "engine", "device", "batch", "threads"} == set(record["runs"][0])
     assert {"processor", "cores", "python", "libraries"} < set(record["runs"][0]["machine"])
     assert {"bundle_version", "weights", "parameters", "seed", "config", "curves"} < set(record["models"][0])
     wide = next(cell for cell in record["cells"] if cell["beam_width"] == 128)
