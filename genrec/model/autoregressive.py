@@ -179,9 +179,6 @@ class LayerCache:
         return rows.reshape(shape).transpose(1, 2)
 
 
-# Reshapes name the batch -1: a size that is only known at run time costs an exported graph several nodes.
-
-
 def _joined(heads: Tensor) -> Tensor:
     """[B, R, G, H / G, e] -> [B, R, H * e]."""
     _, rows, groups, members, size = heads.shape

@@ -227,6 +227,15 @@ def test_a_checkpoint_that_decodes_other_tokens_than_its_prompts_is_named(tmp_pa
     assert problems == ["config.json: beam_search has levels [5, 12, 7, 9], not [5, 12, 7]"]
 
 
+def test_the_longest_prompt_and_what_is_written_behind_it_need_positions(tmp_path: Path) -> None:
+    model = small_model("qwen3")
+    needed = LAYOUT.max_tokens + SPACE.depth - 1
+    for positions, problems in ((needed, 0), (needed - 1, 1)):
+        model.config.max_position_embeddings = positions
+        model.save_checkpoint(tmp_path)
+        assert len(list(checkpoint_problems(tmp_path, SPACE.levels, LAYOUT))) == problems
+
+
 @pytest.mark.parametrize("text", ["{}", '{"draft_head": {"levels": [2]}, "beam_search": {"levels": [2]}}', "[", "[]"])
 def test_a_config_of_no_one_decoder_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
