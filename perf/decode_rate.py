@@ -9,11 +9,9 @@ prefills alone (for ONNX Runtime a graph of its own), measured in turn. Top-K an
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from builders.export import OPSET, export_onnx
+from builders.export import export_onnx, write_graph
 from genrec.engines.onnx import graph_masks
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import backbone_config
@@ -130,21 +128,9 @@ def onnx_calls(graphs: dict[str, Path], token_ids: np.ndarray, trie: PrefixTrie,
 
 def export_prefill(model: AutoregressiveModel, path: Path) -> None:
     """Write a graph of the prefill alone to `path`."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    free = torch.export.Dim.DYNAMIC
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _Prefill(model),
-            (torch.zeros(2, 12, dtype=torch.int32), torch.tensor([12, 9], dtype=torch.int32)),
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=["token_ids", "lengths"],
-            dynamic_shapes={"token_ids": {0: free, 1: free}, "lengths": {0: free}},
-        )
-    assert program is not None  # only without dynamo
-    program.save(path)
+    inputs = {"token_ids": torch.zeros(2, 12, dtype=torch.int32), "lengths": torch.tensor([12, 9], dtype=torch.int32)}
+    free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "hidden": ("batch",)}
+    write_graph(_Prefill(model), inputs, ["hidden"], free, path)
 
 
 def main(

@@ -5,10 +5,8 @@ python perf/graphs.py build/shop-bundle
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +16,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from builders.export import OPSET
+from builders.export import write_graph
 from genrec.bundle import CHECKPOINT, Bundle
 from genrec.engines import open_engine
 from genrec.engines.onnx import graph_masks
@@ -39,7 +37,7 @@ class _Head(nn.Module):
         super().__init__()
         self.head, self.beam_width = model.draft_head, beam_width
 
-    def forward(self, hidden: Tensor, masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         depth = len(self.head.levels)
         return self.head.beam(hidden, masks[:depth], masks[depth:], self.beam_width)
 
@@ -53,32 +51,31 @@ def main(
     bundle = Bundle(bundle_path)
     model = NezhaModel.load_checkpoint(bundle.path / CHECKPOINT)
     masks = graph_masks(bundle.index.prefixes.bits, bundle.index.prefixes.first_child)
-    depth, free = bundle.space.depth, torch.export.Dim.DYNAMIC
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    depth = bundle.space.depth
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        sessions = []
-        for part, inputs, names, shapes in (
-            (
-                _Prefill(model),
-                (torch.zeros(2, 12, dtype=torch.int32), torch.tensor([12, 9], dtype=torch.int32)),
-                ["token_ids", "lengths"],
-                {"token_ids": {0: free, 1: free}, "lengths": {0: free}},
-            ),
-            (
-                _Head(model, bundle.manifest.beam_width),
-                (torch.zeros(2, depth + 1, model.config.hidden_size), [torch.tensor(m) for m in masks.values()]),
-                ["hidden", *masks],
-                {"hidden": {0: free}, "masks": [{0: free} for _ in masks]},
-            ),
-        ):
-            program = torch.onnx.export(
-                part, inputs, dynamo=True, verbose=False, opset_version=OPSET, input_names=names, dynamic_shapes=shapes
-            )
-            path = Path(folder) / f"{names[0]}.onnx"
-            program.save(path)
+    token_ids, lengths = torch.zeros(2, 12, dtype=torch.int32), torch.tensor([12, 9], dtype=torch.int32)
+    states = torch.zeros(2, depth + 1, model.config.hidden_size)
+    nodes = {name: (f"{name}_nodes",) for name in masks}
+    parts: dict[str, tuple] = {
+        "prefill": (
+            _Prefill(model),
+            {"token_ids": token_ids, "lengths": lengths},
+            ["hidden"],
+            {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "hidden": ("batch",)},
+        ),
+        "head": (
+            _Head(model, bundle.manifest.beam_width),
+            {"hidden": states, **{name: torch.tensor(mask) for name, mask in masks.items()}},
+            ["codes", "scores"],
+            {"hidden": ("batch",), **nodes},
+        ),
+    }
+    sessions = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in parts.items():
+            path = Path(folder) / f"{name}.onnx"
+            write_graph(*part, path)
             sessions.append(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
         prefill, head = sessions
     engine = open_engine(bundle, threads=threads)

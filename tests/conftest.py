@@ -54,7 +54,7 @@ def bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 def baseline(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same shop decoded by beam search. Read-only."""
     path = tmp_path_factory.mktemp("bundles") / "baseline"
-    training = replace(TINY.training, seed=1)
+    training = replace(TINY.training, epochs=6, tokens_per_batch=1024, learning_rate=3e-3, seed=1)
     build_bundle(dataset, path, replace(TINY, decoder="beam_search", training=training, validation_users=50), silent)
     return Bundle(path)
 
