@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 BENCHED := build/shop-bundle build/shop-6m-bundle build/shop-29m-bundle
 
-.PHONY: demo test test-slow lint bench-overhead serve-check lock clean
+.PHONY: demo test test-slow lint reference quality ablations bench-overhead serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,24 @@ lint: $(INSTALLED)  ## Style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd client && ../$(BIN)/mypy
+
+# Quality on a dataset with semantic IDs: DATA=folder. One seed takes about an hour on 2 cores, most of it training.
+SEED ?= 0
+QUALITY := build/quality
+TRAINED := $(QUALITY)/draft_head-s$(SEED) $(QUALITY)/beam_search-s$(SEED)
+
+reference: $(QUALITY)/draft_head-s$(SEED)/manifest.json  ## The reference bundle of docs/quality.md.
+
+$(QUALITY)/%-s$(SEED)/manifest.json: $(INSTALLED)
+	$(BIN)/genrec build $(DATA) $(@D) --decoder $* --validation-users 4000 --evaluate-users 2000 --seed $(SEED)
+
+quality: $(addsuffix /manifest.json,$(TRAINED))  ## NEZHA against beam search, one seed; beams 20 and 50, all test users.
+	$(BIN)/genrec compare $(DATA) --model nezha=$(word 1,$(TRAINED)) --model beam-search=$(word 2,$(TRAINED)) \
+		--beam-widths 20,50 --masks on --out $(QUALITY)/results-s$(SEED) \
+		--reference TIGER=0.106,0.080 --reference LETTER-TIGER=0.112,0.083
+
+ablations: $(INSTALLED)  ## What each part of NEZHA is worth.
+	$(BIN)/python perf/ablations.py $(DATA) build/ablations
 
 bench-overhead: $(addsuffix /manifest.json,$(BENCHED))  ## Ensemble against bare engine, at three sizes of the backbone.
 	$(BIN)/python perf/overhead.py $(BENCHED) --data build/shop

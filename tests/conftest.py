@@ -64,7 +64,7 @@ def text_bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> B
     """The same shop's bundle, trained with its queries. Read-only."""
     path = tmp_path_factory.mktemp("bundles") / "text"
     limits = Limits(top_k=30, exclude=50, history=200, query_bytes=200)
-    training = replace(TINY.training, epochs=4, tokens_per_batch=2048)
+    training = replace(TINY.training, epochs=6, tokens_per_batch=1024, learning_rate=3e-3)
     build_bundle(dataset, path, replace(TINY, max_query=8, limits=limits, training=training), silent)
     return Bundle(path)
 

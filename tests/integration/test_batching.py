@@ -60,9 +60,13 @@ def assert_same(alone: Recommendations, batched: Recommendations) -> None:
         assert batched.item_ids[drafted:] == alone.item_ids[drafted:]
 
 
-def statistics(wire: Any, model: str) -> tuple[int, int]:
-    """Requests and batches that a model has answered since its start."""
-    found = wire.triton.get_inference_statistics(model).model_stats[0]
+def statistics(wire: Any, model: str, requests: int = 0) -> tuple[int, int]:
+    """Requests and batches that a model has answered since its start; waits until it has counted `requests`."""
+    for _ in range(100):  # Triton counts a batch some time after its answers are out
+        found = wire.triton.get_inference_statistics(model).model_stats[0]
+        if found.inference_count >= requests:
+            break
+        time.sleep(0.05)
     return found.inference_count, found.execution_count
 
 
@@ -71,9 +75,9 @@ def test_the_same_answers_in_batches_as_alone(
 ) -> None:
     start = {step: statistics(wire, step) for step in ("backbone", "verifier")}
     alone = recommender.recommend_many(requests, concurrency=1, return_exceptions=False)
-    middle = {step: statistics(wire, step) for step in start}
+    middle = {step: statistics(wire, step, start[step][0] + 200) for step in start}
     batched = recommender.recommend_many(requests, concurrency=64, return_exceptions=False)
-    end = {step: statistics(wire, step) for step in start}
+    end = {step: statistics(wire, step, middle[step][0] + 200) for step in start}
     for step in start:
         # Nobody else may use the server meanwhile, or this says nothing.
         assert middle[step][0] - start[step][0] == middle[step][1] - start[step][1] == 200
