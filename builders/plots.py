@@ -61,7 +61,10 @@ def time_figure(results: Results) -> Figure | None:
     axes = figure.subplots()
     _against_width(axes, results, lambda cell: cell.ms_per_user, (True,))
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(FixedLocator([step * 10.0**e for e in range(-3, 6) for step in (1, 2, 5)]))
+    ticks = [step * 10.0**e for e in range(-3, 6) for step in (1, 2, 5)]
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(t for t in ticks if t <= low), min(t for t in ticks if t >= high))  # at least two of them
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     batches = sorted({run.batch for run in results.record.runs})

@@ -164,7 +164,7 @@ def main(
                 work = operations(model.config, space.levels, tokens, beam_width)
                 for engine in engines.split(","):
                     if engine == "onnx":
-                        console.print(f"exporting {shape}, beam {beam_width}: minutes for many layers")
+                        console.print(f"exporting {shape}, beam {beam_width}")
                         export_onnx(model, graphs["draft"], beam_width)
                         calls = onnx_calls(graphs, token_ids, trie, threads)
                     else:
