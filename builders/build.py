@@ -19,7 +19,7 @@ from accelerate import PartialState
 from builders.checkpoint import open_backbone
 from builders.config import BuildConfig
 from builders.dataset import Dataset, Split, popularity, split_leave_one_out
-from builders.evaluate import metrics, popularity_ranking, rank_offline, rankings, sample_queries, sample_users
+from builders.evaluate import metrics, rank_offline, rank_popular, rankings, sample_queries, sample_users
 from builders.examples import PackedWindows, QueryPrompts, Source, make_windows
 from builders.export import export_onnx
 from builders.objective import AutoregressiveObjective, NezhaObjective, Objective
@@ -47,10 +47,9 @@ from genrec.engines.torch import TorchEngine
 from genrec.golden import write_golden
 from genrec.item_index import ItemIndex
 from genrec.model.autoregressive import AutoregressiveModel
-from genrec.model.backbone import BackboneModel, backbone_config
+from genrec.model.backbone import BackboneModel
 from genrec.model.checkpoint import load_checkpoint
 from genrec.model.nezha import NezhaModel
-from genrec.prefix_trie import PrefixTrie
 from genrec.prompt import PromptLayout
 from genrec.quantizer import ResidualQuantizer
 from genrec.query import QueryTokenizer
@@ -156,7 +155,7 @@ def write_catalog(
     catalog.save(folder / CATALOG)
     index.save(folder / INDEX)
     width = space.beams(beam_width)
-    engine = OnnxEngine(folder / ONNX_GRAPH, index.prefixes, PrefixTrie.unrestricted(space), width)
+    engine = OnnxEngine(folder / ONNX_GRAPH, index.prefixes, width)
     verifier = Verifier(catalog, index)
     write_golden(
         folder / GOLDEN,
@@ -213,7 +212,7 @@ def evaluate_split(
         rank(["queried_without_query"], asked)
         rank(["queried_with_query"], asked, queries=queries)
         rank(["queried_by_query_alone"], asked, queries=queries, histories=[histories[user][:0] for user in asked])
-    quality["popularity"] = metrics(popularity_ranking(catalog, len(histories)), targets)
+    quality["popularity"] = metrics(rank_popular(verifier, histories), targets)
     return quality
 
 
@@ -256,12 +255,12 @@ def _validation(
 ) -> Callable[[], float]:
     """NDCG@10 of the validation items of `users` users, history not excluded, by a narrow beam."""
     index = ItemIndex.build(layout.space, catalog)
-    tries = index.prefixes, PrefixTrie.unrestricted(layout.space)
+    beams = layout.space.beams(VALIDATION_BEAM)
     verifier = Verifier(catalog, index)
     histories, targets = sample_users(split.validation, users)
 
     def validate() -> float:
-        engine = TorchEngine(model, *tries, layout.space.beams(VALIDATION_BEAM), str(model.input_embeddings().device))
+        engine = TorchEngine(model, index.prefixes, beams, str(model.input_embeddings().device))
         ranking = rank_offline(engine, verifier, catalog, layout, histories, batch=64)
         return metrics(ranking.rows, targets)["ndcg@10"]
 
@@ -302,18 +301,7 @@ def _model(
         if config.max_query:
             text_tokens = train_query_tokenizer(query_corpus(dataset.items, split.train.queries), work / TOKENIZER)
         layout = PromptLayout.contiguous(space, config.max_history, config.max_query, text_tokens)
-        shape = config.shape
-        backbone_settings = backbone_config(
-            shape.family,
-            vocab_size=layout.vocabulary_size,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            head_dim=shape.hidden_size // shape.heads,
-            max_position_embeddings=max(512, layout.max_tokens + space.depth),
-        )
+        backbone_settings = config.shape.config(layout)
     if config.decoder == BEAM_SEARCH:
         layout = replace(layout, placeholders=())
         return AutoregressiveModel(backbone_settings, layout.sid_tokens, backbone), layout

@@ -48,7 +48,6 @@ from genrec.engines.base import Engine
 from genrec.engines.onnx import OnnxEngine
 from genrec.engines.torch import TorchEngine
 from genrec.model.checkpoint import load_checkpoint
-from genrec.prefix_trie import PrefixTrie
 from genrec.verifier import Verifier
 
 DEPTH = 50
@@ -226,15 +225,15 @@ def _rank(
 
 def _engine(bundle: Bundle, width: int, plan: Plan, label: str, track: Track) -> Engine:
     """An engine of `width`; the ONNX graph's width is fixed, so another one is exported and forgotten."""
-    tries, beams = (bundle.index.prefixes, PrefixTrie.unrestricted(bundle.space)), bundle.space.beams(width)
+    prefixes, beams = bundle.index.prefixes, bundle.space.beams(width)
     if plan.engine == "torch":
-        return TorchEngine(bundle.path / CHECKPOINT, *tries, beams, plan.device)
+        return TorchEngine(bundle.path / CHECKPOINT, prefixes, beams, plan.device)
     if width == bundle.manifest.beam_width:
-        return OnnxEngine(bundle.path / ONNX_GRAPH, *tries, beams, threads=plan.threads)
+        return OnnxEngine(bundle.path / ONNX_GRAPH, prefixes, beams, threads=plan.threads)
     with tempfile.TemporaryDirectory() as folder, track(f"{label}, export for beam {width}"):
         graph = Path(folder) / Path(ONNX_GRAPH).name
         export_onnx(load_checkpoint(bundle.path / CHECKPOINT), graph, width)
-        return OnnxEngine(graph, *tries, beams, threads=plan.threads)
+        return OnnxEngine(graph, prefixes, beams, threads=plan.threads)
 
 
 def _open(path: Path, dataset: Dataset) -> Bundle:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from genrec.bundle import Limits
 from genrec.checkpoint_shapes import DRAFT_HEAD
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from genrec.prompt import PromptLayout
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,22 @@ class BackboneShape:
     layers: int = 4
     heads: int = 4
     kv_heads: int = 4
+
+    def config(self, layout: PromptLayout) -> PretrainedConfig:
+        """The configuration that transformers builds it from, with an embedding and a position for every token."""
+        from genrec.model.backbone import backbone_config
+
+        return backbone_config(
+            self.family,
+            vocab_size=layout.vocabulary_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.hidden_size // self.heads,
+            max_position_embeddings=max(512, layout.max_tokens + layout.space.depth),
+        )
 
 
 @dataclass(frozen=True)

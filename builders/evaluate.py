@@ -100,9 +100,17 @@ def rankings(
 
 
 def rank_popular(
-    verifier: Verifier, histories: Sequence[np.ndarray], *, top_k: int, exclude_history: bool, batch: int = 1024
+    verifier: Verifier,
+    histories: Sequence[np.ndarray],
+    *,
+    top_k: int = max(CUTOFFS),
+    exclude_history: bool = False,
+    batch: int = 1024,
 ) -> np.ndarray:
-    """What serving answers without any draft, the most popular items: int32 [E, K] rows, -1 behind the last."""
+    """What serving answers without any draft, the most popular items: int32 [E, K] rows, -1 behind the last.
+
+    The floor that a model has to beat.
+    """
     ranked = np.full((len(histories), top_k), -1, np.int32)
     for at in range(0, len(histories), batch):
         part = histories[at : at + batch]
@@ -151,11 +159,6 @@ def mean_metrics(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[st
 def metrics(rows: np.ndarray, targets: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
     """`mean_metrics` of ranked rows, int32 [E, K], and targets, int32 [E]."""
     return mean_metrics(target_ranks(rows, targets), cutoffs)
-
-
-def popularity_ranking(catalog: Catalog, users: int, top_k: int = max(CUTOFFS)) -> np.ndarray:
-    """The most popular items for everyone, int32 [users, K]: the floor that a model has to beat."""
-    return np.tile(catalog.popular_rows[:top_k], (users, 1))
 
 
 def require_catalog(bundle: Bundle, dataset: Dataset) -> None:

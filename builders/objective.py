@@ -131,7 +131,7 @@ class AutoregressiveObjective(Objective):
             tails = self.layout.tokens_of(batch.targets)[:, :-1]
             prompts = [np.concatenate([prompt, tail]) for prompt, tail in zip(batch.prompts, tails, strict=True)]
             token_ids, lengths = padded(prompts)
-            hidden = self._causal(token_ids.to(device))
+            hidden = self.model.causal_states(token_ids.to(device))
             logits = self._logits(last_positions(hidden, lengths.to(device), self.layout.space.depth))
             targets = torch.from_numpy(batch.targets.astype(np.int64)).to(device)
         else:
@@ -146,16 +146,12 @@ class AutoregressiveObjective(Objective):
         tokens = self.layout.tokens_of(batch.sids).reshape(rows, -1)[:, :-1]
         prefix = np.tile(np.asarray(self.layout.prefix, np.int32), (rows, 1))
         token_ids = torch.from_numpy(np.concatenate([prefix, tokens], 1).astype(np.int64))
-        hidden = self._causal(token_ids.to(self.model.input_embeddings().device))
+        hidden = self.model.causal_states(token_ids.to(self.model.input_embeddings().device))
         first = len(self.layout.prefix) + depth - 1  # the last token of a row's first item
         return self._logits(hidden[:, first:].unflatten(1, (items - 1, depth)))
 
     def _logits(self, states: Tensor) -> list[Tensor]:
         return [self.model.level_logits(states[..., level, :], level) for level in range(states.shape[-2])]
-
-    def _causal(self, token_ids: Tensor) -> Tensor:
-        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        return self.model.hidden_states(token_ids, positions[None], positions[:, None] >= positions)
 
 
 def level_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -9,33 +9,26 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import platform
-import subprocess
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from builders.bootstrap import relative_difference
 from builders.evaluate import user_values
+from builders.machine import Machine, Section, this_commit, this_machine
 
 FORMAT_VERSION = 1
 RECORD, RANKS = "results.json", "ranks.npz"
 COMPARED = ("hit@10", "ndcg@10")
 POOLED = "pooled"
-_LIBRARIES = ("numpy", "torch", "onnxruntime")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataSection(_Section):
+class DataSection(Section):
     """What was ranked. catalog, sampled: digests of the items, and of the users with histories and targets."""
 
     name: str
@@ -47,17 +40,7 @@ class DataSection(_Section):
     sampled: str
 
 
-class Machine(_Section):
-    """Where it ran. libraries: versions by name."""
-
-    processor: str
-    cores: int
-    system: str
-    python: str
-    libraries: dict[str, str]
-
-
-class Run(_Section):
+class Run(Section):
     """One call of `genrec compare`. commit: of the working folder, "+" behind it for uncommitted changes."""
 
     created: str
@@ -69,7 +52,7 @@ class Run(_Section):
     threads: int
 
 
-class Trained(_Section):
+class Trained(Section):
     """One bundle: a model trained with one seed. weights: their SHA-256. semantic_ids: a digest of the items'."""
 
     model: str
@@ -86,7 +69,7 @@ class Trained(_Section):
     curves: dict[str, Any] | None
 
 
-class Cell(_Section):
+class Cell(Section):
     """One ranking of all users by one bundle.
 
     depth: items ranked. drafting_ms: of ms_per_user. run: position in `Record.runs`. ranks: name in `ranks.npz`.
@@ -111,21 +94,21 @@ class Cell(_Section):
         return self.beam_width, self.masked, self.history_excluded
 
 
-class Floor(_Section):
+class Floor(Section):
     """The ranking by popularity."""
 
     history_excluded: bool
     metrics: dict[str, float]
 
 
-class Reference(_Section):
+class Reference(Section):
     """A published figure to print beside one's own."""
 
     name: str
     metrics: dict[str, float]
 
 
-class Difference(_Section):
+class Difference(Section):
     """Relative difference of a mean metric of `model` from `baseline`'s, over the same users.
 
     pair: "pooled", over per-user means of `seeds` seeds of each side, or the two seeds compared. relative, low, high:
@@ -147,17 +130,17 @@ class Difference(_Section):
     high: float | None
 
 
-class Record(_Section):
+class Record(Section):
     """`results.json`."""
 
     format_version: int = FORMAT_VERSION
     data: DataSection
-    runs: list[Run] = []
-    models: list[Trained] = []
-    cells: list[Cell] = []
-    popularity: list[Floor] = []
-    references: list[Reference] = []
-    differences: list[Difference] = []
+    runs: list[Run] = Field(default_factory=list)
+    models: list[Trained] = Field(default_factory=list)
+    cells: list[Cell] = Field(default_factory=list)
+    popularity: list[Floor] = Field(default_factory=list)
+    references: list[Reference] = Field(default_factory=list)
+    differences: list[Difference] = Field(default_factory=list)
 
 
 @dataclass
@@ -285,7 +268,7 @@ def merge(folders: Sequence[Path], references: Sequence[Reference] = ()) -> Resu
     """
     parts = [Results.load(folder) for folder in folders]
     base = parts[0].record
-    runs: list[Run] = []
+    runs: list[Run] = Field(default_factory=list)
     models: dict[tuple[str, str], Trained] = {}
     cells: dict[str, Cell] = {}
     ranks: dict[str, np.ndarray] = {}
@@ -331,43 +314,10 @@ def this_run(engine: str, device: str, batch: int, threads: int) -> Run:
     """A `Run` that starts now, here."""
     return Run(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        commit=_commit(),
-        machine=Machine(
-            processor=_processor(),
-            cores=len(os.sched_getaffinity(0)),
-            system=f"{platform.system()} {platform.machine()}",
-            python=platform.python_version(),
-            libraries=dict(_versions(_LIBRARIES)),
-        ),
+        commit=this_commit(),
+        machine=this_machine(),
         engine=engine,
         device=device,
         batch=batch,
         threads=threads,
     )
-
-
-def _commit() -> str | None:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown")
-
-
-def _versions(names: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for name in names:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue

@@ -47,14 +47,13 @@ class PrefixTrie:
             parents = children
         return cls(tuple(bits), tuple(first_child))
 
-    @classmethod
-    def unrestricted(cls, space: SemanticIdSpace) -> PrefixTrie:
-        """A trie that allows every tuple, for drafting without masks: one node per level.
+    def unrestricted(self) -> PrefixTrie:
+        """A trie of the same levels that allows every tuple, for drafting without masks: one node per level.
 
         Its nodes repeat: `first_child` is 0 and a reader clips child numbers to the nodes that exist.
         """
-        bits = tuple(np.full((1, -(-size // 8)), 0xFF, np.uint8) for size in space.levels)
-        return cls(bits, tuple(np.zeros(1, np.int32) for _ in space.levels[1:]))
+        bits = tuple(np.full_like(rows[:1], 0xFF) for rows in self.bits)
+        return PrefixTrie(bits, tuple(np.zeros(1, np.int32) for _ in self.first_child))
 
     def save(self, folder: Path) -> None:
         """Write the trie's arrays into `folder`."""

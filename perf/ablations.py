@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Optional
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
@@ -33,10 +32,10 @@ from genrec.catalog import Catalog
 from genrec.engines.torch import TorchEngine
 from genrec.item_index import ItemIndex
 from genrec.model.autoregressive import AutoregressiveModel
-from genrec.model.backbone import backbone_config, last_positions
+from genrec.model.backbone import last_positions
 from genrec.model.draft_head import DraftHead
 from genrec.model.nezha import NezhaModel
-from genrec.prefix_trie import PrefixTrie
+from genrec.model.packing import pack_rows
 from genrec.prompt import PromptLayout
 from genrec.semantic_id import SemanticIdSpace
 from genrec.verifier import Verifier
@@ -94,8 +93,7 @@ class ModelWithoutPlaceholders(NezhaModel):
     """Every level reads the last history token: h_l = h_0. Its prompts end there."""
 
     def prefill(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
-        hidden = self.hidden_states(token_ids.long(), positions[None], positions[:, None] >= positions)
+        hidden = self.causal_states(token_ids.long())
         return last_positions(hidden, lengths, 1).float().expand(-1, len(self.levels) + 1, -1)
 
 
@@ -103,12 +101,8 @@ class ObjectiveWithoutPlaceholders(NezhaObjective):
     """The draft head's loss on rows that hold nothing but history."""
 
     def packed_states(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        rows, depth = len(batch.sids), self.layout.space.depth
-        tokens = self.layout.tokens_of(batch.sids[:, :-1]).reshape(rows, -1)
-        prefix = np.tile(np.asarray(self.layout.prefix, np.int32), (rows, 1))
-        token_ids = torch.from_numpy(np.concatenate([prefix, tokens], 1).astype(np.int64)).to(device)
-        positions = torch.arange(token_ids.shape[1], device=device)
-        hidden = self.model.hidden_states(token_ids, positions[None], positions[:, None] >= positions)
+        depth = self.layout.space.depth
+        hidden = self.model.causal_states(pack_rows(self.layout, batch.sids).to(device))
         last = hidden[:, len(self.layout.prefix) + depth - 1 :: depth]
         return hidden, last[:, :, None].expand(-1, -1, depth + 1, -1)
 
@@ -190,7 +184,7 @@ class Ablation:
             )
         seconds = time.perf_counter() - started
         objective.model.save_checkpoint(path.with_suffix(""))
-        engine = TorchEngine(objective.model, self.index.prefixes, PrefixTrie.unrestricted(self.space), self.beam_width)
+        engine = TorchEngine(objective.model, self.index.prefixes, self.beam_width)
         verifier = Verifier(self.catalog, self.index)
         ranking = rank_offline(engine, verifier, self.catalog, objective.layout, self.histories, batch=64)
         result = {
@@ -215,17 +209,7 @@ class Ablation:
             teacher = AutoregressiveModel.load_checkpoint(self.out / "baseline")
         torch.manual_seed(training.seed)
         shape = BackboneShape()
-        config = backbone_config(
-            shape.family,
-            vocab_size=layout.vocabulary_size,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            head_dim=shape.hidden_size // shape.heads,
-            max_position_embeddings=512,
-        )
+        config = shape.config(layout)
         bare = replace(layout, placeholders=())
         if variant == "baseline":
             return AutoregressiveObjective(AutoregressiveModel(config, layout.sid_tokens), bare)

@@ -13,6 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,18 +26,18 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from builders.config import BackboneShape
 from builders.export import export_onnx, write_graph
 from genrec.engines.onnx import graph_masks
 from genrec.model.autoregressive import AutoregressiveModel
-from genrec.model.backbone import backbone_config
 from genrec.prefix_trie import PrefixTrie
 from genrec.prompt import PromptLayout
 from genrec.semantic_id import SemanticIdSpace
 
-SHAPES = {  # hidden size, intermediate size, layers, heads, key-value heads
-    "3M": (192, 576, 6, 6, 3),
-    "25M": (512, 1536, 8, 8, 4),
-    "110M": (768, 3072, 12, 12, 6),
+SHAPES = {
+    "3M": BackboneShape("qwen3", 192, 576, layers=6, heads=6, kv_heads=3),
+    "25M": BackboneShape("qwen3", 512, 1536, layers=8, heads=8, kv_heads=4),
+    "110M": BackboneShape("qwen3", 768, 3072, layers=12, heads=12, kv_heads=6),
 }
 Calls = dict[str, Callable[[], object]]
 ITEMS = 100_000  # of the random catalogue whose prefixes mask the beams
@@ -53,20 +54,8 @@ class _Prefill(nn.Module):
 
 def random_model(shape: str, layout: PromptLayout) -> AutoregressiveModel:
     """A backbone of one of the SHAPES with random weights."""
-    hidden, inner, layers, heads, kv_heads = SHAPES[shape]
     torch.manual_seed(0)
-    config = backbone_config(
-        "qwen3",
-        vocab_size=layout.vocabulary_size,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=hidden // heads,
-        max_position_embeddings=512,
-    )
-    return AutoregressiveModel(config, layout.sid_tokens).eval()
+    return AutoregressiveModel(SHAPES[shape].config(layout), layout.sid_tokens).eval()
 
 
 def operations(config: PretrainedConfig, levels: tuple[int, ...], tokens: int, beam_width: int) -> tuple[int, int]:
@@ -146,8 +135,7 @@ def main(
     """Print the rates; the ratio is decode steps / prefill."""
     torch.set_num_threads(threads)
     space = SemanticIdSpace((codes,) * depth)
-    contiguous = PromptLayout.contiguous(space, max_history=tokens)
-    layout = PromptLayout(space, contiguous.prefix, (), contiguous.sid_tokens, contiguous.max_history)
+    layout = replace(PromptLayout.contiguous(space, max_history=tokens // depth), placeholders=())
     rng = np.random.default_rng(0)
     trie = PrefixTrie.build(space, rng.integers(0, space.levels, (ITEMS, depth)))
     token_ids = rng.integers(2, layout.vocabulary_size, (1, tokens)).astype(np.int32)

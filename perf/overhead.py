@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,24 +20,13 @@ from rich.table import Table
 
 from builders.dataset import read_dataset, split_leave_one_out
 from builders.evaluate import sample_users
+from builders.machine import this_commit, this_machine
 from genrec.bundle import Bundle
 from genrec.engines import open_engine
 from genrec.serving.repository import STEPS, Deployment
 from genrec.serving.serve import serve_bundle
 
 PAUSE_S = 0.1  # between the two: ONNX Runtime's threads go on spinning for a while
-
-
-def environment() -> dict[str, Any]:
-    """Machine, commit and date, for every report."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
-    return {
-        "commit": commit.stdout.strip() or "unknown",
-        "machine": f"{cpu}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
 
 
 def measure(bundle: Bundle, histories: list[np.ndarray], rounds: int, threads: int, log: Path) -> dict[str, Any]:
@@ -102,7 +88,13 @@ def main(
             "mean ms in each step, waiting included:", {k: round(v, 2) for k, v in found["step_mean_ms"].items()}
         )
         reports.append(found | {"bundle": path.name, "parameters": parameters, "ratio": ratio})
-    settings = environment() | {"threads": threads or "one per core", "requests": users * rounds}
+    settings = {
+        "commit": this_commit(),
+        "machine": this_machine().model_dump(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "threads": threads or "one per core",
+        "requests": users * rounds,
+    }
     console.print(settings)
     out.write_text(json.dumps({"settings": settings, "bundles": reports}, indent=1))
 

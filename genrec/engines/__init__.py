@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from genrec.bundle import CHECKPOINT, ONNX_GRAPH
 from genrec.engines.base import Engine
-from genrec.prefix_trie import PrefixTrie
 
 if TYPE_CHECKING:
     from genrec.bundle import Bundle
@@ -16,14 +15,13 @@ ENGINES = ("onnx", "torch")
 
 def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
     """The engine of `kind` over a bundle's files; options go to its class. Imports only what it needs."""
-    tries = bundle.index.prefixes, PrefixTrie.unrestricted(bundle.space)
-    width = bundle.space.beams(bundle.manifest.beam_width)
+    prefixes, width = bundle.index.prefixes, bundle.space.beams(bundle.manifest.beam_width)
     if kind == "onnx":
         from genrec.engines.onnx import OnnxEngine
 
-        return OnnxEngine(bundle.path / ONNX_GRAPH, *tries, width, **options)
+        return OnnxEngine(bundle.path / ONNX_GRAPH, prefixes, width, **options)
     if kind == "torch":
         from genrec.engines.torch import TorchEngine
 
-        return TorchEngine(bundle.path / CHECKPOINT, *tries, width, **options)
+        return TorchEngine(bundle.path / CHECKPOINT, prefixes, width, **options)
     raise ValueError(f"engine {kind!r} is unknown; use one of {ENGINES}")

@@ -33,12 +33,12 @@ class Drafts:
 class Engine(ABC):
     """One prefill of the backbone and the draft head's beam, on one device.
 
-    prefixes: the catalogue's valid prefixes; unrestricted: the trie that allows all. beam_width: K.
+    prefixes: the catalogue's valid prefixes. beam_width: K.
     Subclasses implement `_run`.
     """
 
-    def __init__(self, prefixes: PrefixTrie, unrestricted: PrefixTrie, beam_width: int) -> None:
-        self._tries = {True: prefixes, False: unrestricted}
+    def __init__(self, prefixes: PrefixTrie, beam_width: int) -> None:
+        self._tries = {True: prefixes, False: prefixes.unrestricted()}
         self.beam_width = beam_width
 
     def draft(self, prompts: Sequence[np.ndarray], *, masked: bool = True) -> Drafts:

@@ -21,12 +21,11 @@ class OnnxEngine(Engine):
         self,
         graph: Path,
         prefixes: PrefixTrie,
-        unrestricted: PrefixTrie,
         beam_width: int,
         threads: int = 0,
         provider: str = "CPUExecutionProvider",
     ) -> None:
-        super().__init__(prefixes, unrestricted, beam_width)
+        super().__init__(prefixes, beam_width)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

@@ -23,11 +23,10 @@ class TorchEngine(Engine):
         self,
         model: BackboneModel | Path,
         prefixes: PrefixTrie,
-        unrestricted: PrefixTrie,
         beam_width: int,
         device: str = "cpu",
     ) -> None:
-        super().__init__(prefixes, unrestricted, beam_width)
+        super().__init__(prefixes, beam_width)
         self._device = torch.device(device)
         self._model = (load_checkpoint(model) if isinstance(model, Path) else model).to(self._device)
         self._masks = {

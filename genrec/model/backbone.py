@@ -76,6 +76,11 @@ class BackboneModel(nn.Module, ABC):
         out = self.model(input_ids=token_ids, position_ids=positions, attention_mask=mask, use_cache=False)
         return out.last_hidden_state
 
+    def causal_states(self, token_ids: Tensor) -> Tensor:
+        """`hidden_states` of plain sequences, int64 [B, S], where every token sees itself and those before it."""
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        return self.hidden_states(token_ids, positions[None], positions[:, None] >= positions)
+
     def save_checkpoint(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` in the form that transformers reads."""
         folder.mkdir(parents=True, exist_ok=True)

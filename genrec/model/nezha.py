@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from genrec.checkpoint_shapes import DRAFT_HEAD
-from genrec.model.backbone import BackboneModel, backbone_config, last_positions
+from genrec.model.backbone import BackboneModel, last_positions
 from genrec.model.draft_head import DraftHead
-
-__all__ = ["NezhaModel", "backbone_config"]
 
 
 class NezhaModel(BackboneModel):
@@ -46,9 +43,7 @@ class NezhaModel(BackboneModel):
 
         Attention is causal, so what stands after a prompt's end cannot change it and padding needs no mask.
         """
-        size = token_ids.shape[1]
-        positions = torch.arange(size, device=token_ids.device)
-        hidden = self.hidden_states(token_ids.long(), positions[None], positions[:, None] >= positions)
+        hidden = self.causal_states(token_ids.long())
         return last_positions(hidden, lengths, len(self.levels) + 1).float()
 
     def draft(

@@ -123,7 +123,7 @@ def test_the_shared_cache_finds_what_a_search_without_cache_finds(family: str, w
     model = small_model(family, seed=width)
     trie, live = catalogue(rng, 60)
     prompts = prompts_of(rng, [1, 7, 3])
-    codes, scores = draft(model, prompts, trie if masked else PrefixTrie.unrestricted(SPACE), width)
+    codes, scores = draft(model, prompts, trie if masked else trie.unrestricted(), width)
     assert codes.shape == (3, width)
     with torch.inference_mode():
         for row, prompt in enumerate(prompts):
@@ -151,9 +151,9 @@ def test_onnx_and_torch_draft_the_same(family: str, tmp_path: Path) -> None:
     width = 40
     model.save_checkpoint(tmp_path / "checkpoint")
     export_onnx(model, tmp_path / "model.onnx", width)
-    tries = catalogue(rng, 400)[0], PrefixTrie.unrestricted(SPACE)
-    onnx = OnnxEngine(tmp_path / "model.onnx", *tries, width, threads=1)
-    reference = TorchEngine(tmp_path / "checkpoint", *tries, width)
+    prefixes = catalogue(rng, 400)[0]
+    onnx = OnnxEngine(tmp_path / "model.onnx", prefixes, width, threads=1)
+    reference = TorchEngine(tmp_path / "checkpoint", prefixes, width)
     for items in ([3], [12, 1, 6, 2], [1, 1]):
         prompts = prompts_of(rng, items)
         for masked in (True, False):
@@ -184,7 +184,7 @@ def test_a_checkpoint_comes_back_the_same_of_its_own_kind(family: str, tmp_path:
     loaded = load_checkpoint(tmp_path)
     assert isinstance(loaded, AutoregressiveModel) and loaded.levels == SPACE.levels
     assert loaded.state_dict().keys() == load_file(tmp_path / "model.safetensors").keys()
-    trie, prompts = PrefixTrie.unrestricted(SPACE), prompts_of(rng, [4, 2])
+    trie, prompts = catalogue(rng, 400)[0].unrestricted(), prompts_of(rng, [4, 2])
     for ours, theirs in zip(draft(loaded, prompts, trie, 10), draft(model, prompts, trie, 10), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(ValueError, match="has no 'draft_head'"):

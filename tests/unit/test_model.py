@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from builders.checkpoint import open_backbone
 from genrec.checkpoint_shapes import checkpoint_problems, expected_shapes
+from genrec.model.backbone import backbone_config
 from genrec.model.draft_head import DraftHead
-from genrec.model.nezha import NezhaModel, backbone_config
+from genrec.model.nezha import NezhaModel
 from genrec.model.packing import pack_rows, packed_structure
 from genrec.prefix_trie import PrefixTrie
 from genrec.prompt import PromptLayout
@@ -104,7 +105,8 @@ def test_beam_is_the_naive_beam(seed: int, width: int, items: int, masked: bool)
         torch.nn.init.normal_(parameter, std=0.6)
     hidden = torch.randn(2, 4, 16)
     sids = rng.integers(0, SPACE.levels, (items, 3))
-    trie = PrefixTrie.build(SPACE, sids) if masked else PrefixTrie.unrestricted(SPACE)
+    trie = PrefixTrie.build(SPACE, sids)
+    trie = trie if masked else trie.unrestricted()
     live = {tuple(sid) for sid in sids.tolist()} if masked else None
     with torch.inference_mode():
         codes, scores = head.beam(

@@ -22,7 +22,7 @@ from builders.demo_shop import make_demo_shop
 from builders.query import encode_queries, query_corpus, train_query_tokenizer
 from genrec.bundle import Limits
 from genrec.catalog import Catalog
-from genrec.model.nezha import backbone_config
+from genrec.model.backbone import backbone_config
 from genrec.preprocessor import InvalidRequest, Preprocessor, Request
 from genrec.prompt import PromptLayout
 from genrec.query import QueryTokenizer, QueryTokenizerError, text_vocabulary

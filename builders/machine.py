@@ -1,0 +1,70 @@
+"""Where and from what a measurement was made: every report says it in the same words."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+_LIBRARIES = ("numpy", "torch", "onnxruntime")
+
+
+class Section(BaseModel):
+    """A part of a report's JSON: read back strictly, never changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Machine(Section):
+    """Where it ran. libraries: versions by name."""
+
+    processor: str
+    cores: int
+    system: str
+    python: str
+    libraries: dict[str, str]
+
+
+def this_machine() -> Machine:
+    """The machine that this process runs on; cores are those it may use."""
+    return Machine(
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        libraries=dict(_versions(_LIBRARIES)),
+    )
+
+
+def this_commit() -> str | None:
+    """The commit of the working folder, "+" behind it for uncommitted changes; None outside a repository."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")
+
+
+def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in names:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue
