@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 BENCHED := build/shop-bundle build/shop-6m-bundle build/shop-29m-bundle
 
-.PHONY: demo test test-slow lint reference quality ablations bench-overhead serve-check lock clean
+.PHONY: demo test test-slow helm-test lint reference quality ablations bench-overhead serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ test: $(INSTALLED)  ## Unit, engine parity, and integration against a real Trito
 
 test-slow: $(INSTALLED)  ## The long ones: 30,000 random requests through the server.
 	$(BIN)/pytest -m slow
+
+helm-test: $(INSTALLED)  ## The chart: lint, render every profile, schemas of two Kubernetes versions, alert rules. Part of `make test`.
+	$(BIN)/pytest tests/chart
 
 lint: $(INSTALLED)  ## Style and types.
 	$(BIN)/ruff check .

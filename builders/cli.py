@@ -305,14 +305,29 @@ def serve(
     timeout_ms: Annotated[
         int, typer.Option(min=1, help="Deadline of requests that bring none; late ones are refused.")
     ] = 1000,
+    exit_timeout_s: Annotated[
+        float, typer.Option(min=1, help="Seconds that requests in flight get to finish after SIGTERM.")
+    ] = 10.0,
+    tls_cert: Annotated[
+        Optional[Path], typer.Option(help="PEM certificate chain: gRPC over TLS. HTTP has none.")
+    ] = None,
+    tls_key: Annotated[Optional[Path], typer.Option(help="PEM private key of the certificate.")] = None,
+    tls_client_ca: Annotated[
+        Optional[Path], typer.Option(help="PEM: refuse clients without a certificate that it signed.")
+    ] = None,
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
     from genrec.serving.repository import Deployment
     from genrec.serving.serve import prepare_server
+    from genrec.serving.triton import ServerTls
 
+    if (tls_cert is None) != (tls_key is None) or (tls_client_ca and tls_cert is None):
+        raise ValueError("TLS takes both --tls-cert and --tls-key; --tls-client-ca goes with them")
+    tls = ServerTls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
     deployment = Deployment(engine, threads, masked, max_batch_size, timeout_ms)
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
-    with prepare_server(bundle_path, deployment, host=host, **ports) as server:
+    options = {"tls": tls, "exit_timeout": exit_timeout_s}
+    with prepare_server(bundle_path, deployment, host=host, **ports, **options) as server:
 
         def announce() -> None:
             urls = f"gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}"

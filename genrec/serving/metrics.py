@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 
 import numpy as np
@@ -21,7 +22,7 @@ PUBLISH_EVERY_S = 0.5
 
 
 class Metrics:
-    """Counters over all answered requests, and the catalogue's version; labelled with the bundle's version.
+    """Counters over all answered requests, the catalogue's version and age; labelled with the bundle's version.
 
     Each increment is a message to the server and back, about 0.1 ms, so a thread publishes the sums now and then.
     """
@@ -33,12 +34,18 @@ class Metrics:
             pb.MetricFamily(name=n, description=t, kind=pb.MetricFamily.COUNTER) for n, t in _COUNTERS.items()
         ]
         self._counters = [family.Metric(labels=labels) for family in self._families]
-        version = pb.MetricFamily(
-            name="genrec_catalog_version", description="Version of the live catalogue", kind=pb.MetricFamily.GAUGE
-        )
-        self._families.append(version)
-        self._version = version.Metric(labels=labels)
-        self._version.set(manifest.catalog.version)
+        gauges = {
+            "genrec_catalog_version": ("Version of the live catalogue", manifest.catalog.version),
+            "genrec_catalog_created_seconds": (
+                "When the live catalogue was made, seconds since 1970",
+                datetime.datetime.fromisoformat(manifest.created).timestamp(),
+            ),
+        }
+        self._gauges = []
+        for name, (text, value) in gauges.items():
+            self._families.append(pb.MetricFamily(name=name, description=text, kind=pb.MetricFamily.GAUGE))
+            self._gauges.append(self._families[-1].Metric(labels=labels))
+            self._gauges[-1].set(value)
         self._pending = np.zeros(len(_COUNTERS), np.int64)
         self._lock = threading.Lock()
         self._closed = threading.Event()

@@ -26,6 +26,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,6 +230,30 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class ServerTls:
+    """TLS of the gRPC endpoint, PEM files. Triton's HTTP endpoint has none: keep it inside, for health checks.
+
+    Attributes:
+        cert, key: the server's certificate chain and its private key.
+        client_ca: with it, clients must bring a certificate that it signed.
+    """
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def flags(self) -> dict[str, object]:
+        """``tritonserver`` flags. Raises TritonStartError for a file that cannot be read."""
+        for path in filter(None, (self.cert, self.key, self.client_ca)):
+            if not os.access(path, os.R_OK):
+                raise TritonStartError(f"the TLS file {path} is missing or not readable")
+        files = {"grpc-use-ssl": "true", "grpc-server-cert": self.cert, "grpc-server-key": self.key}
+        if self.client_ca is None:
+            return files
+        return files | {"grpc-use-ssl": "false", "grpc-use-ssl-mutual": "true", "grpc-root-cert": self.client_ca}
+
+
 class TritonServer:
     """One ``tritonserver`` process. A context manager: starts on entry, stops on exit.
 
@@ -241,6 +266,7 @@ class TritonServer:
         host: address to listen on. Loopback by default: the server has no authentication of its own.
         grpc_port: 0 picks a free one.
         http_port, metrics_port: likewise; None switches the endpoint off.
+        tls: of the gRPC endpoint; needs the HTTP endpoint, which is then asked whether the server is ready.
         log_path: where the server's and its models' output goes; None passes it to this process's standard error.
         exit_timeout: seconds that running requests get to finish after SIGTERM; 5 s later the server is killed.
         shm_bytes: shared memory that each Python model instance starts with, and grows by. The backend's floor and the
@@ -260,6 +286,7 @@ class TritonServer:
         grpc_port: int = 0,
         http_port: int | None = 0,
         metrics_port: int | None = 0,
+        tls: ServerTls | None = None,
         log_path: str | os.PathLike[str] | None = None,
         exit_timeout: float = 10.0,
         shm_bytes: int = 1 << 20,
@@ -270,12 +297,15 @@ class TritonServer:
     ) -> None:
         if isinstance(models, str) or not models:
             raise ValueError(f"models must be a sequence of at least one model name, got {models!r}")
+        if tls is not None and http_port is None:
+            raise ValueError("tls needs the HTTP endpoint for the readiness check; give an http_port")
         self.repository = Path(repository)
         self.models = tuple(models)
         self.host = host
         self.exit_timeout = exit_timeout
         self._wanted_ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         self._ports: dict[str, int] = {}
+        self._tls = tls
         self._log_path = Path(log_path).absolute() if log_path is not None else None
         self._shm_bytes = shm_bytes
         self._auto_complete = auto_complete
@@ -515,6 +545,10 @@ class TritonServer:
         for endpoint in ("http", "metrics"):
             if endpoint in self._ports:
                 flags |= {f"{endpoint}-address": self.host, f"{endpoint}-port": self._ports[endpoint]}
+        if "metrics" in self._ports:
+            flags["metrics-config"] = "summary_latencies=true"
+        if self._tls is not None:
+            flags |= self._tls.flags()
         arguments = [f"--{name}={value}" for name, value in flags.items()]
         if not self._auto_complete:
             arguments.append("--disable-auto-complete-config")
@@ -572,26 +606,14 @@ class TritonServer:
                         sys.stderr.write(self._log[-1] + "\n")
 
     def _wait_until_ready(self, deadline: float, timeout: float) -> None:
-        import tritonclient.grpc
-        from tritonclient.utils import InferenceServerException
-
-        # Own channel arguments: the default pauses between connection attempts grow to many seconds.
-        channel = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-        client = tritonclient.grpc.InferenceServerClient(self.grpc_url, channel_args=channel)
         waiting_for = ["the server", *(f"model {name}" for name in self.models if name != "*")]
-        with contextlib.closing(client):
+        with self._open_readiness() as is_ready:
             while True:
                 if not self.is_running:
                     raise self._start_error("ended before it was ready")
                 if self._stop_asked:
                     raise self._start_error("was asked to stop before it was ready")
-                try:
-                    if waiting_for[0] == "the server":
-                        ready = client.is_server_ready(client_timeout=1.0)
-                    else:
-                        ready = client.is_model_ready(waiting_for[0].removeprefix("model "), client_timeout=1.0)
-                except InferenceServerException:
-                    ready = False
+                ready = is_ready(waiting_for[0].partition("model ")[2])
                 if ready and len(waiting_for) == 1:
                     return
                 if ready:
@@ -600,6 +622,30 @@ class TritonServer:
                     raise self._start_error(f"was not ready after {timeout:g} s: still waiting for {waiting_for[0]}")
                 else:
                     time.sleep(_POLL_SECONDS)
+
+    @contextlib.contextmanager
+    def _open_readiness(self) -> Iterator[Callable[[str], bool]]:
+        """Whether a model, or with "" the server, is ready: over gRPC, or over HTTP where gRPC wants certificates."""
+        if self._tls is not None:
+            yield lambda model: _answers(f"http://{self.http_url}/v2/{f'models/{model}' if model else 'health'}/ready")
+            return
+        import tritonclient.grpc
+        from tritonclient.utils import InferenceServerException
+
+        # Own channel arguments: the default pauses between connection attempts grow to many seconds.
+        channel = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+        client = tritonclient.grpc.InferenceServerClient(self.grpc_url, channel_args=channel)
+
+        def is_ready(model: str) -> bool:
+            try:
+                if model:
+                    return client.is_model_ready(model, client_timeout=1.0)
+                return client.is_server_ready(client_timeout=1.0)
+            except InferenceServerException:
+                return False
+
+        with contextlib.closing(client):
+            yield is_ready
 
     def _start_error(self, what: str) -> TritonStartError:
         assert self._process is not None
@@ -655,6 +701,15 @@ def error_lines(log: Iterable[str], limit: int = 40) -> list[str]:
         half = limit // 2
         lines = [*lines[:half], f"... {len(lines) - 2 * half} lines left out ...", *lines[-half:]]
     return lines
+
+
+def _answers(url: str) -> bool:
+    """Whether a GET of `url` is answered with status 200 within a second."""
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -1,0 +1,363 @@
+"""The chart as Helm renders it: valid manifests for every switch, what each template promises, and refused values."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+
+from builders.cli import app
+from k8s.rendering import CHART
+from tests.chart.conftest import REQUIRED, Manifests, Rendered, merged, one, profile
+
+KUBERNETES = ("1.36", "1.37")  # the two newest that kubernetes-validate knows
+CUSTOM = {"ScaledObject", "PodMonitor", "PrometheusRule", "GRPCRoute"}  # kinds of CRDs: it does not know them
+ALERTS = Path(__file__).parent / "alerts_test.yaml"
+
+EVERYTHING: dict[str, Any] = {
+    "bundle": {"location": "s3://models/shop/v7", "credentialsSecret": "s3"},
+    "imagePullSecrets": ["registry"],
+    "podMonitor": {"enabled": True, "labels": {"team": "recs"}},
+    "prometheusRule": {"enabled": True},
+    "dashboard": {"enabled": True},
+    "gateway": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["recs.example"]},
+    "ingress": {"enabled": True, "host": "recs.example", "tlsSecret": "web"},
+    "tls": {"secretName": "recs-tls", "clientAuth": True},
+    "autoscaling": {"mode": "keda", "prometheusAddress": "http://prometheus:9090"},
+    "server": {"env": [{"name": "A", "value": "b"}], "extraArgs": ["--timeout-ms=50"]},
+    "nodeSelector": {"pool": "recs"},
+    "tolerations": [{"key": "recs", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "podLabels": {"team": "recs"},
+    "podAnnotations": {"a": "b"},
+    "serviceAccount": {"annotations": {"role": "reader"}},
+    "priorityClassName": "high",
+    "runtimeClassName": "nvidia",
+    "service": {"annotations": {"a": "b"}},
+}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "cpu": profile("cpu"),
+    "gpu": profile("gpu"),
+    "everything": EVERYTHING,
+    "oci": {"bundle": {"location": "oci://registry.example/shop:v7", "registrySecret": "registry"}},
+    "gs": {"bundle": {"location": "gs://models/shop/v7"}},
+    "az": {"bundle": {"location": "az://models/shop/v7"}},
+    "whole claim": {"bundle": {"location": "pvc://bundle"}},
+    "canary": {"canary": {"of": "genrec"}},
+    "bare": {
+        "networkPolicy": {"enabled": False},
+        "podDisruptionBudget": {"enabled": False},
+        "service": {"headless": False},
+        "serviceAccount": {"name": "default"},
+        "topologySpreadKeys": [],
+    },
+    "digest": {"image": {"digest": "sha256:" + "0" * 64}},
+}
+
+
+def server(manifests: Manifests) -> dict[str, Any]:
+    return one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+
+
+def pod(manifests: Manifests) -> dict[str, Any]:
+    return one(manifests, "Deployment")["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_switch_lints_and_gives_valid_manifests(chart: Rendered, switch: str) -> None:
+    values = merged(REQUIRED, SWITCHES[switch])
+    report = helm_python.lint(CHART, values, strict=True)
+    assert not report["errors"] and all(message["severity"] < 2 for message in report["messages"]), report
+    manifests = chart(SWITCHES[switch])
+    names = [(m["kind"], m["metadata"]["name"]) for m in manifests]
+    assert len(set(names)) == len(names)
+    for manifest in manifests:
+        assert manifest["metadata"]["namespace"] == "shop"
+        assert manifest["metadata"]["labels"]["app.kubernetes.io/instance"] == "genrec"
+        if manifest["kind"] not in CUSTOM:
+            for version in KUBERNETES:
+                kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_the_validator_can_fail(chart: Rendered) -> None:
+    broken = one(chart(), "Deployment")
+    broken["spec"]["replica"] = 2
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, KUBERNETES[-1], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"server": {"maxBatchSize": 0}}, "/server/maxBatchSize"),
+        ({"server": {"engine": "tensorrt"}}, "/server/engine"),
+        ({"server": {"thread": 2}}, "'thread'"),
+        ({"replicaCount": "2"}, "/replicaCount"),
+        ({"replicas": 3}, "'replicas'"),
+        ({"bundle": {"location": "ftp://models/shop"}}, "/bundle/location"),
+        ({"bundle": {"location": ""}}, "/bundle/location"),
+        ({"image": {"repository": ""}}, "/image/repository"),
+        ({"image": {"digest": "latest"}}, "/image/digest"),
+        ({"rollout": {"maxSurge": 0}}, "/rollout/maxSurge"),
+        ({"drain": {"drainSeconds": 0}}, "/drain/drainSeconds"),
+        ({"sharedMemory": "64MB"}, "/sharedMemory"),
+        ({"autoscaling": {"mode": "hpa"}}, "/autoscaling/mode"),
+        ({"tls": {"clientAuth": True}}, "/tls/secretName"),
+        ({"prometheusRule": {"staleDraftsShare": 5}}, "/prometheusRule/staleDraftsShare"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_path(chart: Rendered, values: dict[str, Any], path: str) -> None:
+    with pytest.raises(helm_python.HelmValuesError) as refusal:
+        chart(values)
+    assert path in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        ({"autoscaling": {"mode": "keda"}}, "autoscaling.prometheusAddress"),
+        ({"gateway": {"enabled": True}}, "gateway.parentRefs"),
+        ({"ingress": {"enabled": True}}, "ingress.host"),
+    ],
+)
+def test_a_switch_names_what_it_needs(chart: Rendered, values: dict[str, Any], missing: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=missing):
+        chart(values)
+
+
+def test_image_and_bundle_are_all_that_a_user_must_set() -> None:
+    for absent in REQUIRED:
+        values = {name: value for name, value in REQUIRED.items() if name != absent}
+        with pytest.raises(helm_python.HelmError, match=absent):
+            helm_python.Chart.load(CHART).validate_schema(values)
+
+
+def test_every_value_is_in_the_schema_and_explained() -> None:
+    text = (CHART / "values.yaml").read_text()
+    values, schema = yaml.safe_load(text), json.loads((CHART / "values.schema.json").read_text())
+
+    def same(values: dict[str, Any], schema: dict[str, Any], path: str) -> None:
+        assert schema["additionalProperties"] is False, path
+        assert values.keys() == schema["properties"].keys() - {"global"}, path
+        for name, part in schema["properties"].items():
+            if "properties" in part and name != "resources":
+                same(values[name], part, f"{path}.{name}")
+
+    same(values, schema, "")
+    assert len(re.findall(r"^\s*#", text, re.M)) > 50
+
+
+def test_a_rollout_takes_no_ready_pod_away_and_drains_before_it_stops(chart: Rendered) -> None:
+    manifests = chart({"drain": {"drainSeconds": 7, "exitSeconds": 9}})
+    assert one(manifests, "Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert server(manifests)["lifecycle"]["preStop"] == {"sleep": {"seconds": 7}}
+    assert "--exit-timeout-s=9" in server(manifests)["args"]
+    assert pod(manifests)["terminationGracePeriodSeconds"] > 7 + 9 + 5  # genrec serve kills 5 s after its limit
+
+
+def test_the_server_is_started_with_options_that_it_has(chart: Rendered) -> None:
+    import typer
+
+    command = typer.main.get_command(app)
+    for switch in SWITCHES.values():
+        arguments = list(server(chart(switch))["args"])
+        assert arguments[:2] == ["serve", "/bundle"]
+        command.commands["serve"].make_context("serve", arguments[1:])
+
+
+def test_probes_ask_triton_and_leave_time_to_start(chart: Rendered) -> None:
+    container = server(chart({"probes": {"startupSeconds": 600}}))
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"grpc": 8001, "http": 8000, "metrics": 8002}
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[name]["httpGet"]["port"] == "http"
+        assert container[name]["httpGet"]["path"].startswith("/v2/")
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 600
+    assert container["readinessProbe"]["httpGet"]["path"] == "/v2/models/recommend/ready"
+
+
+def test_containers_have_no_privileges_and_write_only_where_they_must(chart: Rendered) -> None:
+    for switch in ("defaults", "everything", "oci"):
+        manifests = chart(SWITCHES[switch])
+        for spec in (pod(manifests), one(manifests, "Pod")["spec"]):
+            assert spec["automountServiceAccountToken"] is False and spec["securityContext"]["runAsNonRoot"]
+            for container in [*spec.get("initContainers", []), *spec["containers"]]:
+                security = container["securityContext"]
+                assert security["readOnlyRootFilesystem"] and security["runAsUser"] > 10000
+                assert not security["allowPrivilegeEscalation"] and security["capabilities"] == {"drop": ["ALL"]}
+                assert container["resources"]["limits"]["memory"]
+        mounts = {mount["mountPath"]: mount for mount in server(manifests)["volumeMounts"]}
+        assert mounts["/bundle"]["readOnly"] and {"/tmp", "/dev/shm"} < mounts.keys()
+        shared = next(volume for volume in pod(manifests)["volumes"] if volume["name"] == "shm")
+        assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "512Mi"}
+
+
+@pytest.mark.parametrize(
+    ("location", "claim", "sub_path"),
+    [("pvc://bundles/shop/v1", "bundles", "shop/v1"), ("pvc://bundle", "bundle", None)],
+)
+def test_a_claim_is_mounted_where_the_bundle_lies(
+    chart: Rendered, location: str, claim: str, sub_path: str | None
+) -> None:
+    manifests = chart({"bundle": {"location": location}})
+    assert "initContainers" not in pod(manifests)
+    assert pod(manifests)["volumes"][0]["persistentVolumeClaim"] == {"claimName": claim, "readOnly": True}
+    assert server(manifests)["volumeMounts"][0].get("subPath") == sub_path
+    assert one(manifests, "NetworkPolicy")["spec"]["egress"] == []
+
+
+@pytest.mark.parametrize(
+    ("location", "arguments"),
+    [
+        ("s3://models/shop/v7/", ["copy", ":s3,env_auth:models/shop/v7", "/bundle"]),
+        ("gs://models/shop", ["copy", ":gcs,env_auth:models/shop", "/bundle"]),
+        ("az://models/shop", ["copy", ":azureblob,env_auth:models/shop", "/bundle"]),
+        ("oci://registry.example:5000/shop:v7", ["pull", "registry.example:5000/shop:v7", "--output", "/bundle"]),
+    ],
+)
+def test_an_init_container_fetches_the_bundle(chart: Rendered, location: str, arguments: list[str]) -> None:
+    manifests = chart({"bundle": {"location": location, "credentialsSecret": "s3"}})
+    (fetch,) = pod(manifests)["initContainers"]
+    assert fetch["args"][: len(arguments)] == arguments
+    assert fetch["envFrom"] == [{"secretRef": {"name": "s3"}}]
+    assert {"name": "bundle", "mountPath": "/bundle"} in fetch["volumeMounts"]
+    ports = [port["port"] for rule in one(manifests, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]]
+    assert ports == [53, 53, 443]
+
+
+def test_another_bundle_or_image_is_another_rollout(chart: Rendered) -> None:
+    templates = [
+        one(chart(values), "Deployment")["spec"]["template"]
+        for values in ({}, {"bundle": {"location": "pvc://bundles/shop/v2"}}, {"image": {"tag": "2"}})
+    ]
+    assert templates[0] != templates[1] != templates[2] != templates[0]
+
+
+@pytest.mark.parametrize(
+    ("resources", "threads"),
+    [
+        ({"requests": {"cpu": "2"}, "limits": {"cpu": "3500m"}}, 4),
+        ({"requests": {"cpu": "500m"}, "limits": {"memory": "1Gi"}}, 1),
+        ({"requests": {"cpu": 8}}, 8),
+    ],
+)
+def test_the_engine_gets_as_many_threads_as_the_pod_has_cpus(
+    chart: Rendered, resources: dict[str, Any], threads: int
+) -> None:
+    assert f"--threads={threads}" in server(chart({"resources": resources}))["args"]
+    assert "--threads=5" in server(chart({"resources": resources, "server": {"threads": 5}}))["args"]
+
+
+def selects(selector: dict[str, str], manifests: Manifests) -> bool:
+    labels = one(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    return selector.items() <= labels.items()
+
+
+def test_a_canary_stands_behind_the_stable_services_and_is_apart_in_all_else(chart: Rendered) -> None:
+    stable = chart(EVERYTHING)
+    canary = chart(merged(EVERYTHING, {"canary": {"of": "genrec"}}), release="genrec-canary")
+    assert not [m for m in canary if m["kind"] == "Service"]
+    for name in ("genrec", "genrec-headless"):
+        selector = one(stable, "Service", name)["spec"]["selector"]
+        assert selects(selector, stable) and selects(selector, canary)
+    own = [m["spec"]["selector"]["matchLabels"] for m in canary if m["kind"] in ("Deployment", "PodMonitor")]
+    assert len(own) == 2 and all(selects(labels, canary) and not selects(labels, stable) for labels in own)
+    # Pods of the two releases are told apart by name in PromQL.
+    for ours, theirs in ((stable, canary), (canary, stable)):
+        query = one(ours, "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+        (pattern,) = set(re.findall(r'pod=~"([^"]+)"', query))
+        assert re.fullmatch(pattern, one(ours, "Deployment")["metadata"]["name"] + "-7c9f8d5b4-x2k1p")
+        assert not re.fullmatch(pattern, one(theirs, "Deployment")["metadata"]["name"] + "-7c9f8d5b4-x2k1p")
+    assert one(canary, "Pod")["spec"]["containers"][0]["args"][1] == "--url=genrec:8001"
+
+
+def test_services_speak_grpc(chart: Rendered) -> None:
+    plain = chart()
+    ports = one(plain, "Service", "genrec")["spec"]["ports"]
+    assert [(port["name"], port["appProtocol"]) for port in ports] == [("grpc", "kubernetes.io/h2c"), ("http", "http")]
+    assert one(plain, "Service", "genrec-headless")["spec"]["clusterIP"] == "None"
+    assert selects(one(plain, "Service", "genrec")["spec"]["selector"], plain)
+
+
+def test_tls_encrypts_grpc_and_hides_http(chart: Rendered) -> None:
+    manifests = chart({"tls": {"secretName": "recs-tls"}})
+    assert {"--tls-cert=/tls/tls.crt", "--tls-key=/tls/tls.key"} < set(server(manifests)["args"])
+    assert [port["name"] for port in one(manifests, "Service", "genrec")["spec"]["ports"]] == ["grpc"]
+    allowed = [port["port"] for rule in one(manifests, "NetworkPolicy")["spec"]["ingress"] for port in rule["ports"]]
+    assert allowed == ["grpc", "metrics"]
+    mutual = chart({"tls": {"secretName": "recs-tls", "clientAuth": True}})
+    assert "--tls-client-ca=/tls/ca.crt" in server(mutual)["args"]
+    assert "--cert-file=/tls/tls.crt" in one(mutual, "Pod")["spec"]["containers"][0]["args"]
+
+
+def test_replicas_are_left_to_the_autoscaler(chart: Rendered) -> None:
+    assert one(chart({"replicaCount": 3}), "Deployment")["spec"]["replicas"] == 3
+    by_cpu = chart({"autoscaling": {"mode": "cpu", "targetCpuPercent": 70}})
+    assert "replicas" not in one(by_cpu, "Deployment")["spec"]
+    target = one(by_cpu, "HorizontalPodAutoscaler")["spec"]["metrics"][0]["resource"]["target"]
+    assert target["averageUtilization"] == 70
+    by_queue = chart({"autoscaling": {"mode": "keda", "prometheusAddress": "http://p:9090", "targetQueueRatio": 0.7}})
+    (trigger,) = one(by_queue, "ScaledObject")["spec"]["triggers"]
+    assert trigger["metricType"] == "Value" and trigger["metadata"]["threshold"] == "0.7"
+    assert one(by_queue, "ScaledObject")["spec"]["scaleTargetRef"]["name"] == "genrec"
+
+
+def test_routes_let_nothing_but_recommendations_and_health_in(chart: Rendered) -> None:
+    manifests = chart(EVERYTHING)
+    calls = {"ModelInfer", "ServerLive", "ServerReady", "ModelReady"}
+    matches = one(manifests, "GRPCRoute")["spec"]["rules"][0]["matches"]
+    assert {match["method"]["method"] for match in matches} == calls
+    paths = one(manifests, "Ingress")["spec"]["rules"][0]["http"]["paths"]
+    assert {path["path"].rpartition("/")[2] for path in paths} == calls
+
+
+def test_disruptions_monitoring_and_the_network_reach_the_right_pods(chart: Rendered) -> None:
+    manifests = chart(EVERYTHING)
+    for kind in ("PodDisruptionBudget", "PodMonitor"):
+        assert selects(one(manifests, kind)["spec"]["selector"]["matchLabels"], manifests)
+    assert selects(one(manifests, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"], manifests)
+    for spread in pod(manifests)["topologySpreadConstraints"]:
+        assert selects(spread["labelSelector"]["matchLabels"], manifests)
+    closed = chart({"networkPolicy": {"clients": [{"podSelector": {"matchLabels": {"app": "web"}}}]}})
+    assert one(closed, "NetworkPolicy")["spec"]["ingress"][0]["from"] == [
+        {"podSelector": {"matchLabels": {"app": "web"}}}
+    ]
+
+
+def test_the_dashboard_is_a_dashboard(chart: Rendered) -> None:
+    dashboard = json.loads(one(chart(EVERYTHING), "ConfigMap")["data"]["genrec.json"])
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places) >= 10
+    assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "namespace", "release"}
+
+
+def test_every_alert_has_a_runbook(chart: Rendered) -> None:
+    (group,) = one(chart(EVERYTHING), "PrometheusRule")["spec"]["groups"]
+    runbooks = (CHART.parents[1] / "docs" / "deployment.md").read_text()
+    for rule in group["rules"]:
+        assert rule["annotations"]["runbook_url"].endswith(f"docs/deployment.md#{rule['alert'].lower()}")
+        assert f"### {rule['alert']}\n" in runbooks
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
+def test_alerts_fire_when_they_should_and_else_not(chart: Rendered, tmp_path: Path) -> None:
+    rules = one(chart(EVERYTHING), "PrometheusRule")["spec"]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
+    shutil.copy(ALERTS, tmp_path)
+    subprocess.run(["promtool", "check", "rules", "rules.yaml"], cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run(["promtool", "test", "rules", ALERTS.name], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tested = {
+        case["alertname"] for test in yaml.safe_load(ALERTS.read_text())["tests"] for case in test["alert_rule_test"]
+    }
+    assert tested == {rule["alert"] for rule in rules["groups"][0]["rules"]}
