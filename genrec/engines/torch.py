@@ -16,7 +16,7 @@ from genrec.prefix_trie import PrefixTrie
 class TorchEngine(Engine):
     """Runs a model of either decoder in float32 with PyTorch.
 
-    model: the model, or the folder of its checkpoint. device: a torch device, e.g. "cpu" or "cuda".
+    model: the model, or the folder of its checkpoint. device: a torch device; by default the GPU if there is one.
     """
 
     def __init__(
@@ -24,10 +24,10 @@ class TorchEngine(Engine):
         model: BackboneModel | Path,
         prefixes: PrefixTrie,
         beam_width: int,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
         super().__init__(prefixes, beam_width)
-        self._device = torch.device(device)
+        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = (load_checkpoint(model) if isinstance(model, Path) else model).to(self._device)
         self._masks = {
             id(trie): tuple(
