@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 BENCHED := build/shop-bundle build/shop-6m-bundle build/shop-29m-bundle
 
-.PHONY: demo test test-slow helm-test lint reference quality ablations bench-overhead serve-check lock clean
+.PHONY: demo test test-slow helm-test k8s-static lint reference quality ablations bench-overhead serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,11 @@ test-slow: $(INSTALLED)  ## The long ones: 30,000 random requests through the se
 
 helm-test: $(INSTALLED)  ## The chart: lint, render every profile, schemas of two Kubernetes versions, alert rules. Part of `make test`.
 	$(BIN)/pytest tests/chart
+
+k8s-static: $(INSTALLED)  ## A static checker's Kubernetes rules on every profile; exceptions and their reasons: k8s/checkov.yaml.
+	test -x .venv-checkov/bin/checkov || ($(PYTHON) -m venv .venv-checkov && .venv-checkov/bin/pip install -q --disable-pip-version-check checkov==3.3.30)
+	$(BIN)/python -m k8s.rendering build/k8s
+	.venv-checkov/bin/checkov --config-file k8s/checkov.yaml
 
 lint: $(INSTALLED)  ## Style and types.
 	$(BIN)/ruff check .
@@ -74,4 +79,4 @@ lock:  ## Resolve constraints.txt again, for the oldest supported Python. Needs 
 	sed -i -E '/^(torch|triton|nvidia-(cu|nc|nv)[a-z0-9-]*|cuda-[a-z]+)==/d' constraints.txt
 
 clean:  ## Remove data, bundles and environments that the other targets made.
-	rm -rf build $(VENV) $(SERVE_VENV)
+	rm -rf build $(VENV) $(SERVE_VENV) .venv-checkov

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from builders.cli import app
-from k8s.rendering import CHART
-from tests.chart.conftest import REQUIRED, Manifests, Rendered, merged, one, profile
+from k8s.rendering import CHART, PROFILES, REQUIRED, merged, profile
+from tests.chart.conftest import Manifests, Rendered, one
 
 KUBERNETES = ("1.36", "1.37")  # the two newest that kubernetes-validate knows
 CUSTOM = {"ScaledObject", "PodMonitor", "PrometheusRule", "GRPCRoute"}  # kinds of CRDs: it does not know them
@@ -45,8 +45,7 @@ EVERYTHING: dict[str, Any] = {
 }
 SWITCHES: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "cpu": profile("cpu"),
-    "gpu": profile("gpu"),
+    **{name: profile(name) for name in PROFILES},
     "everything": EVERYTHING,
     "oci": {"bundle": {"location": "oci://registry.example/shop:v7", "registrySecret": "registry"}},
     "gs": {"bundle": {"location": "gs://models/shop/v7"}},
