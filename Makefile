@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 BENCHED := build/shop-bundle build/shop-6m-bundle build/shop-29m-bundle
 
-.PHONY: demo test test-slow helm-test k8s-static lint reference quality ablations bench-overhead serve-check lock clean
+.PHONY: demo test test-slow helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations bench-overhead serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,17 @@ k8s-static: $(INSTALLED)  ## A static checker's Kubernetes rules on every profil
 	test -x .venv-checkov/bin/checkov || ($(PYTHON) -m venv .venv-checkov && .venv-checkov/bin/pip install -q --disable-pip-version-check checkov==3.3.30)
 	$(BIN)/python -m k8s.rendering build/k8s
 	.venv-checkov/bin/checkov --config-file k8s/checkov.yaml
+
+IMAGE ?= localhost/genrec:dev
+IMAGE_ARGS ?=
+BUNDLE ?= build/shop-bundle
+E2E_ARGS ?=
+
+k8s-image:  ## The CPU image, by podman. IMAGE_ARGS: for podman build. DEBOOTSTRAP=1 where docker.io cannot be reached.
+	k8s/images/build.sh $(IMAGE) $(IMAGE_ARGS)
+
+k8s-e2e: $(INSTALLED) $(BUNDLE)/manifest.json  ## Install, test, roll over, change the bundle, roll back: on KUBECONFIG's cluster, or emulated.
+	$(BIN)/python -m k8s.e2e.run $(BUNDLE) --image $(IMAGE) $(E2E_ARGS)
 
 lint: $(INSTALLED)  ## Style and types.
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ from genrec.bundle import (
     QUANTIZER,
     TOKENIZER,
     Bundle,
+    Limits,
     Manifest,
     new_bundle,
     seal_bundle,
@@ -77,6 +78,7 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     torch.manual_seed(config.training.seed)
     sids, levels, quantizer = _semantic_ids(dataset, config, track)
     space = SemanticIdSpace(levels)
+    _require_beams(config.beam_width, config.limits, space)
     split = split_leave_one_out(dataset.interactions)
     catalog = Catalog.build(dataset.items.item_ids, sids, popularity(split, len(dataset.items)))
     work.mkdir(parents=True, exist_ok=True)
@@ -128,6 +130,7 @@ def export_bundle(source: Path, out: Path, beam_width: int) -> Manifest:
     """Copy the bundle `source` to `out` with its checkpoint exported again for `beam_width`."""
     bundle = Bundle(source)
     bundle.check()
+    _require_beams(beam_width, bundle.manifest.limits, bundle.space)
     with new_bundle(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         export_onnx(load_checkpoint(folder / CHECKPOINT), folder / ONNX_GRAPH, beam_width)
@@ -305,7 +308,16 @@ def _model(
     if config.decoder == BEAM_SEARCH:
         layout = replace(layout, placeholders=())
         return AutoregressiveModel(backbone_settings, layout.sid_tokens, backbone), layout
-    return NezhaModel(backbone_settings, space.levels, backbone), layout
+    return NezhaModel(backbone_settings, space.levels, config.transition_size, backbone), layout
+
+
+def _require_beams(beam_width: int, limits: Limits, space: SemanticIdSpace) -> None:
+    """Raises ValueError for a bundle that could not be served: history and excluded items take places."""
+    if beam_width < (least := space.beams(2 * limits.top_k)):
+        raise ValueError(
+            f"beam width {beam_width} is too narrow: use at least {least}, twice the {limits.top_k} items that a "
+            f"request may ask for, or build with a smaller --max-top-k"
+        )
 
 
 def _version(config: BuildConfig) -> str:

@@ -77,6 +77,7 @@ def build(
     hidden_size: Annotated[int, _backbone("", min=16)] = 128,
     layers: Annotated[int, _backbone("", min=1)] = 4,
     heads: Annotated[int, _backbone("", min=1)] = 4,
+    transition_size: Annotated[int, _backbone("Of the draft head's transitions.", min=1)] = 512,
     checkpoint: Annotated[
         Optional[Path], _backbone("Start from this Hugging Face folder of the Qwen3 or Llama family, or from a bundle.")
     ] = None,
@@ -130,6 +131,7 @@ def build(
         max_query=max_query,
         beam_width=beam_width,
         decoder=decoder,
+        transition_size=transition_size,
         limits=Limits(top_k=max_top_k, default_top_k=min(10, max_top_k)),
         shape=BackboneShape(family, hidden_size, 3 * hidden_size, layers, heads, heads),
         checkpoint=checkpoint,

@@ -268,7 +268,7 @@ def merge(folders: Sequence[Path], references: Sequence[Reference] = ()) -> Resu
     """
     parts = [Results.load(folder) for folder in folders]
     base = parts[0].record
-    runs: list[Run] = Field(default_factory=list)
+    runs: list[Run] = []
     models: dict[tuple[str, str], Trained] = {}
     cells: dict[str, Cell] = {}
     ranks: dict[str, np.ndarray] = {}

@@ -22,7 +22,7 @@ from genrec.prompt import PromptLayout
 from genrec.query import QueryTokenizer
 from genrec.semantic_id import SemanticIdSpace
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CATALOG, INDEX, CHECKPOINT, ONNX_GRAPH, QUANTIZER = (
     "catalog",

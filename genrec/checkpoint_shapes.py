@@ -81,15 +81,17 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
     shapes = {"model.embed_tokens.weight": [config["vocab_size"], d], "model.norm.weight": [d]}
     for number in range(config["num_hidden_layers"]):
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
-    if BEAM_SEARCH in config:
+    if decoder_of(config) == BEAM_SEARCH:
         return shapes
+    wide = config[DRAFT_HEAD]["transition_size"]
     for level, size in enumerate(levels):
         shapes[f"draft_head.projections.{level}.weight"] = [size, d]
     for level, size in enumerate(levels[:-1]):
         shapes[f"draft_head.embeddings.{level}.weight"] = [size, d]
-        shapes[f"draft_head.transition_inputs.{level}.weight"] = [d, d]
-        shapes[f"draft_head.transition_inputs.{level}.bias"] = [d]
-        shapes[f"draft_head.transition_states.{level}.weight"] = [d, d]
+        shapes[f"draft_head.transition_inputs.{level}.weight"] = [2 * wide, d]
+        shapes[f"draft_head.transition_inputs.{level}.bias"] = [2 * wide]
+        shapes[f"draft_head.transition_states.{level}.weight"] = [2 * wide, d]
+        shapes[f"draft_head.transition_outputs.{level}.weight"] = [d, wide]
     return shapes
 
 

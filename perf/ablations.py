@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Optional
@@ -44,7 +44,7 @@ from genrec.verifier import Verifier
 class IndependentHead(DraftHead):
     """No transitions: every level sees h_0, none sees the codes before it."""
 
-    def _transition(self, level: int, code: Tensor, state: Tensor) -> Tensor:
+    def _next(self, level: int, code: Tensor, state: Tensor, projected: Tensor) -> Tensor:
         return state.expand(*code.shape, -1)
 
 
@@ -58,35 +58,35 @@ class HeadWithoutHistoryState(DraftHead):
         return super().beam(_without_first(hidden), *rest)  # type: ignore[arg-type]
 
 
+class RnnHead(DraftHead):
+    """The paper's transition: s_{l+1} = tanh(U_l e_l[c_l] + b_l + V_l s_l)."""
+
+    def __init__(self, levels: Sequence[int], hidden_size: int, transition_size: int) -> None:
+        super().__init__(levels, hidden_size, transition_size)
+        before = range(len(self.levels) - 1)
+        self.transition_inputs = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in before)
+        self.transition_states = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in before)
+        self.transition_outputs = nn.ModuleList()
+
+    def _next(self, level: int, code: Tensor, state: Tensor, projected: Tensor) -> Tensor:
+        return torch.tanh(self.transition_inputs[level](self.embeddings[level](code)) + projected)
+
+
 class GruHead(DraftHead):
     """A GRU cell as transition."""
 
-    def __init__(self, levels: tuple[int, ...], hidden_size: int) -> None:
-        super().__init__(levels, hidden_size)
-        self.transition_inputs, self.transition_states = nn.ModuleList(), nn.ModuleList()
-        self.transition_cells = nn.ModuleList(nn.GRUCell(hidden_size, hidden_size) for _ in self.levels[:-1])
+    def __init__(self, levels: Sequence[int], hidden_size: int, transition_size: int) -> None:
+        super().__init__(levels, hidden_size, transition_size)
+        before = range(len(self.levels) - 1)
+        self.transition_inputs, self.transition_outputs = nn.ModuleList(), nn.ModuleList()
+        self.transition_states = nn.ModuleList(nn.Identity() for _ in before)
+        self.transition_cells = nn.ModuleList(nn.GRUCell(hidden_size, hidden_size) for _ in before)
 
-    def _transition(self, level: int, code: Tensor, state: Tensor) -> Tensor:
+    def _next(self, level: int, code: Tensor, state: Tensor, projected: Tensor) -> Tensor:
         embedded = self.embeddings[level](code)
         state = state.expand_as(embedded)
         cell = self.transition_cells[level]
         return cell(embedded.flatten(0, -2), state.flatten(0, -2)).view_as(embedded)
-
-
-class WideHead(DraftHead):
-    """A gated feed-forward block of four times the hidden size as transition, added to the state."""
-
-    def __init__(self, levels: tuple[int, ...], hidden_size: int) -> None:
-        super().__init__(levels, hidden_size)
-        wide = 4 * hidden_size
-        self.transition_inputs = nn.ModuleList(nn.Linear(hidden_size, 2 * wide) for _ in self.levels[:-1])
-        self.transition_states = nn.ModuleList(nn.Linear(hidden_size, 2 * wide, bias=False) for _ in self.levels[:-1])
-        self.transition_outputs = nn.ModuleList(nn.Linear(wide, hidden_size, bias=False) for _ in self.levels[:-1])
-
-    def _transition(self, level: int, code: Tensor, state: Tensor) -> Tensor:
-        table = self.transition_inputs[level](self.embeddings[level].weight)
-        gate, value = (table[code] + self.transition_states[level](state)).chunk(2, -1)
-        return state + self.transition_outputs[level](F.silu(gate) * value)
 
 
 class ModelWithoutPlaceholders(NezhaModel):
@@ -142,8 +142,10 @@ VARIANTS = (
     "no transitions",
     "no h_0",
     "no placeholders",
+    "RNN cell",
     "GRU cell",
     "wide transitions",
+    "narrow transitions",
     "no auxiliary loss",
     "distilled",
 )
@@ -214,16 +216,19 @@ class Ablation:
         if variant == "baseline":
             return AutoregressiveObjective(AutoregressiveModel(config, layout.sid_tokens), bare)
         if variant == "no placeholders":
-            return ObjectiveWithoutPlaceholders(ModelWithoutPlaceholders(config, self.space.levels), bare, weight)
-        model = NezhaModel(config, self.space.levels)
+            return ObjectiveWithoutPlaceholders(
+                ModelWithoutPlaceholders(config, self.space.levels, BuildConfig().transition_size), bare, weight
+            )
+        size = {"narrow transitions": 128, "wide transitions": 1024}.get(variant, BuildConfig().transition_size)
+        model = NezhaModel(config, self.space.levels, size)
         heads: dict[str, Callable[..., DraftHead]] = {
             "no transitions": IndependentHead,
             "no h_0": HeadWithoutHistoryState,
+            "RNN cell": RnnHead,
             "GRU cell": GruHead,
-            "wide transitions": WideHead,
         }
         if variant in heads:
-            model.draft_head = heads[variant](self.space.levels, shape.hidden_size)
+            model.draft_head = heads[variant](self.space.levels, shape.hidden_size, size)
         if teacher is not None:
             return DistilledObjective(model, layout, weight, teacher)
         return NezhaObjective(model, layout, weight)

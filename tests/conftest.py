@@ -21,6 +21,7 @@ TINY = BuildConfig(
     beam_width=64,
     limits=Limits(top_k=30, exclude=50, history=200),
     shape=BackboneShape(hidden_size=32, intermediate_size=96, layers=2),
+    transition_size=48,
     training=TrainingConfig(epochs=2, tokens_per_batch=4096),
 )
 

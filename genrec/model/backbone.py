@@ -90,6 +90,9 @@ class BackboneModel(nn.Module, ABC):
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod(
+            0o644
+        )  # save_file leaves it to its owner, who is not the one who serves it
 
     @classmethod
     def load_checkpoint(cls: type[Model], folder: Path) -> Model:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genrec.model.beam import Beams, of_parents
@@ -16,20 +16,23 @@ from genrec.model.beam import Beams, of_parents
 class DraftHead(nn.Module):
     """NEZHA's autoregressive draft head (arXiv 2511.18793), for L levels of T_l codes on hidden size d:
 
-        s_1 = h_0;   p_l = softmax(W_l (h_l + s_l));   s_{l+1} = tanh(U_l e_l[c_l] + b_l + V_l s_l)
+        s_1 = h_0;   p_l = softmax(W_l (h_l + s_l))
+        s_{l+1} = s_l + O_l (silu(g) * v),   [g, v] = U_l e_l[c_l] + b_l + V_l s_l
 
-    h_0 is the hidden state of the last history token, h_1 .. h_L those of the placeholders.
+    h_0 is the hidden state of the last history token, h_1 .. h_L those of the placeholders. The paper's transition is
+    tanh(U_l e_l[c_l] + b_l + V_l s_l); this one, a gated block of `transition_size` on a residual path, recommends
+    better (docs/quality.md).
     """
 
-    def __init__(self, levels: Sequence[int], hidden_size: int) -> None:
+    def __init__(self, levels: Sequence[int], hidden_size: int, transition_size: int) -> None:
         super().__init__()
-        self.levels = tuple(levels)
+        self.levels, self.transition_size = tuple(levels), transition_size
+        before = range(len(self.levels) - 1)
         self.projections = nn.ModuleList(nn.Linear(hidden_size, size, bias=False) for size in self.levels)
         self.embeddings = nn.ModuleList(nn.Embedding(size, hidden_size) for size in self.levels[:-1])
-        self.transition_inputs = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in self.levels[:-1])
-        self.transition_states = nn.ModuleList(
-            nn.Linear(hidden_size, hidden_size, bias=False) for _ in self.levels[:-1]
-        )
+        self.transition_inputs = nn.ModuleList(nn.Linear(hidden_size, 2 * transition_size) for _ in before)
+        self.transition_states = nn.ModuleList(nn.Linear(hidden_size, 2 * transition_size, bias=False) for _ in before)
+        self.transition_outputs = nn.ModuleList(nn.Linear(transition_size, hidden_size, bias=False) for _ in before)
 
     def logits(self, hidden: Tensor, codes: Tensor) -> list[Tensor]:
         """Teacher-forced logits: hidden [..., L + 1, d], true codes int64 [..., L] -> per level [..., T_l]."""
@@ -38,7 +41,7 @@ class DraftHead(nn.Module):
         for level, project in enumerate(self.projections):
             out.append(project(hidden[..., level + 1, :] + state))
             if level + 1 < len(self.levels):
-                state = self._transition(level, codes[..., level], state)
+                state = self._next(level, codes[..., level], state, self.transition_states[level](state))
         return out
 
     def beam(
@@ -55,10 +58,14 @@ class DraftHead(nn.Module):
         for level, project in enumerate(self.projections):
             parent, code = beams.step(level, project(hidden[:, level + 1 : level + 2] + state))
             if level + 1 < len(self.levels):
-                state = self._transition(level, code, of_parents(state, parent))
+                # Projected before the children take it over: there are fewer parents.
+                projected = of_parents(self.transition_states[level](state), parent)
+                state = self._next(level, code, of_parents(state, parent), projected)
         return beams.codes, beams.scores
 
-    def _transition(self, level: int, code: Tensor, state: Tensor) -> Tensor:
+    def _next(self, level: int, code: Tensor, state: Tensor, projected: Tensor) -> Tensor:
+        """s_{l+1} of codes int64 [...], s_l [..., d] and V_l s_l [..., 2 * transition_size]."""
         # The input half is projected for the whole code table, once: a constant in an exported graph.
         table = self.transition_inputs[level](self.embeddings[level].weight)
-        return torch.tanh(table[code] + self.transition_states[level](state))
+        gate, value = (table[code] + projected).chunk(2, -1)
+        return state + self.transition_outputs[level](F.silu(gate) * value)

@@ -395,7 +395,9 @@ class TritonServer:
                 self.stop(grace=0)
                 # Between choosing a free port and the server taking it, another process can be faster.
                 lost_race = 0 in self._wanted_ports.values() and any("already in use" in line for line in error.log)
-                if attempt == 2 or not lost_race or self._stop_asked:
+                # Seldom, on a loaded machine, Triton aborts on a lock of the memory that it shares with its stubs.
+                lost_lock = any("boost::interprocess::lock_exception" in line for line in error.log)
+                if attempt == 2 or not (lost_race or lost_lock) or self._stop_asked:
                     raise
             except BaseException:
                 self.stop(grace=0)

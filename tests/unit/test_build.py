@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from builders.build import build_bundle
+from builders.build import Track, build_bundle, export_bundle
+from builders.config import BuildConfig
 from builders.dataset import Dataset, split_leave_one_out
 from genrec.bundle import CHECKPOINT, Bundle
 from genrec.engines import open_engine
@@ -68,3 +69,18 @@ def test_queries_that_are_not_there(dataset: Dataset, tiny_build: Any, tmp_path:
     mute = replace(dataset, interactions=replace(dataset.interactions, queries=None))
     with pytest.raises(ValueError, match="have no column `query`"):
         build_bundle(mute, tmp_path / "out", replace(config, max_query=8), track)
+
+
+def test_a_beam_too_narrow_to_be_served_is_refused(
+    bundle: Bundle, dataset: Dataset, tiny_build: tuple[BuildConfig, Track], tmp_path: Path
+) -> None:
+    config, track = tiny_build
+    with pytest.raises(ValueError, match="beam width 20 is too narrow: use at least 60, twice the 30 items"):
+        export_bundle(bundle.path, tmp_path / "narrow", 20)
+    with pytest.raises(ValueError, match="use at least 60"):
+        build_bundle(dataset, tmp_path / "narrow", replace(config, beam_width=20), track)
+    assert not list(tmp_path.iterdir())
+
+
+def test_everyone_may_read_a_bundle(bundle: Bundle) -> None:
+    assert [path for path in bundle.path.rglob("*") if path.is_file() and path.stat().st_mode & 0o044 != 0o044] == []

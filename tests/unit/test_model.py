@@ -1,5 +1,6 @@
 """The mathematics: packed rows against unpacked prompts, the beam against a naive one, checkpoints."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def small_model(family: str, layout: PromptLayout, seed: int = 0) -> NezhaModel:
         head_dim=8,
         max_position_embeddings=256,
     )
-    model = NezhaModel(config, SPACE.levels).eval()
+    model = NezhaModel(config, SPACE.levels, 48).eval()
     for parameter in model.parameters():  # far from symmetric, so that a wrong wiring shows
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -100,9 +101,9 @@ def naive_beam(head: DraftHead, hidden: torch.Tensor, live: set[tuple[int, ...]]
 def test_beam_is_the_naive_beam(seed: int, width: int, items: int, masked: bool) -> None:
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    head = DraftHead(SPACE.levels, 16)
+    head = DraftHead(SPACE.levels, 16, 24)
     for parameter in head.parameters():
-        torch.nn.init.normal_(parameter, std=0.6)
+        torch.nn.init.normal_(parameter, std=0.3)
     hidden = torch.randn(2, 4, 16)
     sids = rng.integers(0, SPACE.levels, (items, 3))
     trie = PrefixTrie.build(SPACE, sids)
@@ -128,7 +129,8 @@ def test_a_checkpoint_comes_back_the_same_and_transformers_reads_its_backbone(fa
     model.save_checkpoint(tmp_path)
     assert list(checkpoint_problems(tmp_path, SPACE.levels, layout)) == []
     loaded = NezhaModel.load_checkpoint(tmp_path)
-    assert loaded.state_dict().keys() == expected_shapes(model.config.to_dict(), SPACE.levels).keys()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert loaded.state_dict().keys() == expected_shapes(config, SPACE.levels).keys()
     prompt = torch.arange(1, 20)[None]
     with torch.inference_mode():
         ours = model.prefill(prompt, torch.tensor([19]))
@@ -150,7 +152,7 @@ def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: 
     original.save_pretrained(tmp_path)
 
     backbone, layout = open_backbone(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", "<c_{}>"))
-    model = NezhaModel(backbone.config, SPACE.levels, backbone)
+    model = NezhaModel(backbone.config, SPACE.levels, 32, backbone)
 
     assert layout.prefix == (1,)
     assert layout.level_tokens(0).tolist() == list(range(2, 9))

@@ -59,7 +59,7 @@ def new_objective(kind: str = "nezha", seed: int = 0, auxiliary_weight: float = 
         num_attention_heads=2, num_key_value_heads=2, head_dim=8,
     )  # fmt: skip
     if kind == "nezha":
-        return NezhaObjective(NezhaModel(config, SPACE.levels), LAYOUT, auxiliary_weight)
+        return NezhaObjective(NezhaModel(config, SPACE.levels, 24), LAYOUT, auxiliary_weight)
     return AutoregressiveObjective(AutoregressiveModel(config, LAYOUT.sid_tokens), replace(LAYOUT, placeholders=()))
 
 

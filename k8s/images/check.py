@@ -1,0 +1,47 @@
+"""Fails the build of an image in which something that serving needs is missing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from genrec.serving.repository import MODEL, source_repository
+from genrec.serving.triton import STUB_NAME, find_triton, prepare_backends
+
+MODULES = ("genrec.engines.onnx", "genrec.preprocessor", "genrec.verifier", "genrec_client.cli", "tokenizers")
+# They come with the driver of the machine that the image runs on.
+OF_THE_DRIVER = {"libcuda.so.1", "libnvidia-ml.so.1"}
+
+
+def missing_libraries() -> set[str]:
+    """Shared libraries that the server and its Python backend do not find. Raises TritonNotFoundError without them."""
+    triton = find_triton()
+    missing: set[str] = set()
+    with tempfile.TemporaryDirectory() as scratch:
+        stub = prepare_backends(triton, scratch) / "python" / STUB_NAME
+        folders = (*triton.library_dirs, stub.parent, os.environ.get("LD_LIBRARY_PATH", ""))
+        environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, map(str, folders)))}
+        for binary in (triton.binary, stub):
+            linked = subprocess.run(["ldd", binary], env=environment, capture_output=True, text=True, check=True)
+            missing.update(re.findall(r"(\S+) => not found", linked.stdout))
+    return missing - OF_THE_DRIVER
+
+
+def main() -> None:
+    """Check modules, the command, the server and the model repository."""
+    for module in MODULES:
+        importlib.import_module(module)
+    subprocess.run([Path(sys.executable).with_name("genrec"), "--help"], stdout=subprocess.DEVNULL, check=True)
+    if missing := missing_libraries():
+        sys.exit(f"missing libraries: {', '.join(sorted(missing))}")
+    if not (source_repository() / MODEL / "config.pbtxt").is_file():
+        sys.exit(f"no model repository in {source_repository()}")
+
+
+if __name__ == "__main__":
+    main()
