@@ -156,7 +156,7 @@ def test_a_file_that_was_never_there_is_named(bundle_copy: Path, monkeypatch: py
         (b"[1, 2]", "has no format_version"),
         (b"{}", "has no format_version"),
         (b'{"format_version": "1"}', "has no format_version"),
-        (b'{"format_version": 1}', "bundle_version: Field required"),
+        (b'{"format_version": %d}' % FORMAT_VERSION, "bundle_version: Field required"),
     ],
 )
 def test_a_malformed_manifest(
@@ -171,8 +171,8 @@ def test_a_malformed_manifest(
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"format_version": FORMAT_VERSION + 1}, "format_version is 2, this genrec reads 1; upgrade genrec"),
-        ({"format_version": FORMAT_VERSION - 1}, "format_version is 0, this genrec reads 1; rebuild the bundle"),
+        ({"format_version": FORMAT_VERSION + 1}, f"this genrec reads {FORMAT_VERSION}; upgrade genrec"),
+        ({"format_version": FORMAT_VERSION - 1}, f"this genrec reads {FORMAT_VERSION}; rebuild the bundle"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted, got red"),
         ({"beam_width": "wide"}, "beam_width: Input should be a valid integer"),
         ({"beam_width": 1}, "beam_width: Input should be greater than or equal to 2"),
