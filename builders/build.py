@@ -308,7 +308,7 @@ def _model(
     if config.decoder == BEAM_SEARCH:
         layout = replace(layout, placeholders=())
         return AutoregressiveModel(backbone_settings, layout.sid_tokens, backbone), layout
-    return NezhaModel(backbone_settings, space.levels, config.transition_size, backbone), layout
+    return NezhaModel(backbone_settings, space.levels, **asdict(config.head), backbone=backbone), layout
 
 
 def _require_beams(beam_width: int, limits: Limits, space: SemanticIdSpace) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from builders.config import BackboneShape, BuildConfig, TrainingConfig
+from builders.config import BackboneShape, BuildConfig, HeadShape, TrainingConfig
 
 # Heavy imports (torch, pyarrow) stay inside the commands that need them: serving runs without them.
 
@@ -77,7 +77,8 @@ def build(
     hidden_size: Annotated[int, _backbone("", min=16)] = 128,
     layers: Annotated[int, _backbone("", min=1)] = 4,
     heads: Annotated[int, _backbone("", min=1)] = 4,
-    transition_size: Annotated[int, _backbone("Of the draft head's transitions.", min=1)] = 512,
+    state_size: Annotated[int, _backbone("Of a beam's state in the draft head.", min=1)] = HeadShape.state_size,
+    transition_size: Annotated[int, _backbone("Of the draft head's transitions.", min=1)] = HeadShape.transition_size,
     checkpoint: Annotated[
         Optional[Path], _backbone("Start from this Hugging Face folder of the Qwen3 or Llama family, or from a bundle.")
     ] = None,
@@ -131,7 +132,7 @@ def build(
         max_query=max_query,
         beam_width=beam_width,
         decoder=decoder,
-        transition_size=transition_size,
+        head=HeadShape(state_size, transition_size),
         limits=Limits(top_k=max_top_k, default_top_k=min(10, max_top_k)),
         shape=BackboneShape(family, hidden_size, 3 * hidden_size, layers, heads, heads),
         checkpoint=checkpoint,

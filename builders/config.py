@@ -44,6 +44,14 @@ class BackboneShape:
 
 
 @dataclass(frozen=True)
+class HeadShape:
+    """Sizes of what every beam of the draft head computes; see `DraftHead`."""
+
+    state_size: int = 128
+    transition_size: int = 256
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Hyperparameters of one run.
 
@@ -79,9 +87,9 @@ class BuildConfig:
     levels: codes per level, for catalogues without semantic IDs. checkpoint: a trained backbone to start from, instead
     of `shape` from scratch: a Hugging Face folder of the Qwen3 or Llama family, or a bundle. sid_tokens: with the
     former, its tokenizer's SID tokens per level, "{}" standing for the code, e.g. ("<a_{}>", "<b_{}>"); tokens that it
-    lacks are added. decoder: a draft head, or beam search over the backbone, the baseline. transition_size: of the
-    draft head's transitions. max_query: tokens kept of a text query, 0 to train
-    without queries. validation_users: whose validation items choose the best epoch, 0 for none.
+    lacks are added. decoder: a draft head, of the sizes `head`, or beam search over the backbone, the baseline.
+    max_query: tokens kept of a text query, 0 to train without queries. validation_users: whose validation items choose
+    the best epoch, 0 for none.
     """
 
     levels: tuple[int, ...] = (128, 128, 128)
@@ -89,7 +97,7 @@ class BuildConfig:
     max_query: int = 0
     beam_width: int = 128
     decoder: str = DRAFT_HEAD
-    transition_size: int = 512
+    head: HeadShape = field(default_factory=HeadShape)
     limits: Limits = field(default_factory=Limits)
     shape: BackboneShape = field(default_factory=BackboneShape)
     checkpoint: Path | None = None

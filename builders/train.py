@@ -187,6 +187,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:
         "draft_head.embeddings": config.code_embedding_scale,
         "draft_head.transition": config.transition_scale,
         "draft_head.projections": config.projection_scale,
+        "draft_head.state_projections": config.projection_scale,
     }
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():

@@ -83,15 +83,17 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     if decoder_of(config) == BEAM_SEARCH:
         return shapes
-    wide = config[DRAFT_HEAD]["transition_size"]
+    state, wide = config[DRAFT_HEAD]["state_size"], config[DRAFT_HEAD]["transition_size"]
+    shapes["draft_head.initial_state.weight"] = [state, d]
     for level, size in enumerate(levels):
         shapes[f"draft_head.projections.{level}.weight"] = [size, d]
+        shapes[f"draft_head.state_projections.{level}.weight"] = [size, state]
     for level, size in enumerate(levels[:-1]):
-        shapes[f"draft_head.embeddings.{level}.weight"] = [size, d]
-        shapes[f"draft_head.transition_inputs.{level}.weight"] = [2 * wide, d]
+        shapes[f"draft_head.embeddings.{level}.weight"] = [size, state]
+        shapes[f"draft_head.transition_inputs.{level}.weight"] = [2 * wide, state]
         shapes[f"draft_head.transition_inputs.{level}.bias"] = [2 * wide]
-        shapes[f"draft_head.transition_states.{level}.weight"] = [2 * wide, d]
-        shapes[f"draft_head.transition_outputs.{level}.weight"] = [d, wide]
+        shapes[f"draft_head.transition_states.{level}.weight"] = [2 * wide, state]
+        shapes[f"draft_head.transition_outputs.{level}.weight"] = [state, wide]
     return shapes
 
 

@@ -58,35 +58,23 @@ class HeadWithoutHistoryState(DraftHead):
         return super().beam(_without_first(hidden), *rest)  # type: ignore[arg-type]
 
 
-class RnnHead(DraftHead):
-    """The paper's transition: s_{l+1} = tanh(U_l e_l[c_l] + b_l + V_l s_l)."""
+class PaperHead(DraftHead):
+    """The paper's: s_1 = h_0, p_l = softmax(W_l (h_l + s_l)), and an RNN cell or, as `cell`, a GRU cell."""
 
-    def __init__(self, levels: Sequence[int], hidden_size: int, transition_size: int) -> None:
-        super().__init__(levels, hidden_size, transition_size)
-        before = range(len(self.levels) - 1)
-        self.transition_inputs = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in before)
-        self.transition_states = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in before)
-        self.transition_outputs = nn.ModuleList()
+    def __init__(self, levels: Sequence[int], hidden_size: int, cell: type[nn.RNNCell] | type[nn.GRUCell]) -> None:
+        super().__init__(levels, hidden_size, hidden_size, 1)
+        self.initial_state = nn.Identity()  # type: ignore[assignment]
+        self.state_projections, self.transition_inputs, self.transition_outputs = (nn.ModuleList() for _ in range(3))
+        self.transition_states = nn.ModuleList(nn.Identity() for _ in self.embeddings)
+        self.transition_cells = nn.ModuleList(cell(hidden_size, hidden_size) for _ in self.embeddings)
 
-    def _next(self, level: int, code: Tensor, state: Tensor, projected: Tensor) -> Tensor:
-        return torch.tanh(self.transition_inputs[level](self.embeddings[level](code)) + projected)
-
-
-class GruHead(DraftHead):
-    """A GRU cell as transition."""
-
-    def __init__(self, levels: Sequence[int], hidden_size: int, transition_size: int) -> None:
-        super().__init__(levels, hidden_size, transition_size)
-        before = range(len(self.levels) - 1)
-        self.transition_inputs, self.transition_outputs = nn.ModuleList(), nn.ModuleList()
-        self.transition_states = nn.ModuleList(nn.Identity() for _ in before)
-        self.transition_cells = nn.ModuleList(nn.GRUCell(hidden_size, hidden_size) for _ in before)
+    def _logits(self, level: int, hidden: Tensor, state: Tensor) -> Tensor:
+        return self.projections[level](hidden + state)
 
     def _next(self, level: int, code: Tensor, state: Tensor, projected: Tensor) -> Tensor:
         embedded = self.embeddings[level](code)
-        state = state.expand_as(embedded)
-        cell = self.transition_cells[level]
-        return cell(embedded.flatten(0, -2), state.flatten(0, -2)).view_as(embedded)
+        after = self.transition_cells[level](embedded.flatten(0, -2), state.expand_as(embedded).flatten(0, -2))
+        return after.view_as(embedded)
 
 
 class ModelWithoutPlaceholders(NezhaModel):
@@ -142,13 +130,15 @@ VARIANTS = (
     "no transitions",
     "no h_0",
     "no placeholders",
-    "RNN cell",
+    "paper head",
     "GRU cell",
     "wide transitions",
     "narrow transitions",
     "no auxiliary loss",
     "distilled",
 )
+
+WIDTHS = {"narrow transitions": 128, "wide transitions": 512}
 
 
 class Ablation:
@@ -215,20 +205,21 @@ class Ablation:
         bare = replace(layout, placeholders=())
         if variant == "baseline":
             return AutoregressiveObjective(AutoregressiveModel(config, layout.sid_tokens), bare)
+        size = BuildConfig().head
+        size = replace(size, transition_size=WIDTHS.get(variant, size.transition_size))
         if variant == "no placeholders":
             return ObjectiveWithoutPlaceholders(
-                ModelWithoutPlaceholders(config, self.space.levels, BuildConfig().transition_size), bare, weight
+                ModelWithoutPlaceholders(config, self.space.levels, **asdict(size)), bare, weight
             )
-        size = {"narrow transitions": 128, "wide transitions": 1024}.get(variant, BuildConfig().transition_size)
-        model = NezhaModel(config, self.space.levels, size)
-        heads: dict[str, Callable[..., DraftHead]] = {
-            "no transitions": IndependentHead,
-            "no h_0": HeadWithoutHistoryState,
-            "RNN cell": RnnHead,
-            "GRU cell": GruHead,
+        model = NezhaModel(config, self.space.levels, **asdict(size))
+        heads: dict[str, Callable[[], DraftHead]] = {
+            "no transitions": lambda: IndependentHead(self.space.levels, shape.hidden_size, **asdict(size)),
+            "no h_0": lambda: HeadWithoutHistoryState(self.space.levels, shape.hidden_size, **asdict(size)),
+            "paper head": lambda: PaperHead(self.space.levels, shape.hidden_size, nn.RNNCell),
+            "GRU cell": lambda: PaperHead(self.space.levels, shape.hidden_size, nn.GRUCell),
         }
         if variant in heads:
-            model.draft_head = heads[variant](self.space.levels, shape.hidden_size, size)
+            model.draft_head = heads[variant]()
         if teacher is not None:
             return DistilledObjective(model, layout, weight, teacher)
         return NezhaObjective(model, layout, weight)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from builders.build import Track, build_bundle
-from builders.config import BackboneShape, BuildConfig, TrainingConfig
+from builders.config import BackboneShape, BuildConfig, HeadShape, TrainingConfig
 from builders.dataset import Dataset
 from builders.demo_shop import make_demo_shop
 from genrec.bundle import Bundle, Limits
@@ -21,7 +21,7 @@ TINY = BuildConfig(
     beam_width=64,
     limits=Limits(top_k=30, exclude=50, history=200),
     shape=BackboneShape(hidden_size=32, intermediate_size=96, layers=2),
-    transition_size=48,
+    head=HeadShape(24, 48),
     training=TrainingConfig(epochs=2, tokens_per_batch=4096),
 )
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Per byte: the additive mask of its 8 codes (bit set -> 0, clear -> -inf) and its number of set bits below bit i.
+# Per byte: the additive mask of its 8 codes (bit set -> 0, clear -> -inf) and its number of set bits.
 _BYTE_BITS = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
 _LOG_MASK = torch.where(_BYTE_BITS == 1, 0.0, -torch.inf)
-_RANK_BELOW = (_BYTE_BITS.cumsum(1) - _BYTE_BITS).flatten().to(torch.int32)
-_BYTE_COUNT = _BYTE_BITS.sum(1).to(torch.int32)
+_BYTE_COUNT = _BYTE_BITS.sum(1)
+# The bits below bit i.
+_BELOW = (1 << torch.arange(8)) - 1
 
 
 class Beams:
@@ -72,8 +73,9 @@ def of_parents(values: Tensor, parent: Tensor) -> Tensor:
 def _rank(bits: Tensor, code: Tensor) -> Tensor:
     """Set bits below bit `code`: bits uint8 [B, K, bytes], code int64 [B, K] -> int64 [B, K]."""
     at_byte = code // 8
-    whole_bytes = torch.arange(bits.shape[2], device=bits.device) < at_byte[..., None]
-    counts = _BYTE_COUNT.to(bits.device)[bits.long()]
-    last = bits.gather(2, at_byte[..., None]).squeeze(2).long()
-    below = _RANK_BELOW.to(bits.device)[last * 8 + code - at_byte * 8]
-    return ((counts * whole_bytes).sum(2) + below).long()
+    below = _BELOW.to(bits.device)[code - at_byte * 8]
+    before = torch.arange(bits.shape[2], device=bits.device)[None, None] - at_byte[..., None]
+    kept = torch.where(before < 0, 255, torch.where(before == 0, below[..., None], 0))
+    # An element gather: ONNX Runtime's Gather copies row by row.
+    counted = (bits & kept.to(torch.uint8)).flatten().long()
+    return _BYTE_COUNT.to(bits.device).gather(0, counted).view_as(bits).sum(2)

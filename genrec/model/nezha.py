@@ -16,8 +16,8 @@ from genrec.model.draft_head import DraftHead
 class NezhaModel(BackboneModel):
     """Backbone and draft head. Parameter names: `model.*` as in transformers, and `draft_head.*`.
 
-    config: a transformers configuration of the Qwen3 or Llama family. levels: codes per SID level. transition_size: of
-    the draft head's transitions.
+    config: a transformers configuration of the Qwen3 or Llama family. levels: codes per SID level. state_size,
+    transition_size: see `DraftHead`.
     """
 
     DECODER = DRAFT_HEAD
@@ -26,22 +26,28 @@ class NezhaModel(BackboneModel):
         self,
         config: PretrainedConfig,
         levels: Sequence[int],
+        state_size: int,
         transition_size: int,
         backbone: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config, backbone)
-        self.draft_head = DraftHead(levels, config.hidden_size, transition_size)
+        self.draft_head = DraftHead(levels, config.hidden_size, state_size, transition_size)
 
     @property
     def levels(self) -> tuple[int, ...]:
         return self.draft_head.levels
 
     def settings(self) -> dict[str, Any]:
-        return {"levels": list(self.levels), "transition_size": self.draft_head.transition_size}
+        head = self.draft_head
+        return {
+            "levels": list(head.levels),
+            "state_size": head.state_size,
+            "transition_size": head.transition_size,
+        }
 
     @classmethod
     def from_settings(cls, config: PretrainedConfig, settings: dict[str, Any]) -> NezhaModel:
-        return cls(config, settings["levels"], settings["transition_size"])
+        return cls(config, settings["levels"], settings["state_size"], settings["transition_size"])
 
     def prefill(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """One pass over right-padded prompts: int [B, S], int [B] -> float32 h_0 .. h_L, [B, L + 1, d].

@@ -192,7 +192,7 @@ def test_a_checkpoint_comes_back_the_same_of_its_own_kind(family: str, tmp_path:
 
 
 def test_a_checkpoint_of_the_other_kind_opens_as_that_and_leaves_no_trace_in_this(tmp_path: Path) -> None:
-    nezha = NezhaModel(small_model("llama").config, SPACE.levels, 24)
+    nezha = NezhaModel(small_model("llama").config, SPACE.levels, 12, 24)
     nezha.save_checkpoint(tmp_path / "nezha")
     loaded = load_checkpoint(tmp_path / "nezha")
     assert isinstance(loaded, NezhaModel)
@@ -213,7 +213,7 @@ def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path: Path) -> None:
         "model.safetensors: tensor model.layers.1.mlp.up_proj.weight is missing",
         "model.safetensors: tensor draft_head.projections.0.weight does not belong to this configuration",
     ]
-    head = model.config.to_dict() | {"draft_head": {"transition_size": 8}}
+    head = model.config.to_dict() | {"draft_head": {"state_size": 4, "transition_size": 8}}
     assert "draft_head.projections.0.weight" in expected_shapes(head, SPACE.levels)
 
 

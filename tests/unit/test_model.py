@@ -38,7 +38,7 @@ def small_model(family: str, layout: PromptLayout, seed: int = 0) -> NezhaModel:
         head_dim=8,
         max_position_embeddings=256,
     )
-    model = NezhaModel(config, SPACE.levels, 48).eval()
+    model = NezhaModel(config, SPACE.levels, 24, 48).eval()
     for parameter in model.parameters():  # far from symmetric, so that a wrong wiring shows
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -101,7 +101,7 @@ def naive_beam(head: DraftHead, hidden: torch.Tensor, live: set[tuple[int, ...]]
 def test_beam_is_the_naive_beam(seed: int, width: int, items: int, masked: bool) -> None:
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    head = DraftHead(SPACE.levels, 16, 24)
+    head = DraftHead(SPACE.levels, 16, 12, 24)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     hidden = torch.randn(2, 4, 16)
@@ -152,7 +152,7 @@ def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: 
     original.save_pretrained(tmp_path)
 
     backbone, layout = open_backbone(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", "<c_{}>"))
-    model = NezhaModel(backbone.config, SPACE.levels, 32, backbone)
+    model = NezhaModel(backbone.config, SPACE.levels, 16, 32, backbone)
 
     assert layout.prefix == (1,)
     assert layout.level_tokens(0).tolist() == list(range(2, 9))

@@ -59,7 +59,7 @@ def new_objective(kind: str = "nezha", seed: int = 0, auxiliary_weight: float = 
         num_attention_heads=2, num_key_value_heads=2, head_dim=8,
     )  # fmt: skip
     if kind == "nezha":
-        return NezhaObjective(NezhaModel(config, SPACE.levels, 24), LAYOUT, auxiliary_weight)
+        return NezhaObjective(NezhaModel(config, SPACE.levels, 12, 24), LAYOUT, auxiliary_weight)
     return AutoregressiveObjective(AutoregressiveModel(config, LAYOUT.sid_tokens), replace(LAYOUT, placeholders=()))
 
 
@@ -227,6 +227,7 @@ def test_learning_rates_of_the_draft_heads_parts() -> None:
         "draft_head.transition_inputs.0.weight": (0.01, 0.1),
         "draft_head.transition_inputs.0.bias": (0.01, 0.0),
         "draft_head.projections.1.weight": (0.002, 0.1),
+        "draft_head.state_projections.1.weight": (0.002, 0.1),
         "model.layers.0.mlp.up_proj.weight": (0.001, 0.1),
         "model.norm.weight": (0.001, 0.0),
         "model.embed_tokens.weight": (0.001, 0.0),
