@@ -44,8 +44,8 @@ from genrec.verifier import Verifier
 class IndependentHead(DraftHead):
     """No transitions: every level sees h_0, none sees the codes before it."""
 
-    def _next(self, level: int, code: Tensor, state: Tensor, projected: Tensor) -> Tensor:
-        return state.expand(*code.shape, -1)
+    def _next(self, level: int, code: Tensor, state: Tensor) -> Tensor:
+        return state
 
 
 class HeadWithoutHistoryState(DraftHead):
@@ -64,16 +64,16 @@ class PaperHead(DraftHead):
     def __init__(self, levels: Sequence[int], hidden_size: int, cell: type[nn.RNNCell] | type[nn.GRUCell]) -> None:
         super().__init__(levels, hidden_size, hidden_size, 1)
         self.initial_state = nn.Identity()  # type: ignore[assignment]
-        self.state_projections, self.transition_inputs, self.transition_outputs = (nn.ModuleList() for _ in range(3))
-        self.transition_states = nn.ModuleList(nn.Identity() for _ in self.embeddings)
+        for unused in ("state_projections", "transition_inputs", "transition_states", "transition_outputs"):
+            setattr(self, unused, nn.ModuleList())
         self.transition_cells = nn.ModuleList(cell(hidden_size, hidden_size) for _ in self.embeddings)
 
     def _logits(self, level: int, hidden: Tensor, state: Tensor) -> Tensor:
         return self.projections[level](hidden + state)
 
-    def _next(self, level: int, code: Tensor, state: Tensor, projected: Tensor) -> Tensor:
+    def _next(self, level: int, code: Tensor, state: Tensor) -> Tensor:
         embedded = self.embeddings[level](code)
-        after = self.transition_cells[level](embedded.flatten(0, -2), state.expand_as(embedded).flatten(0, -2))
+        after = self.transition_cells[level](embedded.flatten(0, -2), state.flatten(0, -2))
         return after.view_as(embedded)
 
 

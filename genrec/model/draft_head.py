@@ -44,7 +44,7 @@ class DraftHead(nn.Module):
         for level in range(len(self.levels)):
             out.append(self._logits(level, hidden[..., level + 1, :], state))
             if level + 1 < len(self.levels):
-                state = self._next(level, codes[..., level], state, self.transition_states[level](state))
+                state = self._next(level, codes[..., level], state)
         return out
 
     def beam(
@@ -61,18 +61,20 @@ class DraftHead(nn.Module):
         for level in range(len(self.levels)):
             parent, code = beams.step(level, self._logits(level, hidden[:, level + 1 : level + 2], state))
             if level + 1 < len(self.levels):
-                # Projected before the children take it over: there are fewer parents.
-                projected = of_parents(self.transition_states[level](state), parent)
-                state = self._next(level, code, of_parents(state, parent), projected)
+                state = self._next(level, code, of_parents(state, parent))
         return beams.codes, beams.scores
 
     def _logits(self, level: int, hidden: Tensor, state: Tensor) -> Tensor:
         """Of a level's codes, [..., T_l]: h_l [..., d] and s_l [..., state_size]."""
         return self.projections[level](hidden) + self.state_projections[level](state)
 
-    def _next(self, level: int, code: Tensor, state: Tensor, projected: Tensor) -> Tensor:
-        """s_{l+1} of codes int64 [...], s_l [..., state_size] and V_l s_l [..., 2 * transition_size]."""
-        # The input half is projected for the whole code table, once: a constant in an exported graph.
-        table = self.transition_inputs[level](self.embeddings[level].weight)
-        gate, value = (table[code] + projected).chunk(2, -1)
+    def _next(self, level: int, code: Tensor, state: Tensor) -> Tensor:
+        """s_{l+1} of codes int64 [...] and s_l [..., state_size]."""
+        # The input half is projected for the whole code table, once: a constant in an exported graph. So are the halves
+        # of the weights, where halving [g, v] would copy what every beam has.
+        table: Tensor = self.transition_inputs[level](self.embeddings[level].weight)
+        weight: Tensor = self.transition_states[level].weight
+        gate, value = (
+            half[code] + F.linear(state, rows) for half, rows in zip(table.chunk(2, -1), weight.chunk(2), strict=True)
+        )
         return state + self.transition_outputs[level](F.silu(gate) * value)
