@@ -6,6 +6,7 @@ The single source of its mathematics: training calls `logits`, every engine runs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class DraftHead(nn.Module):
         # The input half is projected for the whole code table, once: a constant in an exported graph. So are the halves
         # of the weights, where halving [g, v] would copy what every beam has.
         table: Tensor = self.transition_inputs[level](self.embeddings[level].weight)
-        weight: Tensor = self.transition_states[level].weight
+        weight = cast(Tensor, self.transition_states[level].weight)
         gate, value = (
             half[code] + F.linear(state, rows) for half, rows in zip(table.chunk(2, -1), weight.chunk(2), strict=True)
         )
