@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 BENCHED := build/shop-bundle build/shop-6m-bundle build/shop-29m-bundle
 
-.PHONY: demo test test-slow helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations bench-overhead serve-check lock clean
+.PHONY: demo test test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations bench-overhead serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,12 @@ $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 
 demo: $(INSTALLED)  ## From data to ten recommendations through a real Triton. DATA=folder for your own data.
 	$(BIN)/genrec demo $(if $(DATA),--data $(DATA)) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+knowledge-demo: build/shop-bundle/manifest.json  ## Texts of 200 users, streamed by a real Triton, and what speculation gains.
+	$(BIN)/genrec knowledge demo build/shop build/shop-bundle build/knowledge
+
+bench-knowledge: $(INSTALLED)  ## Every way of drafting texts at every batch size, and ablations. After `make knowledge-demo`.
+	$(BIN)/python perf/knowledge.py build/knowledge build/shop build/knowledge-bench
 
 test: $(INSTALLED)  ## Unit, engine parity, and integration against a real Triton.
 	$(BIN)/pytest

@@ -308,6 +308,11 @@ def serve(
     timeout_ms: Annotated[
         int, typer.Option(min=1, help="Deadline of requests that bring none; late ones are refused.")
     ] = 1000,
+    knowledge: Annotated[
+        Optional[Path], typer.Option(help="Also write texts, by this folder of `genrec knowledge build`; needs torch.")
+    ] = None,
+    verification: Annotated[str, typer.Option(help="Of the texts' drafts: relaxed or greedy.")] = "relaxed",
+    texts_at_once: Annotated[int, typer.Option(min=1, help="Texts that are written together.")] = 8,
     exit_timeout_s: Annotated[
         float, typer.Option(min=1, help="Seconds that requests in flight get to finish after SIGTERM.")
     ] = 10.0,
@@ -327,7 +332,7 @@ def serve(
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca and tls_cert is None):
         raise ValueError("TLS takes both --tls-cert and --tls-key; --tls-client-ca goes with them")
     tls = ServerTls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
-    deployment = Deployment(engine, threads, masked, max_batch_size, timeout_ms)
+    deployment = Deployment(engine, threads, masked, max_batch_size, timeout_ms, knowledge, verification, texts_at_once)
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
     options = {"tls": tls, "exit_timeout": exit_timeout_s}
     with prepare_server(bundle_path, deployment, host=host, **ports, **options) as server:

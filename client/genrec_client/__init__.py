@@ -5,6 +5,7 @@ It shares only the wire contract with the server, so it installs alone. `Recomme
 
 from genrec_client.channel import TlsOptions
 from genrec_client.errors import DeadlineExceeded, InvalidRequest, Overloaded, RecommendError, Unavailable
+from genrec_client.knowledge import KnowledgeWriter, TextPiece
 from genrec_client.recommendations import Recommendations, RecommendedItem, Source
 from genrec_client.recommender import Readiness, Recommender
 from genrec_client.request import ItemId, RecommendRequest
@@ -17,6 +18,7 @@ __all__ = [
     "DeadlineExceeded",
     "InvalidRequest",
     "ItemId",
+    "KnowledgeWriter",
     "Overloaded",
     "Readiness",
     "RecommendError",
@@ -27,6 +29,7 @@ __all__ = [
     "RetryPolicy",
     "Source",
     "Statistics",
+    "TextPiece",
     "TlsOptions",
     "Unavailable",
 ]

@@ -37,11 +37,7 @@ def build_request(request: RecommendRequest, model: str) -> InferRequest:
     message = service_pb2.ModelInferRequest(model_name=model)
     _add_ids(message, "history", request.history)
     if request.top_k is not None:
-        try:
-            raw = struct.pack("<i", request.top_k)
-        except struct.error:
-            raise _invalid(f"top_k: {request.top_k!r} is not a 32-bit integer") from None
-        _add(message, "top_k", "INT32", 1, raw)
+        _add_int(message, "top_k", request.top_k)
     if request.exclude is not None:
         _add_ids(message, "exclude", request.exclude)
     if request.allow_history is not None:
@@ -51,6 +47,38 @@ def build_request(request: RecommendRequest, model: str) -> InferRequest:
             raise _invalid(f"query: {type(request.query).__name__} is not text; give a str")
         _add(message, "query", "BYTES", 1, _pack_bytes([_encode_id("query", 0, request.query)]))
     return message
+
+
+def build_text_request(
+    model: str, history: Iterable[ItemId] | None, item: ItemId | None, max_new_tokens: int | None
+) -> InferRequest:
+    """The `ModelInferRequest` for the text of a user, by `history`, or of an item.
+
+    Raises:
+        InvalidRequest: a value that cannot be put on the wire; limits are the server's to judge.
+    """
+    message = service_pb2.ModelInferRequest(model_name=model)
+    if history is not None:
+        _add_ids(message, "history", history)
+    if item is not None:
+        _add_ids(message, "item", [item])
+    if max_new_tokens is not None:
+        _add_int(message, "max_new_tokens", max_new_tokens)
+    return message
+
+
+def parse_text_piece(message: InferResponse) -> tuple[str, int]:
+    """The text and the number of tokens so far of one streamed response.
+
+    Raises:
+        RecommendError: with code INTERNAL, when the answer breaks the wire contract.
+    """
+    try:
+        raw = {tensor.name: data for tensor, data in zip(message.outputs, message.raw_output_contents, strict=True)}
+        (text,), (tokens,) = _unpack_text(raw["text"]), struct.unpack("<i", raw["tokens"])
+    except (KeyError, ValueError, struct.error) as error:
+        raise RecommendError(f"the answer does not follow the wire contract: {error}", "INTERNAL", 1) from error
+    return text, tokens
 
 
 def set_timeout(message: InferRequest, remaining_s: float) -> None:
@@ -93,6 +121,14 @@ def parse_response(message: InferResponse, latency_ms: float, attempts: int) -> 
 def _add(message: InferRequest, name: str, datatype: str, length: int, raw: bytes) -> None:
     message.inputs.add(name=name, datatype=datatype, shape=(1, length))
     message.raw_input_contents.append(raw)
+
+
+def _add_int(message: InferRequest, name: str, value: int) -> None:
+    try:
+        raw = struct.pack("<i", value)
+    except struct.error:
+        raise _invalid(f"{name}: {value!r} is not a 32-bit integer") from None
+    _add(message, name, "INT32", 1, raw)
 
 
 def _add_ids(message: InferRequest, name: str, ids: Iterable[ItemId]) -> None:

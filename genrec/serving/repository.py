@@ -13,17 +13,30 @@ from genrec.bundle import Bundle
 
 MODEL = "recommend"
 STEPS = ("preprocessing", "backbone", "verifier")
+KNOWLEDGE = "knowledge"
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a deployment decides. threads: of the engine, 0 for one per core. timeout_ms: for requests without one."""
+    """What a deployment decides. threads: of the engine, 0 for one per core. timeout_ms: for requests without one.
+
+    knowledge: a knowledge folder, whose texts the model `knowledge` then writes, `texts_at_once` of them together;
+    verification: of their drafts, "greedy" or "relaxed".
+    """
 
     engine: str = "onnx"
     threads: int = 0
     masked: bool = True
     max_batch_size: int = 16
     timeout_ms: int = 1000
+    knowledge: Path | None = None
+    verification: str = "relaxed"
+    texts_at_once: int = 8
+
+    @property
+    def models(self) -> list[str]:
+        """What the server loads; an ensemble's steps come with it."""
+        return [MODEL] if self.knowledge is None else [MODEL, KNOWLEDGE]
 
 
 def source_repository() -> Path:
@@ -48,6 +61,15 @@ def render_repository(bundle: Bundle, out: Path, deployment: Deployment) -> Path
         path = out / name / "config.pbtxt"
         config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
         _fill(config, bundle, deployment)
+        path.write_text(text_format.MessageToString(config))
+    if deployment.knowledge is None:
+        shutil.rmtree(out / KNOWLEDGE)
+    else:
+        path = out / KNOWLEDGE / "config.pbtxt"
+        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        for name in config.parameters:
+            value = getattr(deployment, name)
+            config.parameters[name].string_value = str(value.resolve() if isinstance(value, Path) else value)
         path.write_text(text_format.MessageToString(config))
     return out
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec.bundle import Bundle
-from genrec.serving.repository import MODEL, Deployment, render_repository
+from genrec.serving.repository import Deployment, render_repository
 from genrec.serving.triton import TritonServer
 
 
@@ -22,8 +22,9 @@ def prepare_server(bundle_path: Path, deployment: Deployment | None = None, **op
     bundle = Bundle(bundle_path)
     bundle.check()
     with tempfile.TemporaryDirectory(prefix="genrec-") as scratch:
-        repository = render_repository(bundle, Path(scratch) / "models", deployment or Deployment())
-        yield TritonServer(repository, [MODEL], **options)
+        deployment = deployment or Deployment()
+        repository = render_repository(bundle, Path(scratch) / "models", deployment)
+        yield TritonServer(repository, deployment.models, **options)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Texts, a language model and checks for recommendation knowledge (DARE, arXiv 2408.05676)."""

@@ -1,0 +1,100 @@
+"""The client of the `knowledge` model: texts about users and items, as they are written."""
+
+# mypy: disable-error-code="import-untyped"
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from genrec_client import wire
+from genrec_client.channel import TlsOptions, open_channel
+from genrec_client.errors import RecommendError
+from genrec_client.request import ItemId
+from genrec_client.retry import classify, error_of
+
+# Triton then ends a stream with the status of what failed, instead of a message without one.
+_STATUS = ("triton_grpc_error", "true")
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    """The next piece of a text, and how many tokens the text has with it."""
+
+    text: str
+    tokens: int
+
+
+class KnowledgeWriter:
+    """Asks one server for texts. Thread-safe: many texts may be written at the same time, and the server batches them.
+
+    Args:
+        url: address of the server's gRPC port, "host:8001".
+        model: name of the model.
+        timeout_s: seconds that a text may take.
+        tls: True for TLS with the system's certificates, or the files to use.
+        metadata: gRPC metadata (headers) sent with every request, keys in lower case.
+        channel_options: gRPC channel arguments.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str = "knowledge",
+        timeout_s: float = 60.0,
+        tls: bool | TlsOptions = False,
+        metadata: Sequence[tuple[str, str]] = (),
+        channel_options: Sequence[tuple[str, object]] = (),
+    ) -> None:
+        if not 0 < timeout_s < 1e6:
+            raise ValueError(f"timeout_s is {timeout_s}; give seconds above 0")
+        self._url, self._model, self._timeout_s, self._metadata = url, model, timeout_s, (*metadata, _STATUS)
+        self._channel = open_channel(url, tls, channel_options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def __enter__(self) -> KnowledgeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; texts that are being written end in RecommendError with code CANCELLED."""
+        self._channel.close()
+
+    def user(self, history: Iterable[ItemId], *, max_new_tokens: int | None = None) -> Iterator[TextPiece]:
+        """The text of a user. Closing the iterator (`break`, `close()`) stops the server's work on it.
+
+        Args:
+            history: item ids, oldest first.
+            max_new_tokens: tokens at most (default: the server's).
+
+        Raises:
+            RecommendError: as the pieces are asked for; InvalidRequest says what is wrong with the request.
+        """
+        return self._pieces(wire.build_text_request(self._model, history, None, max_new_tokens))
+
+    def item(self, item: ItemId, *, max_new_tokens: int | None = None) -> Iterator[TextPiece]:
+        """The text of an item of the catalogue; otherwise as `user`."""
+        return self._pieces(wire.build_text_request(self._model, None, item, max_new_tokens))
+
+    def _pieces(self, message: wire.InferRequest) -> Iterator[TextPiece]:
+        call = self._stub.ModelStreamInfer(iter([message]), timeout=self._timeout_s, metadata=self._metadata)
+        try:
+            for response in call:
+                if response.error_message:
+                    raise RecommendError(response.error_message, "UNKNOWN", 1, self._url)
+                text, tokens = wire.parse_text_piece(response.infer_response)
+                yield TextPiece(text, tokens)
+        except grpc.RpcError as error:
+            code, details = error.code().name, error.details() or ""
+            raise error_of(classify(code, details), details, code, 1, self._url, "") from None
+        finally:
+            call.cancel()

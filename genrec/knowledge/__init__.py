@@ -1,0 +1,1 @@
+"""Recommendation knowledge, written fast: texts of similar entities draft new ones (DARE, arXiv 2408.05676)."""

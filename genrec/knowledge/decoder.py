@@ -1,0 +1,481 @@
+"""Speculative decoding of many texts at once: token trees from a drafter, verified in one forward pass of the model."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from genrec.knowledge.drafter import Drafter
+from genrec.knowledge.packed import PackedCache, PackedModel, Packing
+from genrec.knowledge.pools import GLOBAL
+from genrec.knowledge.token_tree import EMPTY, TokenTree
+from genrec.preprocessor import InvalidRequest
+
+
+@dataclass(frozen=True)
+class Verification:
+    """When a drafted token is accepted: DARE (arXiv 2408.05676), relaxed verification.
+
+    It is accepted if it is the model's most probable token, which the model would write itself, or if it is among the
+    `top_k` most probable ones and its probability exceeds `threshold`. The defaults are greedy verification: the text
+    is the one that plain greedy decoding gives.
+    """
+
+    top_k: int = 1
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 1, which is greedy verification")
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold is {self.threshold}; it must be at least 0 and below 1")
+
+
+GREEDY = Verification()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A text to be written.
+
+    prompt: int [p], at least one token. group: of the entity, as `GroupRouter` names it. max_new_tokens: most tokens to
+    write, a stop token included.
+    """
+
+    prompt: np.ndarray
+    group: str = GLOBAL
+    max_new_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A finished text.
+
+    index: which request, in order of submission from 0. tokens: int32 [n], without the prompt, with the stop token if
+    `stopped`; otherwise it ended at its limit. steps: forward passes after the prompt's. accepted: its drafted tokens.
+    """
+
+    index: int
+    tokens: np.ndarray
+    stopped: bool
+    steps: int
+    accepted: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step wrote of one text: tokens int32 [n], n >= 1; `finished` once it is whole."""
+
+    index: int
+    tokens: np.ndarray
+    finished: Generated | None
+
+
+@dataclass
+class Statistics:
+    """Of all the texts of a session.
+
+    tokens: written. steps: forward passes after the prompts'. text_steps: the same, counted once for each text in them.
+    drafted_by_depth, accepted_by_depth: {depth from 1: draft tokens}. llm_s: seconds in the model, prompts included;
+    draft_s: in the drafter; total_s: in all of `step`.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    steps: int = 0
+    text_steps: int = 0
+    drafted_by_depth: dict[int, int] = field(default_factory=dict)
+    accepted_by_depth: dict[int, int] = field(default_factory=dict)
+    llm_s: float = 0.0
+    draft_s: float = 0.0
+    total_s: float = 0.0
+
+    @property
+    def other_s(self) -> float:
+        """Seconds in neither the model nor the drafter."""
+        return self.total_s - self.llm_s - self.draft_s
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that a forward pass adds to a text; 1 without drafts. A text's first token comes with its prompt."""
+        return (self.tokens - self.texts) / max(1, self.text_steps)
+
+
+class SpeculativeDecoder:
+    """Writes texts with any causal language model of transformers with full attention (Qwen3, Llama, ...).
+
+    Greedy verification gives the tokens of plain greedy decoding. In floating point that holds up to ties: a pass over
+    many tokens adds in another order than one over a single token, and two tokens whose logits differ by less than that
+    rounding (1e-4 in float32, far more in bfloat16) may change places.
+
+    model: put in evaluation mode and given packed attention, see `PackedModel`. drafter: None to decode one token per
+    step. stop_tokens: end a text. batch_size: texts at once. max_length: of prompt and text, the model's own limit by
+    default. grow: whether finished texts go to the drafter, in the order in which they finish.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        drafter: Drafter | None = None,
+        *,
+        verification: Verification = GREEDY,
+        stop_tokens: Iterable[int] = (),
+        batch_size: int = 8,
+        max_length: int | None = None,
+        grow: bool = False,
+    ) -> None:
+        self.model, self.drafter, self.verification, self.grow = PackedModel(model), drafter, verification, grow
+        if verification.top_k > self.model.vocabulary_size:
+            raise ValueError(f"top_k is {verification.top_k}; the vocabulary has {self.model.vocabulary_size} tokens")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self.batch_size = batch_size
+        self.max_length = self.model.max_length if max_length is None else max_length
+        if not 2 <= self.max_length <= self.model.max_length:
+            raise ValueError(f"max_length is {max_length}; it must be 2 to the model's {self.model.max_length}")
+        self.stop_tokens = frozenset(map(int, stop_tokens))
+        for token in sorted(self.stop_tokens):
+            if not 0 <= token < self.model.vocabulary_size:
+                raise ValueError(f"stop token {token} is outside the vocabulary of {self.model.vocabulary_size}")
+
+    def session(self) -> Session:
+        """A new session: submit requests, and step."""
+        return Session(self)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Generated]:
+        """Texts of `requests` as they finish. Requests are taken as they are needed. Raises InvalidRequest."""
+        session, waiting = self.session(), iter(requests)
+        while True:
+            for request in islice(waiting, self.batch_size - session.pending):
+                session.submit(request)
+            if not session.pending:
+                return
+            for progress in session.step():
+                if progress.finished:
+                    yield progress.finished
+
+
+@dataclass
+class _Text:
+    """A text that is being written.
+
+    tokens: int32 [limit], of which `size` are there; the last one is not in the cache yet. start: size of the prompt.
+    stopped: whether that is a stop token.
+    """
+
+    index: int
+    group: str
+    tokens: np.ndarray
+    start: int
+    size: int
+    stopped: bool = False
+    steps: int = 0
+    accepted: int = 0
+
+
+class Session:
+    """Texts in progress: continuous batching, a new text takes the place of one that has finished.
+
+    Row i of the cache belongs to the i-th running text. Not safe for use by several threads at once.
+    """
+
+    def __init__(self, decoder: SpeculativeDecoder) -> None:
+        self.statistics = Statistics()
+        self._decoder, self._model = decoder, decoder.model
+        self._cache = PackedCache(decoder.model.layers, decoder.batch_size)
+        self._submitted = 0
+        self._waiting: deque[_Text] = deque()
+        self._running: list[_Text] = []
+
+    @property
+    def pending(self) -> int:
+        """Texts that are neither finished nor cancelled."""
+        return len(self._waiting) + len(self._running)
+
+    def submit(self, request: Request) -> int:
+        """Queue `request`; its index. Raises InvalidRequest that names what is wrong with it."""
+        prompt, limit = np.asarray(request.prompt), self._decoder.max_length
+        if prompt.ndim != 1 or not prompt.size:
+            raise InvalidRequest(f"prompt has shape {prompt.shape}; it must be a list of at least one token")
+        if prompt.dtype.kind not in "iu":
+            raise InvalidRequest(f"prompt is {prompt.dtype}; it must hold token numbers, so encode the text first")
+        if prompt.min() < 0 or prompt.max() >= self._model.vocabulary_size:
+            wrong = prompt.max() if prompt.min() >= 0 else prompt.min()
+            raise InvalidRequest(
+                f"prompt holds token {wrong}; the model knows 0 to {self._model.vocabulary_size - 1}, "
+                "so encode the text with the model's tokenizer"
+            )
+        if request.max_new_tokens < 1:
+            raise InvalidRequest(f"max_new_tokens is {request.max_new_tokens}; it must be at least 1")
+        if prompt.size + request.max_new_tokens > limit:
+            raise InvalidRequest(
+                f"prompt has {prompt.size} tokens and max_new_tokens is {request.max_new_tokens}; "
+                f"at most {limit} together are accepted, shorten the prompt or ask for fewer tokens"
+            )
+        tokens = np.empty(prompt.size + request.max_new_tokens, np.int32)
+        tokens[: prompt.size] = prompt
+        self._waiting.append(_Text(self._submitted, request.group, tokens, prompt.size, prompt.size))
+        self._submitted += 1
+        return self._submitted - 1
+
+    @torch.inference_mode()
+    def cancel(self, index: int) -> bool:
+        """Drop the text of request `index` before the next step; whether there was one to drop."""
+        for number, text in enumerate(self._running):
+            if text.index == index:
+                self._release(number)
+                return True
+        for text in self._waiting:
+            if text.index == index:
+                self._waiting.remove(text)
+                return True
+        return False
+
+    @torch.inference_mode()
+    def step(self) -> list[Progress]:
+        """Start waiting texts where there is room, then take every running one further by at least a token."""
+        began = perf_counter()
+        before = {text.index: text.size for text in self._running}
+        before |= {text.index: text.start for text in self._start()}
+        finished = self._finish()
+        if self._running:
+            trees = self._draft()
+            self._extend(trees)
+            finished += self._finish()
+        done = {text.index: self._generated(text) for text in finished}
+        progress = [
+            Progress(text.index, text.tokens[before[text.index] : text.size].copy(), done.get(text.index))
+            for text in sorted(self._running + finished, key=lambda text: text.index)
+        ]
+        if finished and self._decoder.grow and self._decoder.drafter is not None:
+            growing = perf_counter()
+            self._decoder.drafter.add([done[text.index].tokens for text in finished], [text.group for text in finished])
+            self.statistics.draft_s += perf_counter() - growing
+        self.statistics.total_s += perf_counter() - began
+        return progress
+
+    def _start(self) -> list[_Text]:
+        """Prefill the prompts of as many waiting texts as there is room for, and write their first tokens."""
+        first = len(self._running)
+        while self._waiting and len(self._running) < self._decoder.batch_size:
+            self._running.append(self._waiting.popleft())
+        started = self._running[first:]
+        if not started:
+            return started
+        sizes = np.array([text.start for text in started])
+        width = int(sizes.max())
+        self._cache.reserve(width)
+        owner = np.repeat(np.arange(sizes.size), sizes)
+        ends = np.cumsum(sizes)
+        place = np.arange(owner.size) - (ends - sizes)[owner]
+        packing = Packing(
+            first=first,
+            texts=sizes.size,
+            width=width,
+            keys=width,
+            query_rows=None if owner.size == sizes.size * width else self._tensor(owner * width + place),
+            cache_rows=self._tensor((first + owner) * self._cache.capacity + place),
+            mask=None,
+        )
+        began = perf_counter()
+        tokens = np.concatenate([text.tokens[: text.start] for text in started])
+        logits = self._model.logits(
+            self._tensor(tokens), self._tensor(place), self._cache, packing, self._tensor(ends - 1)
+        )
+        chosen = logits.argmax(-1).tolist()
+        self.statistics.llm_s += perf_counter() - began
+        for text, token in zip(started, chosen, strict=True):
+            self._write(text, [token])
+        return started
+
+    def _draft(self) -> list[TokenTree]:
+        drafter, began = self._decoder.drafter, perf_counter()
+        if drafter is None:
+            return [EMPTY] * len(self._running)
+        trees = []
+        for text in self._running:
+            # Besides what is drafted the model writes a token of its own.
+            useful = text.tokens.size - text.size - 1
+            tree = drafter.draft(text.tokens[: text.size], text.start, text.group, useful) if useful else EMPTY
+            trees.append(tree)
+        self.statistics.draft_s += perf_counter() - began
+        return trees
+
+    def _extend(self, trees: list[TokenTree]) -> None:
+        """Verify `trees`, of the running texts, in one pass; write what is accepted and the model's own next tokens."""
+        packed = _Packed.of(trees, np.array([text.tokens[text.size - 1] for text in self._running]))
+        cached = np.array([text.size - 1 for text in self._running])
+        self._cache.reserve(int((cached + packed.sizes).max()))
+        packing = self._packing(packed, cached)
+        began = perf_counter()
+        logits = self._model.logits(
+            self._tensor(packed.tokens), self._tensor(cached[packed.owner] + packed.depths), self._cache, packing
+        )
+        own, accepted, probability = self._judge(logits, packed)
+        self.statistics.llm_s += perf_counter() - began
+        path, length = packed.longest(accepted, probability)
+        kept = np.arange(path.shape[1]) < length[:, None]
+        self._count(packed, length)
+        # The cache keeps the accepted tokens, next to each other.
+        row = np.arange(cached.size)[:, None] * self._cache.capacity + cached[:, None]
+        source, target = row + packed.node[path], row + np.arange(path.shape[1])
+        moved = kept & (source != target)
+        if moved.any():
+            self._cache.move(self._tensor(source[moved]), self._tensor(target[moved]))
+        for number, text in enumerate(self._running):
+            nodes = path[number, : length[number]]
+            text.steps += 1
+            written = self._write(text, [*packed.tokens[nodes[1:]].tolist(), int(own[nodes[-1]])])
+            text.accepted += min(written, nodes.size - 1)
+
+    def _packing(self, packed: _Packed, cached: np.ndarray) -> Packing:
+        """Every token sees the cached ones of its text and its own ancestors in the tree."""
+        texts, width, keys = cached.size, int(packed.sizes.max()), int((cached + packed.sizes).max())
+        mask = np.full((texts, 1, width, keys), -np.inf, np.float32)
+        np.copyto(mask, 0.0, where=(np.arange(keys) < cached[:, None])[:, None, None])
+        seen = np.arange(packed.owner.size)
+        for _ in range(int(packed.depths.max()) + 1):  # a level of the trees at a time; roots stay where they are
+            mask[packed.owner, 0, packed.node, cached[packed.owner] + packed.node[seen]] = 0.0
+            seen = packed.parents[seen]
+        return Packing(
+            first=0,
+            texts=texts,
+            width=width,
+            keys=keys,
+            query_rows=None if packed.owner.size == texts * width else self._tensor(packed.owner * width + packed.node),
+            cache_rows=self._tensor(packed.owner * self._cache.capacity + cached[packed.owner] + packed.node),
+            mask=torch.from_numpy(mask).to(self._model.device, self._model.dtype),
+        )
+
+    def _judge(self, logits: Tensor, packed: _Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The model's own next token behind each packed one; which are accepted behind their parent; log-probabilities.
+
+        All [S]; roots are accepted. Log-probabilities are 0 under greedy verification, which leaves but one branch.
+        """
+        rule = self._decoder.verification
+        own = logits.argmax(-1)
+        tokens, parents = self._tensor(packed.tokens), self._tensor(packed.parents)
+        accepted = (own[parents] == tokens).cpu().numpy() | packed.roots
+        if rule.top_k == 1:
+            return own.cpu().numpy(), accepted, np.zeros(accepted.size)
+        scores = logits[parents, tokens].float()
+        probability = (scores - logits.float().logsumexp(-1)[parents]).double().cpu().numpy()
+        probability[packed.roots] = 0.0
+        # Ranks by counting what is more probable, and only where that can still matter: cheaper than a top-k of all.
+        doubtful = np.flatnonzero(~accepted & (np.exp(probability) > rule.threshold))
+        if doubtful.size:
+            asked = self._tensor(doubtful)
+            above = (logits[parents[asked]].float() > scores[asked, None]).sum(-1).cpu().numpy()
+            accepted[doubtful] = above < rule.top_k
+        return own.cpu().numpy(), accepted, probability
+
+    def _write(self, text: _Text, tokens: list[int]) -> int:
+        """Append `tokens` to `text`, up to its limit and its first stop token; how many."""
+        tokens = tokens[: text.tokens.size - text.size]
+        stop = next((place for place, token in enumerate(tokens) if token in self._decoder.stop_tokens), None)
+        if stop is not None:
+            tokens, text.stopped = tokens[: stop + 1], True
+        text.tokens[text.size : text.size + len(tokens)] = tokens
+        text.size += len(tokens)
+        self.statistics.tokens += len(tokens)
+        return len(tokens)
+
+    def _finish(self) -> list[_Text]:
+        """Take the texts that are whole out of the running ones, in order of their rows."""
+        whole = [text for text in self._running if text.size == text.tokens.size or text.stopped]
+        for text in whole:
+            self._release(next(number for number, other in enumerate(self._running) if other is text))
+        self.statistics.texts += len(whole)
+        return whole
+
+    def _release(self, number: int) -> None:
+        """Free row `number`; the last row moves there, so that running texts stay neighbours."""
+        last = self._running.pop()
+        if number < len(self._running):
+            self._cache.move_row(len(self._running), number)
+            self._running[number] = last
+
+    def _generated(self, text: _Text) -> Generated:
+        tokens = text.tokens[text.start : text.size].copy()
+        return Generated(text.index, tokens, text.stopped, text.steps, text.accepted)
+
+    def _count(self, packed: _Packed, length: np.ndarray) -> None:
+        statistics = self.statistics
+        statistics.steps += 1
+        statistics.text_steps += len(self._running)
+        for depth, drafted in enumerate(np.bincount(packed.depths)[1:].tolist(), 1):
+            statistics.drafted_by_depth[depth] = statistics.drafted_by_depth.get(depth, 0) + drafted
+            accepted = int((length > depth).sum())
+            statistics.accepted_by_depth[depth] = statistics.accepted_by_depth.get(depth, 0) + accepted
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array.astype(np.int64)).to(self._model.device)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """The token trees of several texts behind one another, each with the text's last token as its root.
+
+    sizes: int64 [texts], nodes with root. All others int64 [S]: tokens; owner: which text; node: number within its
+    tree, 0 for the root; parents: place of the parent in these arrays, a root's its own; depths: 0 for roots.
+    """
+
+    sizes: np.ndarray
+    tokens: np.ndarray
+    owner: np.ndarray
+    node: np.ndarray
+    parents: np.ndarray
+    depths: np.ndarray
+
+    @classmethod
+    def of(cls, trees: list[TokenTree], last: np.ndarray) -> _Packed:
+        """Trees of texts whose last tokens are `last`, int [texts]."""
+        sizes = np.array([tree.size for tree in trees]) + 1
+        roots = np.cumsum(sizes) - sizes
+        owner = np.repeat(np.arange(sizes.size), sizes)
+        node = np.arange(owner.size) - roots[owner]
+        drafted = node > 0
+        tokens, parents = np.empty(owner.size, np.int64), roots[owner]
+        tokens[roots] = last
+        tokens[drafted] = np.concatenate([tree.tokens for tree in trees])
+        parents[drafted] += np.concatenate([tree.parents for tree in trees]) + 1
+        depths, above = np.zeros(owner.size, np.int64), np.arange(owner.size)
+        while (inside := node[above] > 0).any():
+            depths += inside
+            above = parents[above]
+        return cls(sizes, tokens, owner, node, parents, depths)
+
+    @property
+    def roots(self) -> np.ndarray:
+        """bool [S]"""
+        return self.node == 0
+
+    def longest(self, accepted: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The longest branch whose tokens are all accepted, per text; among equals the most probable.
+
+        accepted: bool [S]. probability: float64 [S], log-probability behind the parent. Gives the branches' places,
+        int64 [texts, longest], root first, the root again behind their ends; and their lengths, int64 [texts].
+        """
+        whole, joint = accepted, probability
+        for _ in range(int(self.depths.max())):
+            whole = accepted & whole[self.parents]
+            joint = probability + joint[self.parents]
+        reached = np.where(whole, self.depths, -1)
+        ranked = np.lexsort((-self.node, joint, reached, self.owner))
+        place = ranked[np.cumsum(self.sizes) - 1]
+        length = self.depths[place] + 1
+        path = np.zeros((place.size, int(length.max())), np.int64)
+        while True:
+            path[np.arange(place.size), self.depths[place]] = place
+            if not self.node[place].any():
+                break
+            place = self.parents[place]
+        return np.where(np.arange(path.shape[1]) < length[:, None], path, path[:, :1]), length

@@ -1,0 +1,99 @@
+"""Where drafts come from: retrieval pools, or the running text itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from genrec.knowledge.pool import MAX_DEPTH, MAX_NODES
+from genrec.knowledge.pools import GLOBAL, Pools
+from genrec.knowledge.token_tree import EMPTY, TokenTree
+
+
+class Drafter(Protocol):
+    """What a `SpeculativeDecoder` asks for drafts."""
+
+    def draft(self, tokens: np.ndarray, start: int, group: str, max_depth: int) -> TokenTree:
+        """What may follow `tokens`, int32 [n]: a prompt of `start` tokens and the text so far of an entity of `group`.
+
+        max_depth: tokens that could still be used, at least 1; deeper trees are allowed but wasteful.
+        """
+
+    def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
+        """Take note of finished texts, int32 [n] each without the prompt, and of their groups."""
+
+
+class PoolDrafter:
+    """Drafts from retrieval pools, by the text without its prompt.
+
+    The best settings depend on what a drafted token costs: next to nothing where the model waits for memory (a large
+    model, a small batch), as much as any other token where it waits for arithmetic (a CPU, a large batch).
+
+    max_nodes, max_depth, min_share, discount: as in `RetrievalPool.draft`. grouped: whether each group has its own
+    pool; without, all draft from the global one, which is how plain retrieval-based decoding does it.
+    """
+
+    def __init__(
+        self,
+        pools: Pools,
+        *,
+        max_nodes: int = 16,
+        max_depth: int = MAX_DEPTH,
+        min_share: float = 0.1,
+        discount: float = 0.3,
+        grouped: bool = True,
+    ) -> None:
+        for name, value, limit in (("max_nodes", max_nodes, MAX_NODES), ("max_depth", max_depth, MAX_DEPTH)):
+            if not 1 <= value <= limit:
+                raise ValueError(f"{name} is {value}; it must be 1 to {limit}")
+        if not 0 <= min_share <= 1:
+            raise ValueError(f"min_share is {min_share}; it must be 0 to 1")
+        if discount < 0:
+            raise ValueError(f"discount is {discount}; it must not be negative")
+        self._pools, self._grouped = pools, grouped
+        self._max_nodes, self._max_depth, self._min_share, self._discount = max_nodes, max_depth, min_share, discount
+
+    def draft(self, tokens: np.ndarray, start: int, group: str, max_depth: int) -> TokenTree:
+        return self._pools.draft(
+            tokens[start:],
+            group if self._grouped else GLOBAL,
+            max_nodes=self._max_nodes,
+            max_depth=min(max_depth, self._max_depth),
+            min_share=self._min_share,
+            discount=self._discount,
+        )
+
+    def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
+        self._pools.add(texts, groups)
+
+
+class PromptLookupDrafter:
+    """Prompt lookup decoding, a baseline: copies what followed the first earlier occurrence of the last tokens.
+
+    Source: `PromptLookupCandidateGenerator` of transformers (Saxena, "Prompt Lookup Decoding", 2023).
+
+    max_ngram: most tokens to look for; fewer are tried, down to one. max_tokens: most tokens to copy.
+    """
+
+    def __init__(self, max_ngram: int = 2, max_tokens: int = 10) -> None:
+        for name, value in (("max_ngram", max_ngram), ("max_tokens", max_tokens)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self._max_ngram, self._max_tokens = max_ngram, max_tokens
+
+    def draft(self, tokens: np.ndarray, start: int, group: str, max_depth: int) -> TokenTree:
+        last = tokens.size - 1
+        for size in range(min(self._max_ngram, last), 0, -1):
+            same = tokens[size - 1 : last] == tokens[last]
+            for back in range(1, size):
+                same &= tokens[size - 1 - back : last - back] == tokens[last - back]
+            first = int(same.argmax())
+            if same[first]:
+                behind = first + size
+                return TokenTree.chain(tokens[behind : behind + min(self._max_tokens, max_depth)])
+        return EMPTY
+
+    def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
+        """Nothing: only the running text is searched."""

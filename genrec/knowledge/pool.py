@@ -1,0 +1,342 @@
+"""The retrieval pool: texts written before, as a trie that is searched by the end of the running text."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from genrec.knowledge.token_tree import EMPTY, TokenTree
+
+MAX_NODES = 64
+MAX_DEPTH = 12
+MAX_CONTEXT = 8
+
+_FORMAT = 1
+_CUT, _START, _SHIFT = 0, 1, 2  # codes: a place where a branch was cut out, the start of a text; token t is t + 2
+_LARGEST_VOCABULARY = (1 << 21) - _SHIFT - 1  # three codes to a 64-bit sort key
+_SORTED = MAX_CONTEXT + MAX_DEPTH  # suffixes are in order up to so many tokens
+_STRIDE = 16  # suffixes per search key
+_ROWS = 64  # suffixes that a tree is read from; of more, an even sample
+_SMALL = 1 << 13  # tokens that are sorted in a few ms: a segment below that is not worth keeping apart
+_GROWTH = 16
+_TIE = 1e-9  # of a share, per node: puts a parent before a child of the same share
+_BRANCH = 4  # tokens of the n-grams whose frequency decides what is evicted
+# Ends of a context that is right-aligned before as many zeros: row l holds its last l + 1 codes, left-aligned.
+_ENDS = MAX_CONTEXT - 1 - np.arange(MAX_CONTEXT)[:, None] + np.arange(MAX_CONTEXT)
+
+
+class RetrievalPool:
+    """A trie over the suffixes of all texts, with frequencies, held as sorted suffixes instead of nodes.
+
+    In lexicographic order the suffixes that begin with the same tokens, a node of the trie, are neighbours, and their
+    number is the node's frequency. So a suffix array is the whole trie in 4 bytes per token, where nodes would take a
+    hash table entry per distinct n-gram of each of 20 orders; and growth is a sort, which numpy does well, not an
+    insertion per position and level.
+
+    - The longest end of the running text, up to `MAX_CONTEXT` tokens, that a text holds is found by binary search:
+      in the search keys (first tokens of every 16th suffix) for all lengths at once, then among the 16 in between.
+    - The token tree falls out of comparing neighbours among the suffixes found. Of more than 64 an even sample is
+      read; a branch's count is then off by less than one step of the sample.
+    - New texts are sorted into a segment of their own. Segments are merged, by sorting them together, once the younger
+      is more than a sixteenth of the older: at most four at any size that fits in memory.
+    - Above `max_tokens` the rare branches go: stretches of text whose n-grams (of 4) occur least often, in powers
+      of two, older ones first among equals, until half of the tokens are left. Frequent branches keep their counts.
+
+    vocabulary_size: tokens are 0 to vocabulary_size - 1. max_tokens: most tokens to hold, with a
+    marker per text.
+    """
+
+    def __init__(self, vocabulary_size: int, max_tokens: int = 1 << 27) -> None:
+        if not 1 <= vocabulary_size <= _LARGEST_VOCABULARY:
+            raise ValueError(f"vocabulary_size is {vocabulary_size}; it must be 1 to {_LARGEST_VOCABULARY}")
+        if not 2 <= max_tokens < 1 << 31:
+            raise ValueError(f"max_tokens is {max_tokens}; it must be 2 to {(1 << 31) - 1}")
+        self.vocabulary_size, self.max_tokens = vocabulary_size, max_tokens
+        # Big-endian, so that bytes compare as token sequences do; numpy must be told to keep that when it joins arrays.
+        self._dtype = np.dtype(">u2" if vocabulary_size + _SHIFT < 1 << 16 else ">u4")
+        self._segments: list[_Segment] = []
+
+    @property
+    def tokens(self) -> int:
+        """Tokens held, markers between texts included."""
+        return sum(segment.order.size for segment in self._segments)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the pool's arrays."""
+        return sum(array.nbytes for segment in self._segments for array in (segment.codes, segment.order, segment.keys))
+
+    def add(self, texts: Sequence[np.ndarray]) -> None:
+        """Add `texts`, int [any length] each; empty ones are left out.
+
+        Raises ValueError for a token outside the vocabulary; nothing is added then.
+        """
+        parts = [part for part in map(np.asarray, texts) if part.size]
+        if not parts:
+            return
+        flat = np.concatenate(parts)
+        outside = np.flatnonzero((flat < 0) | (flat >= self.vocabulary_size))
+        if outside.size:
+            raise ValueError(
+                f"token {flat[outside[0]]} is outside the pool's vocabulary, 0 to {self.vocabulary_size - 1}; "
+                "use the tokenizer that the pool was made for"
+            )
+        lengths = np.array([part.size for part in parts])
+        codes = np.full(flat.size + lengths.size, _START, self._dtype)
+        codes[np.arange(flat.size) + np.repeat(np.arange(1, lengths.size + 1), lengths)] = flat + _SHIFT
+        while self._segments and self._segments[-1].order.size < max(_SMALL, _GROWTH * codes.size):
+            codes = np.concatenate([self._segments.pop().text, codes], dtype=self._dtype)
+        self._segments.append(_Segment.sort(codes))
+        if self.tokens > self.max_tokens:
+            self._evict()
+
+    def draft(
+        self,
+        text: np.ndarray,
+        *,
+        max_nodes: int = MAX_NODES,
+        max_depth: int = MAX_DEPTH,
+        min_share: float = 0.0,
+        discount: float = 0.0,
+    ) -> TokenTree:
+        """What followed the longest end of `text` that the pool's texts hold: the most frequent branches as a tree.
+
+        A node of count c at depth d, below a match of count m, is ranked by its share: c / m, the product of the
+        conditional frequencies down its branch, times (c / (c + discount))^d, what those come to if each of its d
+        tokens has `discount` continuations more than were seen. So long branches of few texts are not held to be
+        certain.
+
+        text: int [n], the running text from its first token on; empty to draft how texts begin. max_nodes: 1 to 64.
+        max_depth: 1 to 12. min_share: nodes below it are left out, so that a poor draft is a small tree.
+        """
+        if not 1 <= max_nodes <= MAX_NODES:
+            raise ValueError(f"max_nodes is {max_nodes}; it must be 1 to {MAX_NODES}")
+        if not 1 <= max_depth <= MAX_DEPTH:
+            raise ValueError(f"max_depth is {max_depth}; it must be 1 to {MAX_DEPTH}")
+        # The start of the text is a token like any other: the first ones are matched with how texts begin.
+        context = np.asarray(text[-MAX_CONTEXT:]) + _SHIFT
+        if context.size < MAX_CONTEXT:
+            context = np.append(_START, context)
+        length, ranges = self._longest(context.astype(self._dtype))
+        matches = sum(last - first for _, first, last in ranges)
+        if not matches:
+            return EMPTY
+        step = -(-matches // _ROWS)
+        parts = [segment.rows(first, last, step, length, max_depth) for segment, first, last in ranges]
+        rows = parts[0]
+        if len(parts) > 1:
+            joined = np.concatenate(parts, axis=1, dtype=self._dtype)
+            packed = np.ascontiguousarray(joined.T).view(f"S{max_depth * joined.itemsize}")[:, 0]
+            rows = joined[:, packed.argsort()]
+        return _tree(np.subtract(rows, _SHIFT, dtype=np.int32), step, max_nodes, min_share, discount)
+
+    def count(self, tokens: np.ndarray) -> int:
+        """How often `tokens`, int [1 to 8], stand in the pool's texts."""
+        if not 1 <= len(tokens) <= MAX_CONTEXT:
+            raise ValueError(f"{len(tokens)} tokens were given; 1 to {MAX_CONTEXT} can be counted")
+        needle = (np.asarray(tokens) + _SHIFT).astype(self._dtype)
+        length, ranges = self._longest(needle)
+        return sum(last - first for _, first, last in ranges) if length == needle.size else 0
+
+    def save(self, path: Path) -> None:
+        """Write the pool to `path` (`.npz`), which then holds either the old or the new pool, whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        header = np.array([_FORMAT, self.vocabulary_size, self.max_tokens, len(self._segments)], np.int64)
+        arrays = {f"text_{number}": segment.text for number, segment in enumerate(self._segments)}
+        arrays |= {f"order_{number}": segment.order for number, segment in enumerate(self._segments)}
+        with partial.open("wb") as file:
+            np.savez(file, header=header, **arrays)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path) -> RetrievalPool:
+        """The pool in `path`. Raises ValueError that names the file and what is wrong with it."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}  # reading checks the CRC-32 of every array
+        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: cannot be read as a retrieval pool: {error}") from error
+        header = arrays.get("header")
+        if header is None or header.dtype != np.int64 or header.shape != (4,):
+            raise ValueError(f"{path}: is not a retrieval pool: it has no valid header")
+        if header[0] != _FORMAT:
+            raise ValueError(f"{path}: has pool format {header[0]}, this version reads {_FORMAT}; build the pool again")
+        try:
+            pool = cls(int(header[1]), int(header[2]))
+            for number in range(int(header[3])):
+                text, order = arrays[f"text_{number}"], arrays[f"order_{number}"]
+                pool._segments.append(_Segment.checked(text, order, pool._dtype, pool.vocabulary_size))
+        except KeyError as error:
+            raise ValueError(f"{path}: lacks the array {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return pool
+
+    def _longest(self, context: np.ndarray) -> tuple[int, list[tuple[_Segment, int, int]]]:
+        """Length of the longest end of `context` (codes [1 to 8]) that occurs, and its suffixes per segment."""
+        size = context.size
+        # Row l is the last l + 1 codes; in the second half with the last one up by one: where their range ends.
+        padded = np.zeros((2, 2 * MAX_CONTEXT), self._dtype)
+        padded[:, MAX_CONTEXT - size : MAX_CONTEXT] = context
+        padded[1, MAX_CONTEXT - 1] += 1
+        packed = padded.take(_ENDS, axis=1).view(f"S{MAX_CONTEXT * self._dtype.itemsize}")
+        blocks = [segment.keys.searchsorted(packed[:, :, 0]).tolist() for segment in self._segments]
+        for length in range(size, 0, -1):
+            needle = context[size - length :].tobytes()
+            ranges = [
+                (segment, *segment.refine(needle, begin[length - 1], end[length - 1]))
+                for segment, (begin, end) in zip(self._segments, blocks, strict=True)
+            ]
+            ranges = [found for found in ranges if found[1] < found[2]]
+            if ranges:
+                return length, ranges
+        return 0, []
+
+    def _evict(self) -> None:
+        """Cut out the rarest branches: half of `max_tokens` is left."""
+        codes = np.concatenate([segment.text for segment in self._segments], dtype=self._dtype)
+        self._segments = []
+        segment = _Segment.sort(codes)
+        size = codes.size
+        # Frequency of the n-gram at each position: the run of equal neighbours among the sorted suffixes.
+        differs = np.zeros(size, bool)
+        differs[0] = True
+        broken = np.zeros(size, bool)
+        for offset in range(_BRANCH):
+            column = segment.codes[segment.order + offset]
+            differs[1:] |= column[1:] != column[:-1]
+            if offset:
+                broken |= column < _SHIFT
+        starts = np.flatnonzero(differs)
+        counts = np.diff(np.append(starts, size))[np.cumsum(differs) - 1]
+        support = np.zeros(size, np.int64)
+        # In powers of two: by exact counts a phrase's ends would go from all its texts, not the phrase from some.
+        support[segment.order] = np.where(broken, 0, np.frexp(counts)[1])
+        # A token is as frequent as the most frequent n-gram that it is part of.
+        frequency = support.copy()
+        for offset in range(1, _BRANCH):
+            np.maximum(frequency[offset:], support[:-offset], out=frequency[offset:])
+        frequency[codes < _SHIFT] = -1
+        # With a marker before each stretch that is left, twice as many tokens could be held; order: rare, then old.
+        ranked = np.argsort(frequency, kind="stable")
+        kept = np.zeros(size, bool)
+        kept[ranked[size - min(self.max_tokens // 2, int((codes >= _SHIFT).sum())) :]] = True
+        stays = np.flatnonzero(kept)
+        begins = ~kept[stays - 1]  # a text's first token follows a marker, so stays is never 0
+        place = np.arange(stays.size) + np.cumsum(begins)
+        left = np.empty(stays.size + int(begins.sum()), self._dtype)
+        left[place] = codes[stays]
+        left[place[begins] - 1] = np.where(codes[stays[begins] - 1] == _START, _START, _CUT)
+        self._segments.append(_Segment.sort(left))
+
+
+class _Segment:
+    """Texts with their suffixes in order.
+
+    text: codes [n], a marker before each text. codes: the same with zeros behind, so that windows need no care at the
+    end. order: int32 [n], where suffixes begin, sorted by their first `_SORTED` codes. keys: bytes [n / 16], the first
+    `MAX_CONTEXT` codes of every 16th suffix.
+    """
+
+    def __init__(self, text: np.ndarray, order: np.ndarray) -> None:
+        self.codes = np.zeros(text.size + _SORTED, text.dtype)
+        self.codes[: text.size] = text
+        self.text = self.codes[: text.size]
+        self.order = order
+        sampled = self.codes[order[::_STRIDE, None] + np.arange(MAX_CONTEXT)]
+        self.keys = sampled.view(f"S{MAX_CONTEXT * text.itemsize}").ravel()
+        self._order, self._bytes = order.data, self.codes.view(np.uint8).data
+
+    @classmethod
+    def sort(cls, text: np.ndarray) -> _Segment:
+        """Segment of `text`, by prefix doubling: Manber and Myers, "Suffix arrays" (1993), on 64-bit keys."""
+        size, bits = text.size, 8 * text.itemsize if text.itemsize == 2 else 21
+        sorted_length = 64 // bits
+        key = np.zeros(size, np.uint64)
+        for offset in range(sorted_length):
+            key <<= np.uint64(bits)
+            key[: max(0, size - offset)] |= text[offset:]
+        while True:
+            order = np.argsort(key)
+            ordered = key[order]
+            number = np.cumsum(np.append(False, ordered[1:] != ordered[:-1]))
+            if sorted_length >= _SORTED or number[-1] == size - 1:
+                return cls(text, order.astype(np.int32))
+            rank = np.zeros(size + sorted_length, np.uint64)
+            rank[order] = number + 1  # 0 is what stands behind the end
+            key = (rank[:size] << np.uint64(32)) | rank[sorted_length:]
+            sorted_length *= 2
+
+    @classmethod
+    def checked(cls, text: np.ndarray, order: np.ndarray, dtype: np.dtype, vocabulary_size: int) -> _Segment:
+        """Segment of stored arrays. Raises ValueError that says what is wrong with them."""
+        if text.dtype != dtype or text.ndim != 1 or order.dtype != np.int32 or order.shape != text.shape:
+            raise ValueError(
+                f"text is {text.dtype} {text.shape} and order {order.dtype} {order.shape}; "
+                f"expected {dtype} and int32 of one length"
+            )
+        if not text.size or text[0] >= _SHIFT or text.max() >= vocabulary_size + _SHIFT:
+            raise ValueError(f"text holds what is no token of a vocabulary of {vocabulary_size}")
+        if order.min() < 0 or not np.array_equal(np.bincount(order, minlength=text.size), np.ones(text.size)):
+            raise ValueError("order is no permutation of the text's positions")
+        return cls(text, order)
+
+    def refine(self, needle: bytes, first_block: int, last_block: int) -> tuple[int, int]:
+        """First and one behind the last suffix that begins with `needle`, by what `keys` said of it."""
+        size, itemsize, codes = len(needle), self.codes.itemsize, self._bytes
+
+        def begin(position: int) -> bytes:
+            return codes[position * itemsize : position * itemsize + size].tobytes()
+
+        low, high = max(0, (first_block - 1) * _STRIDE), min(first_block * _STRIDE, len(self._order))
+        first = bisect_left(self._order, needle, low, high, key=begin)
+        if first == len(self._order) or begin(self._order[first]) != needle:
+            return first, first
+        low, high = max(first, (last_block - 1) * _STRIDE), min(last_block * _STRIDE, len(self._order))
+        return first, bisect_right(self._order, needle, low, high, key=begin)
+
+    def rows(self, first: int, last: int, step: int, length: int, depth: int) -> np.ndarray:
+        """Codes [depth, (last - first) / step] behind the first `length` of every `step`th suffix from `first` on."""
+        behind = self.order[first + step // 2 : last : step] + length
+        return self.codes.take(behind + np.arange(depth, dtype=np.int32)[:, None])
+
+
+def _tree(rows: np.ndarray, step: int, max_nodes: int, min_share: float, discount: float) -> TokenTree:
+    """The trie of sorted suffixes, cut to its best nodes.
+
+    rows: int32 [depth, r], the tokens of a suffix down each column, which stands for `step` suffixes; negative at its
+    end.
+    """
+    depth, count = rows.shape
+    # A node is where a column first differs from the one before it, at this level or above.
+    begins = np.empty((depth, count), bool)
+    begins[:, 0] = True
+    np.logical_or.accumulate(rows[:, 1:] != rows[:, :-1], axis=0, out=begins[:, 1:])
+    places = begins.ravel().nonzero()[0]  # by level, then column: parents first
+    sizes = np.empty(places.size)
+    sizes[:-1] = places[1:] - places[:-1]
+    sizes[-1] = begins.size - places[-1]
+    frequent = sizes >= min_share * count
+    inside = rows >= 0
+    if not inside.all():  # nothing follows the end of a text
+        frequent &= np.logical_and.accumulate(inside, axis=0).ravel().take(places)
+    node = frequent.nonzero()[0]
+    place, size = places.take(node), sizes.take(node)
+    shares = size / count * (size / (size + discount / step)) ** (place // count + 1)
+    if node.size > max_nodes or min_share:
+        # Among equals those nearer to the root, so that no node comes without its parent.
+        rank = shares - _TIE * node
+        best = rank.argsort()[: -max_nodes - 1 : -1]
+        best = best[: (-shares.take(best)).searchsorted(-min_share, "right")]
+        node, place, shares = node.take(best), place.take(best), shares.take(best)
+    number = np.full(places.size, -1, np.int32)
+    number[node] = np.arange(node.size)
+    parents = number.take(places.searchsorted(place - count, "right") - 1)
+    parents[place < count] = -1
+    return TokenTree(rows.ravel().take(place), parents, shares.astype(np.float32))

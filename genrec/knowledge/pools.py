@@ -1,0 +1,96 @@
+"""One retrieval pool per group of entities, and one of all texts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genrec.knowledge.pool import RetrievalPool
+from genrec.knowledge.token_tree import TokenTree
+
+GLOBAL = "global"
+
+_INDEX = "pools.json"
+_FORMAT = 1
+
+
+class Pools:
+    """Retrieval pools by the group that `GroupRouter` names; `GLOBAL` holds every text.
+
+    A group drafts from its own pool, and from the global one if its pool is empty or knows not even the last token.
+
+    vocabulary_size: tokens are 0 to vocabulary_size - 1. max_tokens: most tokens per group. max_global_tokens: most
+    tokens of all texts together.
+    """
+
+    def __init__(self, vocabulary_size: int, max_tokens: int = 1 << 24, max_global_tokens: int = 1 << 27) -> None:
+        self.vocabulary_size, self.max_tokens = vocabulary_size, max_tokens
+        self.by_group = {GLOBAL: RetrievalPool(vocabulary_size, max_global_tokens)}
+
+    def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
+        """Add `texts`, int [any length] each, to the pools of their `groups` and to the global one.
+
+        Raises ValueError for a token outside the vocabulary; nothing is added then.
+        """
+        if len(texts) != len(groups):
+            raise ValueError(f"{len(texts)} texts were given with {len(groups)} groups; give one group per text")
+        self.by_group[GLOBAL].add(texts)
+        members: dict[str, list[np.ndarray]] = {}
+        for text, group in zip(texts, groups, strict=True):
+            members.setdefault(group, []).append(text)
+        members.pop(GLOBAL, None)
+        for group, own in members.items():
+            if group not in self.by_group:
+                self.by_group[group] = RetrievalPool(self.vocabulary_size, self.max_tokens)
+            self.by_group[group].add(own)
+
+    def draft(self, text: np.ndarray, group: str, **budget: Any) -> TokenTree:
+        """Token tree for the running `text` (int [n], without prompt). budget: as of `RetrievalPool.draft`."""
+        pool = self.by_group.get(group)
+        if pool is not None and (tree := pool.draft(text, **budget)).size:
+            return tree
+        return self.by_group[GLOBAL].draft(text, **budget)
+
+    def save(self, folder: Path) -> None:
+        """Write the pools into `folder`: a file per group, and `pools.json`, which names them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {group: f"{number}.npz" for number, group in enumerate(self.by_group)}
+        for group, file in files.items():
+            self.by_group[group].save(folder / file)
+        index = {
+            "format": _FORMAT,
+            "vocabulary_size": self.vocabulary_size,
+            "max_tokens": self.max_tokens,
+            "files": files,
+        }
+        partial = folder / f"{_INDEX}.partial"
+        partial.write_text(json.dumps(index, indent=1), encoding="utf-8")
+        os.replace(partial, folder / _INDEX)
+
+    @classmethod
+    def load(cls, folder: Path) -> Pools:
+        """The pools in `folder`. Raises ValueError that names the file and what is wrong with it."""
+        path = folder / _INDEX
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            if index["format"] != _FORMAT:
+                raise ValueError(f"has format {index['format']}, this version reads {_FORMAT}; build the pools again")
+            pools = cls(int(index["vocabulary_size"]), int(index["max_tokens"]))
+            files = {str(group): folder / Path(str(file)).name for group, file in index["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: cannot be read as an index of retrieval pools: {error}") from error
+        if GLOBAL not in files:
+            raise ValueError(f"{path}: names no pool of the group {GLOBAL!r}")
+        pools.by_group = {group: RetrievalPool.load(file) for group, file in files.items()}
+        for group, pool in pools.by_group.items():
+            if pool.vocabulary_size != pools.vocabulary_size:
+                raise ValueError(
+                    f"{files[group]}: is for a vocabulary of {pool.vocabulary_size}, the others are for "
+                    f"{pools.vocabulary_size}"
+                )
+        return pools

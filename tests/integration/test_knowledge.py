@@ -1,0 +1,114 @@
+"""The model `knowledge` in a real server: streams of texts, cancellation, refusals, beside `recommend`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from genrec_client import InvalidRequest, KnowledgeWriter, Recommender, RecommendError
+from tritonclient.grpc import InferenceServerClient
+
+from builders.dataset import Dataset
+from genrec.bundle import Bundle
+from genrec.knowledge.decoder import GREEDY
+from genrec.knowledge.model import KnowledgeModel
+from genrec.serving.repository import Deployment
+from genrec.serving.serve import serve_bundle
+from genrec.serving.triton import TritonServer
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Bundle, knowledge_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    deployment = Deployment(threads=1, timeout_ms=30_000, knowledge=knowledge_folder, verification="greedy")
+    log = tmp_path_factory.mktemp("knowledge") / "triton.log"
+    with serve_bundle(bundle.path, deployment, log_path=log) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def writer(server: TritonServer) -> Iterator[KnowledgeWriter]:
+    with KnowledgeWriter(server.grpc_url, timeout_s=60.0) as client:
+        yield client
+
+
+def requests_of(server: TritonServer) -> int:
+    with InferenceServerClient(server.grpc_url) as client:
+        statistics = client.get_inference_statistics("knowledge", as_json=True)["model_stats"][0]
+    return int(statistics["inference_stats"].get("cancel", {}).get("count", 0))
+
+
+def test_streamed_texts_are_the_librarys(
+    writer: KnowledgeWriter, knowledge_folder: Path, dataset: Dataset, bundle: Bundle
+) -> None:
+    """Many at once, users and items, through the server's pools and batches: greedy decoding one by one."""
+    model = KnowledgeModel(knowledge_folder)
+    ids = dataset.items.item_ids
+    histories = [ids[at : at + 4] for at in range(0, 80, 4)]
+    decoder = model.decoder(GREEDY, 1, drafter=None)
+    plain = decoder.generate([*map(model.user_request, histories), *map(model.item_request, ids[:10])])
+    expected = [model.text(text.tokens) for text in sorted(plain, key=lambda text: text.index)]
+    with ThreadPoolExecutor(8) as askers:
+        users = askers.map(lambda history: list(writer.user(history)), histories)
+        items = askers.map(lambda item: list(writer.item(item)), ids[:10])
+        pieces = [*users, *items]
+    assert ["".join(piece.text for piece in text) for text in pieces] == expected
+    assert all(len(text) > 1 for text in pieces), "a text came whole, not as a stream"
+    assert all(one.tokens < two.tokens for text in pieces for one, two in zip(text, text[1:], strict=False))
+
+
+def test_max_new_tokens(writer: KnowledgeWriter, dataset: Dataset) -> None:
+    *_, last = writer.item(dataset.items.item_ids[0], max_new_tokens=5)
+    assert last.tokens == 5
+
+
+def test_closing_a_stream_stops_its_work(server: TritonServer, writer: KnowledgeWriter, dataset: Dataset) -> None:
+    before = requests_of(server)
+    stream = writer.user(dataset.items.item_ids[:3])
+    next(stream)
+    stream.close()
+    deadline = time.monotonic() + 10
+    while requests_of(server) == before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert requests_of(server) == before + 1
+    assert list(writer.item(dataset.items.item_ids[0], max_new_tokens=3))[-1].tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda writer, item: writer.user([]), "history has 0 items; a user's text needs at least 1"),
+        (lambda writer, item: writer.user(["nobody"]), "history has 1 items, such as 'nobody', and none is in the cat"),
+        (lambda writer, item: writer.item("nothing"), "item 'nothing' is not in the catalogue of 400"),
+        (lambda writer, item: writer.item(b"\xff\xfe"), r"item holds b'\xff\xfe', which is not UTF-8"),
+        (lambda writer, item: writer.user([item, b"\xc3("]), r"history holds b'\xc3(', which is not UTF-8"),
+        (lambda writer, item: writer.item(item, max_new_tokens=0), "max_new_tokens is 0; it must be 1 to 192"),
+        (lambda writer, item: writer.item(item, max_new_tokens=193), "max_new_tokens is 193; it must be 1 to 192"),
+        (lambda writer, item: writer.user([item] * 1025), "history has 1025 items; at most 1024 are accepted"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(writer: KnowledgeWriter, dataset: Dataset, ask, says: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        list(ask(writer, dataset.items.item_ids[0]))
+    assert refused.value.code == "INVALID_ARGUMENT" and says in refused.value.message
+
+
+def test_unknown_items_of_a_history_are_skipped(writer: KnowledgeWriter, dataset: Dataset) -> None:
+    known = dataset.items.item_ids[:2]
+    one, two = (
+        "".join(piece.text for piece in writer.user(history)) for history in (known, [known[0], "nothing", known[1]])
+    )
+    assert one == two
+
+
+def test_a_deadline_ends_a_text(server: TritonServer, dataset: Dataset) -> None:
+    with KnowledgeWriter(server.grpc_url, timeout_s=0.001) as impatient, pytest.raises(RecommendError) as late:
+        list(impatient.user(dataset.items.item_ids[:3]))
+    assert late.value.code == "DEADLINE_EXCEEDED"
+
+
+def test_recommendations_come_from_the_same_server(server: TritonServer, dataset: Dataset) -> None:
+    with Recommender(server.grpc_url, timeout_s=30.0) as recommender:
+        assert len(recommender.recommend(dataset.items.item_ids[:3]).items) == 10
