@@ -84,7 +84,7 @@ class TextWriter:
                 session = self._decoder.session()
 
     def _take(self, session: Session, open_: bool) -> bool:
-        """Submit what there is room for; wait for something if there is nothing to do. False once the writer is closed."""
+        """Submit what there is room for; wait for something if there is nothing to do. False once closed."""
         while open_ and session.pending < self._decoder.batch_size:
             try:
                 arrived = self._arrived.get(block=not session.pending)

@@ -51,6 +51,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "gs": {"bundle": {"location": "gs://models/shop/v7"}},
     "az": {"bundle": {"location": "az://models/shop/v7"}},
     "whole claim": {"bundle": {"location": "pvc://bundle"}},
+    "knowledge": {"knowledgeJob": {"enabled": True, "image": "i:1", "claim": "data", "entities": "users.parquet"}},
     "canary": {"canary": {"of": "genrec"}},
     "bare": {
         "networkPolicy": {"enabled": False},
@@ -102,6 +103,8 @@ def test_the_validator_can_fail(chart: Rendered) -> None:
         ({"server": {"thread": 2}}, "'thread'"),
         ({"replicaCount": "2"}, "/replicaCount"),
         ({"replicas": 3}, "'replicas'"),
+        ({"knowledgeJob": {"shards": 0}}, "/knowledgeJob/shards"),
+        ({"knowledgeJob": {"run": "Second run"}}, "/knowledgeJob/run"),
         ({"bundle": {"location": "ftp://models/shop"}}, "/bundle/location"),
         ({"bundle": {"location": ""}}, "/bundle/location"),
         ({"image": {"repository": ""}}, "/image/repository"),
@@ -126,6 +129,9 @@ def test_a_bad_value_is_refused_with_its_path(chart: Rendered, values: dict[str,
         ({"autoscaling": {"mode": "keda"}}, "autoscaling.prometheusAddress"),
         ({"gateway": {"enabled": True}}, "gateway.parentRefs"),
         ({"ingress": {"enabled": True}}, "ingress.host"),
+        ({"knowledgeJob": {"enabled": True}}, "knowledgeJob.image"),
+        ({"knowledgeJob": {"enabled": True, "image": "i:1"}}, "knowledgeJob.entities"),
+        ({"knowledgeJob": {"enabled": True, "image": "i:1", "entities": "users.csv"}}, "knowledgeJob.claim"),
     ],
 )
 def test_a_switch_names_what_it_needs(chart: Rendered, values: dict[str, Any], missing: str) -> None:
@@ -360,3 +366,21 @@ def test_alerts_fire_when_they_should_and_else_not(chart: Rendered, tmp_path: Pa
         case["alertname"] for test in yaml.safe_load(ALERTS.read_text())["tests"] for case in test["alert_rule_test"]
     }
     assert tested == {rule["alert"] for rule in rules["groups"][0]["rules"]}
+
+
+def test_the_knowledge_job_gives_every_pod_a_shard_of_its_own(chart: Rendered) -> None:
+    job = one(chart(SWITCHES["knowledge"] | {"replicaCount": 1}), "Job")["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert (job["completionMode"], job["completions"], job["template"]["spec"]["restartPolicy"]) == (
+        "Indexed",
+        4,
+        "Never",
+    )
+    assert container["command"] == ["genrec", "knowledge", "generate"]
+    assert container["args"] == [
+        "/data/knowledge",
+        "--entities=/data/users.parquet",
+        "--out=/data/texts/$(JOB_COMPLETION_INDEX).parquet",
+        "--shard=$(JOB_COMPLETION_INDEX)/4",
+    ]
+    assert [variable["name"] for variable in container["env"]] == ["JOB_COMPLETION_INDEX"]
