@@ -176,7 +176,7 @@ class PackedModel:
         packing = Packing(first=0, texts=2, width=3, keys=3, query_rows=rows, cache_rows=cache_rows, mask=None)
         try:
             packed = self.logits(tokens, torch.tensor([0, 1, 2, 0, 1], device=self.device), cache, packing)
-        except (TypeError, RuntimeError, AttributeError) as error:
+        except (TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise ValueError(f"model {model.config.model_type!r} cannot be run packed: {error}") from error
         apart = torch.cat([model(part[None]).logits[0] for part in tokens.split([3, 2])])
         difference = float((packed - apart).abs().max() / apart.abs().max().clamp_min(1e-6))

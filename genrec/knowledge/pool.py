@@ -323,9 +323,8 @@ def _tree(rows: np.ndarray, step: int, max_nodes: int, min_share: float, discoun
     sizes[:-1] = places[1:] - places[:-1]
     sizes[-1] = begins.size - places[-1]
     frequent = sizes >= min_share * count
-    inside = rows >= 0
-    if not inside.all():  # nothing follows the end of a text
-        frequent &= np.logical_and.accumulate(inside, axis=0).ravel().take(places)
+    if rows.min() < 0:  # nothing follows the end of a text
+        frequent &= np.logical_and.accumulate(rows >= 0, axis=0).ravel().take(places)
     node = frequent.nonzero()[0]
     place, size = places.take(node), sizes.take(node)
     shares = size / count * (size / (size + discount / step)) ** (place // count + 1)

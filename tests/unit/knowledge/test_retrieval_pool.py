@@ -72,7 +72,9 @@ def test_branches_and_frequencies_are_those_of_the_longest_match(
 def test_of_many_matches_an_even_sample_is_read() -> None:
     rng = np.random.default_rng(0)
     written = [[0, int(rng.choice(4, p=[0.6, 0.3, 0.08, 0.02])), 1] for _ in range(3000)]
-    found = branches(filled(written).draft(np.array([0]), max_depth=1))
+    pool = RetrievalPool(VOCABULARY)
+    pool.add([np.array(text) for text in written])
+    found = branches(pool.draft(np.array([0]), max_depth=1))
     matches, expected = counted(written, [0], 1)
     assert matches == 3000
     for branch, count in expected.items():
@@ -112,10 +114,10 @@ def test_a_large_pool_finds_what_stands_anywhere_in_it() -> None:
     # Many search keys and segments; wide tokens take the other sort key and four bytes each.
     rng = np.random.default_rng(1)
     for vocabulary in (1000, 200_000):
-        written = [rng.integers(0, vocabulary, 40) for _ in range(1500)]
+        written = [rng.integers(0, vocabulary, 40) for _ in range(600)]
         pool = RetrievalPool(vocabulary)
-        pool.add(written[:1200])
-        for text in written[1200:]:
+        pool.add(written[:500])
+        for text in written[500:]:
             pool.add([text])
         for text in written[::50]:
             for end in (1, 7, 20, 33):
