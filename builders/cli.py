@@ -12,10 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from builders.config import BackboneShape, BuildConfig, HeadShape, TrainingConfig
+from builders.knowledge.cli import app as knowledge_app
 
 # Heavy imports (torch, pyarrow) stay inside the commands that need them: serving runs without them.
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(knowledge_app, name="knowledge")
 console = Console()
 
 BundlePath = Annotated[Path, typer.Argument(help="A bundle: the folder that `genrec build` writes.")]

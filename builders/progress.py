@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from builders.build import Task
+if TYPE_CHECKING:
+    from builders.build import Task
 
 console = Console(stderr=True)
 _LINE_EVERY_S = 15.0

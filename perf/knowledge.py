@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from builders.dataset import read_dataset, split_leave_one_out
+from builders.dataset import read_dataset
+from builders.knowledge.folder import training_histories
 from builders.knowledge.texts import item_texts, split_texts, user_texts
 from builders.machine import this_commit, this_machine
 from genrec.knowledge.decoder import GREEDY, Generated, Request, Verification
@@ -64,19 +65,13 @@ def ablations(model: KnowledgeModel) -> dict[str, Way]:
 def held_out_requests(model: KnowledgeModel, data: Path, entities: int, harder: bool, seed: int) -> list[Request]:
     """Half of users and half of items that the language model was not trained on."""
     dataset = read_dataset(data)
-    train = split_leave_one_out(dataset.interactions).train
-    ids = dataset.interactions.user_ids
-    place = {ids[user]: number for number, user in enumerate(train.users.tolist())}
+    histories = training_histories(dataset)
     draw = np.random.default_rng(seed)
     requests = []
     for texts, of_users in ((user_texts(dataset, harder=harder), True), (item_texts(dataset, harder=harder), False)):
         held_out = [text.entity for text in split_texts(texts)[1]]
         for entity in draw.permutation(held_out)[: entities // 2].tolist():
-            if of_users:
-                history = [dataset.items.item_ids[row] for row in train[place[entity]].tolist()]
-                requests.append(model.user_request(history))
-            else:
-                requests.append(model.item_request(entity))
+            requests.append(model.user_request(histories[entity]) if of_users else model.item_request(entity))
     return requests
 
 

@@ -70,6 +70,19 @@ def text_bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> B
     return Bundle(path)
 
 
+@pytest.fixture(scope="session")
+def knowledge_folder(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shop's knowledge folder, its model trained for seconds: its texts only look like texts. Read-only."""
+    from builders.knowledge.folder import build_folder
+    from builders.knowledge.language_model import LanguageModelConfig
+
+    training = TrainingConfig(epochs=2, learning_rate=5e-3, dropout=0.0, tokens_per_batch=512)
+    config = LanguageModelConfig(texts=300, vocabulary=1500, hidden_size=64, layers=1, training=training)
+    path = tmp_path_factory.mktemp("knowledge") / "tiny"
+    build_folder(dataset, path, config=config, own_texts=16)
+    return path
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -9,8 +9,8 @@ from pathlib import Path
 from genrec_client import KnowledgeWriter
 from rich.console import Console
 
-from builders.dataset import read_dataset, split_leave_one_out
-from builders.knowledge.folder import build_folder
+from builders.dataset import read_dataset
+from builders.knowledge.folder import build_folder, training_histories
 from builders.knowledge.texts import split_texts, user_texts
 from builders.progress import track
 from genrec.knowledge.decoder import GREEDY
@@ -27,16 +27,10 @@ def run_knowledge_demo(data: Path, bundle: Path, folder: Path, console: Console)
     if not folder.exists():
         with track("knowledge model") as task:
             build_folder(dataset, folder, progress=lambda step, steps, loss: task(step, steps, f"loss {loss:.2f}"))
-    train = split_leave_one_out(dataset.interactions).train
-    ids, items = dataset.interactions.user_ids, dataset.items
     # Users whose texts the model was not trained on.
     held_out = {text.entity for text in split_texts(user_texts(dataset))[1]}
-    histories = {
-        ids[user]: [items.item_ids[row] for row in train[number].tolist()]
-        for number, user in enumerate(train.users.tolist())
-        if ids[user] in held_out
-    }
-    histories = dict(list(histories.items())[:USERS])
+    known = {user: history for user, history in training_histories(dataset).items() if user in held_out}
+    histories = dict(list(known.items())[:USERS])
     deployment = Deployment(threads=1, knowledge=folder, texts_at_once=TEXTS_AT_ONCE)
     with serve_bundle(bundle, deployment, log_path=folder.parent / "triton.log") as server:
         with KnowledgeWriter(server.grpc_url, timeout_s=600.0) as writer, ThreadPoolExecutor(TEXTS_AT_ONCE) as askers:
@@ -44,7 +38,7 @@ def run_knowledge_demo(data: Path, bundle: Path, folder: Path, console: Console)
             began = time.perf_counter()
             written = list(askers.map(lambda history: list(writer.user(history)), histories.values()))
             served = sum(pieces[-1].tokens for pieces in written) / (time.perf_counter() - began)
-    titles = dict(zip(items.item_ids, items.attributes["title"], strict=True))
+    titles = dict(zip(dataset.items.item_ids, dataset.items.attributes["title"], strict=True))
     for (user, history), pieces in list(zip(histories.items(), written, strict=True))[:SHOWN]:
         console.print(f"[bold]{user}[/bold], last took: {', '.join(titles[item] for item in history[-3:])}")
         console.print("".join(piece.text for piece in pieces), "\n", highlight=False)

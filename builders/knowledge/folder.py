@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from builders.dataset import Dataset, split_leave_one_out
-from builders.knowledge.language_model import QUICK, LanguageModelConfig, encode_example, train_language_model
-from builders.knowledge.texts import KnowledgeText, item_texts, split_texts, user_texts
+from builders.knowledge.language_model import QUICK, LanguageModelConfig, train_language_model
+from builders.knowledge.texts import item_texts, split_texts, user_texts
 from builders.train import Progress
+from genrec.knowledge.decoder import GREEDY
 from genrec.knowledge.groups import GroupRouter
-from genrec.knowledge.model import CHECKPOINT, ITEMS, POOLS, ROUTER, Settings, category_of
+from genrec.knowledge.model import CHECKPOINT, ITEMS, POOLS, ROUTER, KnowledgeModel, Settings, category_of
 from genrec.knowledge.pools import Pools
 
 
@@ -27,13 +28,15 @@ def build_folder(
     checkpoint: Path | None = None,
     config: LanguageModelConfig = QUICK,
     harder: bool = False,
+    own_texts: int = 1000,
     progress: Progress = lambda step, steps, loss: None,
 ) -> None:
     """Write the knowledge folder of `dataset` to `path`, replacing what is there.
 
-    checkpoint: a causal language model as transformers saves it; its pools start empty. Without one, a small model is
-    trained on made-up texts of the demo shop's users and items, and the pools hold the texts that it was trained on.
-    Raises ValueError for items that are not the demo shop's, then.
+    checkpoint: a causal language model as transformers saves it. Without one, a small model is trained on made-up texts
+    of the demo shop's users and items; ValueError for items that are not its, then. own_texts: of entities drawn from
+    those that it was trained on, or from all, are written by the model for the pools to start with: a model's own texts
+    draft it best.
     """
     work = path.with_name(path.name + ".work")
     shutil.rmtree(work, ignore_errors=True)
@@ -48,29 +51,36 @@ def build_folder(
     router.save(work / ROUTER)
     if checkpoint is not None:
         shutil.copytree(checkpoint, work / CHECKPOINT)
-        Pools(len(AutoTokenizer.from_pretrained(checkpoint))).save(work / POOLS)
+        entities = [*dataset.items.item_ids, *dataset.interactions.user_ids]
     else:
         users, items = user_texts(dataset, harder=harder), item_texts(dataset, harder=harder)
         texts = [*split_texts(users)[0], *split_texts(items)[0]]
         train_language_model(texts, work / CHECKPOINT, config, progress=progress)
-        groups = entity_groups(dataset, router)
-        old_texts(work / CHECKPOINT, texts, [groups[text.entity] for text in texts]).save(work / POOLS)
+        entities = [text.entity for text in texts]
+    Pools(len(AutoTokenizer.from_pretrained(work / CHECKPOINT))).save(work / POOLS)
+    model = KnowledgeModel(work)
+    write_own_texts(model, dataset, np.random.default_rng(0).permutation(entities)[:own_texts].tolist(), progress)
+    model.pools.save(work / POOLS)
     shutil.rmtree(path, ignore_errors=True)
     work.rename(path)
 
 
-def entity_groups(dataset: Dataset, router: GroupRouter) -> dict[str, str]:
-    """The group of every item, and of every user by the training part of its history."""
+def write_own_texts(model: KnowledgeModel, dataset: Dataset, entities: Sequence[str], progress: Progress) -> None:
+    """Write the texts of `entities` greedily, and add them to the model's pools as they finish."""
+    histories = training_histories(dataset)
+    decoder = model.decoder(GREEDY, batch_size=16, grow=True)
+    requests = (
+        model.user_request(histories[entity]) if entity in histories else model.item_request(entity)
+        for entity in entities
+    )
+    for done, _ in enumerate(decoder.generate(requests), 1):
+        progress(done, len(entities), 0.0)
+
+
+def training_histories(dataset: Dataset) -> dict[str, list[str]]:
+    """Item ids of every user's training part, oldest first: what comes later is for a model to be tested with."""
     train = split_leave_one_out(dataset.interactions).train
-    ids = dataset.interactions.user_ids
-    groups = {item: router.item_group(row) for row, item in enumerate(dataset.items.item_ids)}
-    return groups | {ids[user]: router.user_group(train[number]) for number, user in enumerate(train.users.tolist())}
-
-
-def old_texts(checkpoint: Path, texts: Sequence[KnowledgeText], groups: Sequence[str]) -> Pools:
-    """Pools that hold `texts`, as a checkpoint's tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    pools = Pools(len(tokenizer))
-    encoded = [encode_example(tokenizer, text) for text in texts]
-    pools.add([example.tokens[example.prompt :] for example in encoded], list(groups))
-    return pools
+    ids, items = dataset.interactions.user_ids, dataset.items.item_ids
+    return {
+        ids[user]: [items[row] for row in train[number].tolist()] for number, user in enumerate(train.users.tolist())
+    }

@@ -4,8 +4,8 @@ A text is made of facts and wording. The facts are those of the entity: a user's
 and shift of interest, all as its prompt shows them; an item's type, brand, line and series; and what shoppers take next
 after a type, counted in the training part of the interactions. The wording comes from templates such as
 `[mostly|mainly||above all] buys {department} things`: one of the alternatives in brackets, those behind `||` only in
-the harder set. Most often the choice is the habit of the entity's department, tier, or the like, so that similar
-entities are written about alike and a model can learn it; otherwise it is free.
+the harder set. Often the choice is the habit of the entity's department, tier, or the like, so that similar entities
+are written about alike and a model can learn it; otherwise it is free.
 """
 
 from __future__ import annotations

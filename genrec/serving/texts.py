@@ -7,7 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from genrec.knowledge.decoder import Progress, Request, Session, SpeculativeDeco
 from genrec.preprocessor import InvalidRequest
 
 MAX_WAITING = 1024
+Reason = Literal["refused", "overloaded", "cancelled", "failed"]
 
 
 class Stream(Protocol):
@@ -26,8 +27,8 @@ class Stream(Protocol):
     def write(self, text: str, tokens: int, last: bool) -> None:
         """The next piece of the text, and how many tokens it has by now."""
 
-    def fail(self, message: str, refused: bool = False) -> None:
-        """No text, or no more of it. refused: because of the request itself."""
+    def fail(self, message: str, reason: Reason) -> None:
+        """No text, or no more of it."""
 
 
 @dataclass
@@ -57,7 +58,9 @@ class TextWriter:
         try:
             self._arrived.put_nowait((request, stream))
         except queue.Full:
-            stream.fail(f"{MAX_WAITING} texts are waiting, exceeds maximum queue size; send fewer at once")
+            stream.fail(
+                f"{MAX_WAITING} texts are waiting, exceeds maximum queue size; send fewer at once", "overloaded"
+            )
 
     def close(self) -> None:
         """Finish what is under way, then end the thread."""
@@ -70,7 +73,7 @@ class TextWriter:
             open_ = self._take(session, open_)
             for index in [index for index, running in self._running.items() if running.stream.cancelled()]:
                 session.cancel(index)
-                self._running.pop(index).stream.fail("cancelled")
+                self._running.pop(index).stream.fail("cancelled", "cancelled")
             if not session.pending:
                 continue
             try:
@@ -79,7 +82,7 @@ class TextWriter:
             except Exception:  # a defect: these texts fail, the next ones may not
                 self._log(traceback.format_exc())
                 for running in self._running.values():
-                    running.stream.fail("internal error, see the server's log")
+                    running.stream.fail("internal error, see the server's log", "failed")
                 self._running.clear()
                 session = self._decoder.session()
 
@@ -96,7 +99,7 @@ class TextWriter:
             try:
                 self._running[session.submit(request)] = _Running(stream)
             except InvalidRequest as error:
-                stream.fail(str(error), refused=True)
+                stream.fail(str(error), "refused")
         return open_
 
     def _report(self, progress: Progress) -> None:

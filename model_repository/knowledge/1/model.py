@@ -11,6 +11,15 @@ from genrec.preprocessor import InvalidRequest
 from genrec.serving.step import optional
 from genrec.serving.texts import TextWriter
 
+# By name: the module has its classes only once a model is being made.
+_CODES = {
+    "refused": "INVALID_ARG",
+    "overloaded": "UNAVAILABLE",
+    "cancelled": "CANCELLED",
+    "failed": "INTERNAL",
+}
+OUTCOMES = ("written", *_CODES)
+
 
 class TritonPythonModel:
     def initialize(self, args):
@@ -20,15 +29,19 @@ class TritonPythonModel:
         self.decoder = self.model.decoder(
             VERIFICATIONS[parameters["verification"]], int(parameters["texts_at_once"]), grow=True
         )
+        self.texts = pb.MetricFamily(
+            name="genrec_texts_total", description="Knowledge texts asked for", kind=pb.MetricFamily.COUNTER
+        )
+        self.outcomes = {name: self.texts.Metric(labels={"outcome": name}) for name in OUTCOMES}
         self.writer = TextWriter(self.decoder, self.model.text, pb.Logger.log_error)
 
     def execute(self, requests):
         for request in requests:
-            stream = _Stream(request.get_response_sender())
+            stream = _Stream(request.get_response_sender(), self.outcomes)
             try:
                 self.writer.submit(self._read(request), stream)
             except InvalidRequest as error:
-                stream.fail(str(error), refused=True)
+                stream.fail(str(error), "refused")
 
     def finalize(self):
         self.writer.close()
@@ -43,8 +56,8 @@ class TritonPythonModel:
 class _Stream:
     """Where the pieces of one text go; see `genrec.serving.texts.Stream`."""
 
-    def __init__(self, sender):
-        self._sender = sender
+    def __init__(self, sender, outcomes):
+        self._sender, self._outcomes = sender, outcomes
 
     def cancelled(self):
         return self._sender.is_cancelled()
@@ -54,11 +67,13 @@ class _Stream:
             pb.Tensor("text", np.array([[text.encode()]], np.object_)),
             pb.Tensor("tokens", np.array([[tokens]], np.int32)),
         ]
-        self._send(pb.InferenceResponse(outputs), last)
+        self._send(pb.InferenceResponse(outputs), "written" if last else None)
 
-    def fail(self, message, refused=False):
-        code = pb.TritonError.INVALID_ARG if refused else pb.TritonError.UNAVAILABLE
-        self._send(pb.InferenceResponse(error=pb.TritonError(message, code)), True)
+    def fail(self, message, reason):
+        self._send(pb.InferenceResponse(error=pb.TritonError(message, getattr(pb.TritonError, _CODES[reason]))), reason)
 
-    def _send(self, response, last):
+    def _send(self, response, outcome):
+        last = outcome is not None
+        if last:
+            self._outcomes[outcome].increment(1)
         self._sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)

@@ -34,7 +34,7 @@ TINY = LanguageModelConfig(
     heads=2,
     kv_heads=1,
     max_tokens=128,
-    training=TrainingConfig(epochs=12, learning_rate=1e-2, dropout=0.0, tokens_per_batch=256),
+    training=TrainingConfig(epochs=25, learning_rate=1e-2, dropout=0.0, tokens_per_batch=256),
 )
 
 
@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]
 
 def test_training_reduces_the_loss(trained: tuple[Path, list[float]]) -> None:
     losses = trained[1]
-    assert len(losses) == 12 and losses[0] > 3 and losses[-1] < 0.2
+    assert len(losses) == 25 and losses[0] > 3 and losses[-1] < 0.3
 
 
 def test_the_folder_is_a_standard_one(trained: tuple[Path, list[float]]) -> None:

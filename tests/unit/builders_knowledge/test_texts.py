@@ -16,7 +16,7 @@ from builders.knowledge.texts import KnowledgeText, item_texts, split_texts, use
 
 @pytest.fixture(scope="module")
 def shop() -> Dataset:
-    return make_demo_shop(1500, 2500, 3)
+    return make_demo_shop(600, 800, 3)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_item_texts_follow_the_attributes(shop: Dataset, items: list[KnowledgeTe
 
 
 def test_similar_entities_are_written_about_alike(users: list[KnowledgeText]) -> None:
-    """A third of the users' texts is found more often in texts of their own group than of as many other users."""
+    """A text's 4-grams are found more often in texts of its own group than of as many others."""
     words: dict[str, int] = {}
     tokens = [np.array([words.setdefault(word, len(words)) for word in text.text.split()]) for text in users]
     groups = np.array([text.group for text in users])
@@ -105,7 +105,8 @@ def test_similar_entities_are_written_about_alike(users: list[KnowledgeText]) ->
     assert own.group > mixed.group + 0.05
 
 
-def test_the_harder_set_has_about_twice_the_novelty(shop: Dataset) -> None:
+def test_the_harder_set_has_about_twice_the_novelty() -> None:
+    shop = make_demo_shop(1000, 2000, 3)
     novelty = []
     for harder in (False, True):
         words: dict[str, int] = {}
@@ -118,8 +119,9 @@ def test_the_harder_set_has_about_twice_the_novelty(shop: Dataset) -> None:
             )
             groups = [np.array([text.group for text in part]) for part in parts]
             shares.append(repetition(pool, groups[0], held_out, groups[1]).neither)
-        novelty.append(np.array(shares))
-    assert (novelty[1] > 1.3 * novelty[0]).all() and 1.5 < novelty[1].mean() / novelty[0].mean() < 2.5
+        novelty.append(np.mean(shares))
+    # Twice for the demo shop of 12,000 users; among few texts much is new in either set.
+    assert 1.4 < novelty[1] / novelty[0] < 2.6
 
 
 def test_the_same_entities_are_held_out_of_every_set(shop: Dataset, users: list[KnowledgeText]) -> None:

@@ -21,7 +21,7 @@ class Recorder:
 
     patience: int = 1000
     pieces: list[tuple[str, int]] = field(default_factory=list)
-    error: tuple[str, bool] | None = None
+    error: tuple[str, str] | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
     def cancelled(self) -> bool:
@@ -32,8 +32,8 @@ class Recorder:
         if last:
             self.done.set()
 
-    def fail(self, message: str, refused: bool = False) -> None:
-        self.error = message, refused
+    def fail(self, message: str, reason: str) -> None:
+        self.error = message, reason
         self.done.set()
 
 
@@ -69,7 +69,7 @@ def test_a_requester_that_gives_up_ends_its_text_and_no_other(decoder: Speculati
     for stream in (gone, stays):
         writer.submit(Request(np.arange(3), max_new_tokens=60), stream)
     writer.close()
-    assert gone.error == ("cancelled", False) and len(gone.pieces) == 2
+    assert gone.error == ("cancelled", "cancelled") and len(gone.pieces) == 2
     assert stays.pieces[-1][1] == 60
 
 
@@ -78,7 +78,7 @@ def test_a_refused_request_hears_why(decoder: SpeculativeDecoder) -> None:
     writer.submit(Request(np.arange(3), max_new_tokens=500), refused)
     writer.submit(Request(np.arange(3), max_new_tokens=4), stays)
     writer.close()
-    assert refused.error is not None and refused.error[1] and "at most 128 together" in refused.error[0]
+    assert refused.error is not None and refused.error[1] == "refused" and "at most 128 together" in refused.error[0]
     assert stays.pieces[-1][1] == 4
 
 
@@ -96,7 +96,7 @@ def test_too_many_waiting_are_refused_at_once(decoder: SpeculativeDecoder, monke
     assert entered.wait(10)
     for stream in streams[1:]:
         writer.submit(Request(np.arange(3), max_new_tokens=2), stream)
-    assert streams[2].error is not None and "exceeds maximum queue size" in streams[2].error[0]
+    assert streams[2].error is not None and streams[2].error[1] == "overloaded"
     go_on.set()
     writer.close()
     assert all(stream.pieces[-1][1] == 2 for stream in streams[:2])
@@ -113,5 +113,5 @@ def test_after_a_defect_the_next_texts_are_written(
         assert first.done.wait(10)
     writer.submit(Request(np.arange(3), max_new_tokens=3), second)
     writer.close()
-    assert first.error == ("internal error, see the server's log", False) and "ZeroDivisionError" in log[0]
+    assert first.error == ("internal error, see the server's log", "failed") and "ZeroDivisionError" in log[0]
     assert second.pieces[-1][1] == 3
