@@ -24,14 +24,14 @@ from builders.train import Curves, Progress, train
 from genrec.model.backbone import backbone_config
 
 EOS, PAD = "<eos>", "<pad>"
-_TRAINING = TrainingConfig(epochs=1, learning_rate=2e-3, warmup_share=0.03, dropout=0.0, tokens_per_batch=768)
+_TRAINING = TrainingConfig(epochs=2, learning_rate=2e-3, warmup_share=0.03, dropout=0.0, tokens_per_batch=768)
 
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """A recipe. vocabulary: tokens, 258 or more. texts: how many of those given are trained on, drawn at random."""
 
-    texts: int = 5500
+    texts: int = 4500
     vocabulary: int = 3000
     hidden_size: int = 256
     layers: int = 4
@@ -41,7 +41,7 @@ class LanguageModelConfig:
     training: TrainingConfig = field(default=_TRAINING)
 
 
-QUICK = LanguageModelConfig(texts=1800)
+QUICK = LanguageModelConfig(texts=1500)
 
 
 def train_language_model(
@@ -63,7 +63,7 @@ def train_language_model(
     drawn = np.random.default_rng(seed).permutation(len(texts))[: config.texts]
     texts = [texts[i] for i in drawn.tolist()]
     tokenizer = train_tokenizer((text.prompt + text.text for text in texts), config.vocabulary)
-    examples = _Examples([encode_example(tokenizer, text) for text in texts])
+    examples = _Examples([encode_example(tokenizer, text) for text in texts], config.training.epochs)
     if (longest := max(map(len, examples.tokens))) > config.max_tokens:
         raise ValueError(f"a prompt and its text have {longest} tokens; the model has {config.max_tokens} positions")
     torch.manual_seed(seed)
@@ -145,16 +145,19 @@ def encode_example(tokenizer: Any, text: KnowledgeText) -> Example:
 
 
 class _Examples:
-    """Batches of examples alike in length; a `builders.examples.Source`."""
+    """Batches of examples alike in length; a `builders.examples.Source`.
 
-    def __init__(self, tokens: list[Example]) -> None:
-        self.tokens = tokens
+    The first of several epochs has only the shorter half: from short prompts, a model learns to copy names soonest.
+    """
+
+    def __init__(self, tokens: list[Example], epochs: int) -> None:
+        self.tokens, self._epochs = tokens, epochs
 
     def plan(self, seed: int, epoch: int, tokens_per_batch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([seed, epoch])
         lengths = np.array(list(map(len, self.tokens)))
         order = np.lexsort((rng.random(lengths.size), lengths))
-        batches, at = [], order.size
+        batches, at = [], order.size // 2 if epoch == 0 < self._epochs - 1 else order.size
         while at > 0:  # from the longest down, so that the first of a batch sets its width
             size = max(1, tokens_per_batch // int(lengths[order[at - 1]]))
             batches.append(order[max(0, at - size) : at])

