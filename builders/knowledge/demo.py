@@ -18,7 +18,7 @@ from genrec.knowledge.model import KnowledgeModel
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 
-USERS, SHOWN, TEXTS_AT_ONCE = 200, 5, 16
+USERS, SHOWN, TEXTS_AT_ONCE, OWN_TEXTS = 200, 5, 16, 300
 
 
 def run_knowledge_demo(data: Path, bundle: Path, folder: Path, console: Console) -> None:
@@ -26,7 +26,12 @@ def run_knowledge_demo(data: Path, bundle: Path, folder: Path, console: Console)
     dataset = read_dataset(data)
     if not folder.exists():
         with track("knowledge model") as task:
-            build_folder(dataset, folder, progress=lambda step, steps, loss: task(step, steps, f"loss {loss:.2f}"))
+            build_folder(
+                dataset,
+                folder,
+                own_texts=OWN_TEXTS,
+                progress=lambda step, steps, loss: task(step, steps, f"loss {loss:.2f}"),
+            )
     # Users whose texts the model was not trained on.
     held_out = {text.entity for text in split_texts(user_texts(dataset))[1]}
     known = {user: history for user, history in training_histories(dataset).items() if user in held_out}
