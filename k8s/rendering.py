@@ -17,6 +17,7 @@ CHART = Path(__file__).parent / "chart"
 PROFILES = ("cpu", "gpu")
 # Stand for the two values that have no default.
 REQUIRED = {"image": {"repository": "registry.example/genrec"}, "bundle": {"location": "pvc://bundles/shop/v1"}}
+KNOWLEDGE = {"knowledgeJob": {"enabled": True, "image": "i:1", "claim": "data", "entities": "users.parquet"}}
 
 
 def render(values: Mapping[str, Any], release: str = "genrec", namespace: str = "default") -> list[dict[str, Any]]:
@@ -45,9 +46,9 @@ def profile(name: str) -> dict[str, Any]:
 
 
 def main(out: Path) -> None:
-    """Write the manifests of the defaults and of every profile to `out`."""
+    """Write the manifests of the defaults, of every profile, and with the knowledge Job to `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, values in {"defaults": {}, **{name: profile(name) for name in PROFILES}}.items():
+    for name, values in {"defaults": {}, "knowledge": KNOWLEDGE, **{name: profile(name) for name in PROFILES}}.items():
         manifests = render(merged(REQUIRED, values), namespace="shop")
         (out / f"{name}.yaml").write_text(yaml.safe_dump_all(manifests))
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from builders.cli import app
-from k8s.rendering import CHART, PROFILES, REQUIRED, merged, profile
+from k8s.rendering import CHART, KNOWLEDGE, PROFILES, REQUIRED, merged, profile
 from tests.chart.conftest import Manifests, Rendered, one
 
 KUBERNETES = ("1.36", "1.37")  # the two newest that kubernetes-validate knows
@@ -51,7 +51,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "gs": {"bundle": {"location": "gs://models/shop/v7"}},
     "az": {"bundle": {"location": "az://models/shop/v7"}},
     "whole claim": {"bundle": {"location": "pvc://bundle"}},
-    "knowledge": {"knowledgeJob": {"enabled": True, "image": "i:1", "claim": "data", "entities": "users.parquet"}},
+    "knowledge": KNOWLEDGE,
     "canary": {"canary": {"of": "genrec"}},
     "bare": {
         "networkPolicy": {"enabled": False},
