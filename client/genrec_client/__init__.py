@@ -1,13 +1,16 @@
 """Client of the `recommend` model: one user's history in, a ranked list of items out.
 
-It shares only the wire contract with the server, so it installs alone. `Recommender` is the way in.
+It shares only the wire contract with the server, so it installs alone. `Recommender` is the way in, and
+`AsyncRecommender` for asyncio.
 """
 
+from genrec_client.async_recommender import AsyncRecommender
+from genrec_client.base import Readiness
 from genrec_client.channel import TlsOptions
 from genrec_client.errors import DeadlineExceeded, InvalidRequest, Overloaded, RecommendError, Unavailable
 from genrec_client.knowledge import KnowledgeWriter, TextPiece
 from genrec_client.recommendations import Recommendations, RecommendedItem, Source
-from genrec_client.recommender import Readiness, Recommender
+from genrec_client.recommender import Recommender
 from genrec_client.request import ItemId, RecommendRequest
 from genrec_client.retry import RetryPolicy
 from genrec_client.statistics import Statistics
@@ -15,6 +18,7 @@ from genrec_client.statistics import Statistics
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncRecommender",
     "DeadlineExceeded",
     "InvalidRequest",
     "ItemId",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from genrec_client import wire
 from genrec_client.addresses import AddressPool
-from genrec_client.errors import DeadlineExceeded, InvalidRequest
+from genrec_client.errors import DeadlineExceeded, InvalidRequest, RecommendError
 from genrec_client.recommendations import Recommendations
 from genrec_client.retry import Failure, RetryBudget, RetryPolicy, classify, decide, error_of
 from genrec_client.statistics import Counters
@@ -24,13 +25,14 @@ class CallContext:
     policy: RetryPolicy
     budget: RetryBudget
     counters: Counters
+    closed: threading.Event = field(default_factory=threading.Event)
 
 
 class Call:
     """The state of one call: its message, its deadline, the addresses it has tried.
 
-    Repeat `begin_attempt`, send `message` to that address, then `succeed` or `fail`. Not thread-safe: a call belongs
-    to the thread that drives it.
+    Repeat `begin_attempt`, send `message` to that address, then `succeed` or `fail`; or `abandon` it in between. Not
+    thread-safe: a call belongs to the thread that drives it.
     """
 
     def __init__(self, context: CallContext, message: wire.InferRequest, timeout_s: float) -> None:
@@ -52,6 +54,7 @@ class Call:
 
         Raises:
             DeadlineExceeded: nothing remains.
+            RecommendError: the client was closed since the last attempt (CANCELLED).
         """
         context = self._context
         remaining_s = self._deadline - time.monotonic()
@@ -59,6 +62,9 @@ class Call:
             context.counters.count_request()
             context.budget.earn()
         else:
+            if context.closed.is_set():
+                context.counters.count_failure()
+                raise RecommendError("the client was closed", "CANCELLED", self._attempts, self._url)
             if remaining_s <= 0:
                 context.counters.count_failure()
                 raise DeadlineExceeded(
@@ -115,6 +121,11 @@ class Call:
             reason = "not retried: the retry budget is spent"
         context.counters.count_failure()
         raise error_of(failure, message, code, self._attempts, self._url, reason)
+
+    def abandon(self) -> None:
+        """Note that nobody waits for this call any more; it is not a failure."""
+        if self._attempts:
+            self._context.counters.count_cancelled()
 
     @property
     def _url(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import grpc
@@ -66,16 +67,30 @@ def split_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
     return addresses
 
 
-def open_channel(url: str, tls: bool | TlsOptions, options: Sequence[tuple[str, object]] = ()) -> Channel:
-    """A channel to one address. It connects with the first request.
+class ChannelOpener:
+    """Opens the channels of one client. The TLS files are read here, once.
 
     Args:
-        url: host:port, or any gRPC target such as "dns:///name:8001".
         tls: True for TLS with the system's certificates.
         options: gRPC channel arguments, which go before the client's own choices.
+
+    Raises:
+        OSError: a TLS file cannot be read.
     """
-    arguments = list({**_OPTIONS, **dict(options)}.items())
-    if tls is False:
-        return grpc.insecure_channel(url, options=arguments)
-    credentials = (TlsOptions() if tls is True else tls).credentials()
-    return grpc.secure_channel(url, credentials, options=arguments)
+
+    def __init__(self, tls: bool | TlsOptions, options: Sequence[tuple[str, object]] = ()) -> None:
+        self._options = list({**_OPTIONS, **dict(options)}.items())
+        self._credentials = None
+        if tls is not False:
+            self._credentials = (TlsOptions() if tls is True else tls).credentials()
+
+    def open(self, url: str, library: ModuleType = grpc) -> Channel:
+        """A channel to one address. It connects with the first request.
+
+        Args:
+            url: host:port, or any gRPC target such as "dns:///name:8001".
+            library: `grpc`, or `grpc.aio` for the running event loop.
+        """
+        if self._credentials is None:
+            return library.insecure_channel(url, options=self._options)
+        return library.secure_channel(url, self._credentials, options=self._options)

@@ -12,7 +12,7 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from genrec_client import wire
-from genrec_client.channel import TlsOptions, open_channel
+from genrec_client.channel import ChannelOpener, TlsOptions
 from genrec_client.errors import RecommendError
 from genrec_client.request import ItemId
 from genrec_client.retry import classify, error_of
@@ -54,7 +54,7 @@ class KnowledgeWriter:
         if not 0 < timeout_s < 1e6:
             raise ValueError(f"timeout_s is {timeout_s}; give seconds above 0")
         self._url, self._model, self._timeout_s, self._metadata = url, model, timeout_s, (*metadata, _STATUS)
-        self._channel = open_channel(url, tls, channel_options)
+        self._channel = ChannelOpener(tls, channel_options).open(url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> KnowledgeWriter:

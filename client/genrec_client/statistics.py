@@ -8,19 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counts since the `Recommender` was made.
+    """Counts since the client was made. What is no failure and not cancelled was answered, or is still under way.
 
     Attributes:
         requests: calls for one user that were sent at least once.
         retries: attempts beyond the first of a call.
         failures: calls that ended in an error after they were sent.
         retries_refused: retries that the retry budget did not allow.
+        cancelled: calls that the caller gave up after they were sent: what `recommend_many` leaves when it raises, and
+            cancelled tasks of an `AsyncRecommender`.
     """
 
     requests: int = 0
     retries: int = 0
     failures: int = 0
     retries_refused: int = 0
+    cancelled: int = 0
 
 
 class Counters:
@@ -32,6 +35,7 @@ class Counters:
         self._retries = 0
         self._failures = 0
         self._retries_refused = 0
+        self._cancelled = 0
 
     def count_request(self) -> None:
         """A call's first attempt is about to be sent."""
@@ -53,7 +57,12 @@ class Counters:
         with self._lock:
             self._retries_refused += 1
 
+    def count_cancelled(self) -> None:
+        """A call that was sent was given up."""
+        with self._lock:
+            self._cancelled += 1
+
     def snapshot(self) -> Statistics:
         """The counts at one moment."""
         with self._lock:
-            return Statistics(self._requests, self._retries, self._failures, self._retries_refused)
+            return Statistics(self._requests, self._retries, self._failures, self._retries_refused, self._cancelled)

@@ -1,8 +1,4 @@
-"""The client against a test double of the server, which answers and fails as the tests ask it to.
-
-What a real Triton does is tested in the integration tests; the double produces the faults that a real one shows only
-while it stops, and records what reached it.
-"""
+"""The client against a test double of the server, which answers and fails as the tests ask it to."""
 
 from __future__ import annotations
 
@@ -14,17 +10,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
+from faulty_server import (
+    NOT_TRIED_AGAIN,
+    STOPPING,
+    UNLOADED,
+    Fault,
+    FaultyServer,
+    answer,
+    fixture_of,
+    ids_of,
+    inputs,
+    pack,
+)
 from genrec_client import (
     DeadlineExceeded,
     InvalidRequest,
-    Overloaded,
     Recommender,
     RecommendError,
     RecommendRequest,
@@ -35,110 +41,9 @@ from genrec_client import (
 )
 from genrec_client.addresses import AddressPool
 from genrec_client.retry import Failure, RetryBudget, classify, decide
-from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
-from tritonclient.utils import deserialize_bytes_tensor
+from tritonclient.grpc import InferResult
 
-QUEUE_FULL = ("UNAVAILABLE", "[request id: 1] Exceeds maximum queue size")
-STOPPING = ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting new inference requests")
-UNLOADED = ("NOT_FOUND", "Request for unknown model: 'recommend' has no available versions")
-QUEUE_TIMEOUT = ("UNAVAILABLE", "Request timeout expired")
-
-Fault = tuple[str, str]
-Behaviour = Fault | Callable[[Any], Any] | None
-
-
-class FaultyServer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Test double of a Triton: a gRPC server in this process.
-
-    `behave` is called with each request and returns a fault to abort with, a response, or None for an ordinary answer.
-    """
-
-    def __init__(self) -> None:
-        self.behave: Callable[[Any], Any] = lambda request: None
-        self.requests: list[Any] = []
-        self.time_remaining_s: list[float] = []
-        self.metadata: list[dict[str, str]] = []
-        self.ready = True
-        self.in_flight = self.most_in_flight = 0
-        self._lock = threading.Lock()
-        self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-        self._server.start()
-
-    def ModelInfer(self, request: Any, context: Any) -> Any:
-        with self._lock:
-            self.requests.append(request)
-            self.time_remaining_s.append(context.time_remaining())
-            self.metadata.append(dict(context.invocation_metadata()))
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            result = self.behave(request)
-        finally:
-            with self._lock:
-                self.in_flight -= 1
-        if isinstance(result, tuple):
-            context.abort(grpc.StatusCode[result[0]], result[1])
-        return answer(["i1", "i2"]) if result is None else result
-
-    def ModelReady(self, request: Any, context: Any) -> Any:
-        return service_pb2.ModelReadyResponse(ready=self.ready and request.name == "recommend")
-
-    def stop(self) -> None:
-        self._server.stop(0).wait()
-
-
-def pack(values: list[bytes]) -> bytes:
-    return b"".join(struct.pack("<I", len(value)) + value for value in values)
-
-
-def answer(ids: list[str], sources: list[int] | None = None, scores: list[float] | None = None) -> Any:
-    """An answer as the wire contract has it."""
-    sources = sources or [0] * len(ids)
-    scores = scores or [-1.0 - rank for rank in range(len(ids))]
-    response = service_pb2.ModelInferResponse(model_name="recommend", model_version="1")
-    for name, datatype, length, raw in (
-        ("item_ids", "BYTES", len(ids), pack([item.encode() for item in ids])),
-        ("scores", "FP32", len(ids), np.array(scores, np.float32).tobytes()),
-        ("source", "UINT8", len(ids), np.array(sources, np.uint8).tobytes()),
-        ("counts", "INT32", 4, np.array([32, 20, 3, 1], np.int32).tobytes()),
-        ("version", "BYTES", 2, pack([b"bundle-7", b"catalog-9"])),
-    ):
-        response.outputs.add(name=name, datatype=datatype, shape=(1, length))
-        response.raw_output_contents.append(raw)
-    return response
-
-
-def inputs(request: Any) -> dict[str, tuple[str, list[int], bytes]]:
-    """Name -> datatype, shape, bytes of a request that reached the double."""
-    assert len(request.inputs) == len(request.raw_input_contents)
-    return {
-        tensor.name: (tensor.datatype, list(tensor.shape), raw)
-        for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
-    }
-
-
-def ids_of(tensor: tuple[str, list[int], bytes]) -> list[bytes]:
-    datatype, shape, raw = tensor
-    assert datatype == "BYTES"
-    values = list(deserialize_bytes_tensor(raw)) if raw else []
-    assert shape == [1, len(values)]
-    return values
-
-
-@pytest.fixture
-def server() -> Iterator[FaultyServer]:
-    double = FaultyServer()
-    yield double
-    double.stop()
-
-
-@pytest.fixture
-def other() -> Iterator[FaultyServer]:
-    double = FaultyServer()
-    yield double
-    double.stop()
+server, other = fixture_of(FaultyServer), fixture_of(FaultyServer)
 
 
 @pytest.fixture
@@ -398,19 +303,7 @@ def test_a_refused_connection_everywhere_is_unavailable(dead_url: str) -> None:
     assert caught.value.address == dead_url
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        (QUEUE_FULL, Overloaded),
-        (QUEUE_TIMEOUT, DeadlineExceeded),
-        (("DEADLINE_EXCEEDED", "Deadline Exceeded"), DeadlineExceeded),
-        (("INVALID_ARGUMENT", "top_k: 0 is below 1"), InvalidRequest),
-        (("NOT_FOUND", "Request for unknown model: 'recommend' is not found"), InvalidRequest),
-        (("RESOURCE_EXHAUSTED", "too many requests"), Overloaded),
-        (("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max (9 vs. 8)"), InvalidRequest),
-        (("INTERNAL", "stub process is not healthy"), RecommendError),
-    ],
-)
+@pytest.mark.parametrize(("fault", "kind"), NOT_TRIED_AGAIN)
 def test_other_failures_are_not_tried_again(
     server: FaultyServer, other: FaultyServer, fault: Fault, kind: type[RecommendError]
 ) -> None:
@@ -524,8 +417,11 @@ def test_one_users_error_stands_in_its_place(server: FaultyServer) -> None:
 
 def test_an_error_is_raised_when_asked(server: FaultyServer) -> None:
     server.behave = lambda request: ("INVALID_ARGUMENT", "no")
-    with Recommender(server.url) as recommender, pytest.raises(InvalidRequest):
-        recommender.recommend_many([RecommendRequest(["a"])] * 50, concurrency=2, return_exceptions=False)
+    with Recommender(server.url) as recommender:
+        with pytest.raises(InvalidRequest):
+            recommender.recommend_many([RecommendRequest(["a"])] * 50, concurrency=2, return_exceptions=False)
+        statistics = recommender.statistics
+    assert (statistics.failures, statistics.cancelled) == (1, statistics.requests - 1)
     assert len(server.requests) < 50
 
 
@@ -577,6 +473,27 @@ def test_a_closed_client_says_so(server: FaultyServer) -> None:
     recommender.close()
     with pytest.raises(RuntimeError, match="closed"):
         recommender.recommend(["a"])
+
+
+# Many calls share one thread, which sees that the client is closed when the wait is over.
+@pytest.mark.parametrize(("many", "backoff_s"), [(False, 20), (True, 1)])
+def test_a_call_that_waits_for_its_retry_ends_when_the_client_is_closed(
+    server: FaultyServer, many: bool, backoff_s: float
+) -> None:
+    server.behave = lambda request: STOPPING
+    policy = RetryPolicy(backoff_s=backoff_s, backoff_max_s=backoff_s)
+    recommender = Recommender(server.url, timeout_s=60, retry=policy)
+    closing = threading.Timer(0.3, recommender.close)
+    closing.start()
+    started = time.monotonic()
+    with pytest.raises(RecommendError, match="closed") as caught:
+        if many:
+            recommender.recommend_many([RecommendRequest(["a"])], return_exceptions=False)
+        recommender.recommend(["a"])
+    closing.join()
+    assert time.monotonic() - started < 5
+    assert (caught.value.code, caught.value.attempts) == ("CANCELLED", 1)
+    assert recommender.statistics.failures == 1
 
 
 def test_errors_name_the_place_and_survive_pickling() -> None:

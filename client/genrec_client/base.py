@@ -1,0 +1,187 @@
+"""What the clients share: their arguments, the calls they make, and the signatures of their methods."""
+
+# mypy: disable-error-code="import-untyped"
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Generic, Literal, TypeVar, overload
+
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from genrec_client import wire
+from genrec_client.addresses import AddressPool
+from genrec_client.call import Call, CallContext
+from genrec_client.channel import Channel, ChannelOpener, TlsOptions, split_urls
+from genrec_client.request import ItemId, RecommendRequest
+from genrec_client.retry import RetryBudget, RetryPolicy
+from genrec_client.statistics import Counters, Statistics
+
+# What `recommend` returns, and `recommend_many` with and without errors in it: values, or what is awaited for them.
+One = TypeVar("One")
+ManyOrErrors = TypeVar("ManyOrErrors")
+Many = TypeVar("Many")
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether one address would serve requests; `message` says why not."""
+
+    url: str
+    ready: bool
+    message: str = ""
+
+
+class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
+    """A client without the sending. `Recommender` says what the arguments mean."""
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        model: str = "recommend",
+        timeout_s: float = 1.0,
+        retry: RetryPolicy | None = None,
+        tls: bool | TlsOptions = False,
+        metadata: Sequence[tuple[str, str]] = (),
+        channel_options: Sequence[tuple[str, object]] = (),
+    ) -> None:
+        if not 0 < timeout_s < 1e6:
+            raise ValueError(f"timeout_s is {timeout_s}; give seconds above 0")
+        policy = retry or RetryPolicy()
+        addresses = split_urls(urls)
+        self._model = model
+        self._timeout_s = timeout_s
+        self._metadata = tuple(metadata)
+        self._context = CallContext(
+            addresses,
+            AddressPool(len(addresses), policy.cool_down_s),
+            policy,
+            RetryBudget(policy.budget_ratio, policy.budget_reserve, policy.budget_capacity),
+            Counters(),
+        )
+        self._opener = ChannelOpener(tls, channel_options)
+        self._channels: list[Channel] = []
+        self._stubs: list[Any] = []
+        self._prepare()
+
+    @property
+    def statistics(self) -> Statistics:
+        """Counts since this client was made."""
+        return self._context.counters.snapshot()
+
+    def recommend(
+        self,
+        history: Iterable[ItemId],
+        *,
+        top_k: int | None = None,
+        exclude: Iterable[ItemId] | None = None,
+        allow_history: bool | None = None,
+        query: str | None = None,
+        timeout_s: float | None = None,
+    ) -> One:
+        """Recommend items to one user.
+
+        Args:
+            history: item ids, oldest first; may be empty.
+            top_k: items wanted (default: the bundle's).
+            exclude: item ids never to return.
+            allow_history: whether items of the history may come back (default: no).
+            query: text query, for bundles that were trained with one.
+            timeout_s: seconds for the call with all its attempts.
+
+        Raises:
+            InvalidRequest: the request is wrong, by this client's or the server's judgement.
+            Overloaded: the server's queue is full.
+            Unavailable: no address could answer.
+            DeadlineExceeded: the time ran out.
+            RecommendError: anything else, such as an error inside the server.
+            RuntimeError: the client is closed.
+        """
+        return self._answer(RecommendRequest(history, top_k, exclude, allow_history, query), timeout_s)
+
+    @overload
+    def recommend_many(
+        self,
+        requests: Iterable[RecommendRequest],
+        *,
+        concurrency: int = ...,
+        timeout_s: float | None = ...,
+        return_exceptions: Literal[True] = ...,
+    ) -> ManyOrErrors: ...
+
+    @overload
+    def recommend_many(
+        self,
+        requests: Iterable[RecommendRequest],
+        *,
+        concurrency: int = ...,
+        timeout_s: float | None = ...,
+        return_exceptions: Literal[False],
+    ) -> Many: ...
+
+    def recommend_many(
+        self,
+        requests: Iterable[RecommendRequest],
+        *,
+        concurrency: int = 32,
+        timeout_s: float | None = None,
+        return_exceptions: bool = True,
+    ) -> Any:
+        """Recommend items to many users, as concurrent requests of one user each; the server forms the batches.
+
+        Args:
+            requests: one for each user; drawn only as fast as they are sent.
+            concurrency: requests under way at once. Above what the server's queue holds, it refuses some.
+            timeout_s: seconds for each user's call, from its own first attempt.
+            return_exceptions: True returns a user's error in the place of the answer; False raises the first one
+                that happens, and cancels what is under way.
+
+        Returns:
+            One element for each request, in their order.
+
+        Raises:
+            RecommendError: as `recommend` does, only without `return_exceptions`.
+            RuntimeError: the client is closed.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
+        return self._answer_many(requests, concurrency, timeout_s, return_exceptions)
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """The arguments are good: finish the construction."""
+
+    @abstractmethod
+    def _answer(self, request: RecommendRequest, timeout_s: float | None) -> One: ...
+
+    @abstractmethod
+    def _answer_many(
+        self, requests: Iterable[RecommendRequest], concurrency: int, timeout_s: float | None, return_exceptions: bool
+    ) -> Any: ...
+
+    def _connect(self, library: ModuleType) -> None:
+        self._channels = [self._opener.open(url, library) for url in self._context.urls]
+        self._stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self._channels]
+
+    def _call(self, request: RecommendRequest, timeout_s: float | None) -> Call:
+        self._ensure_open()
+        message = wire.build_request(request, self._model)
+        return Call(self._context, message, self._timeout_s if timeout_s is None else timeout_s)
+
+    def _ready_request(self) -> Any:
+        self._ensure_open()
+        return service_pb2.ModelReadyRequest(name=self._model)
+
+    def _readiness_of(self, url: str, code: str, message: str, response: Any) -> Readiness:
+        """What an address answered: the gRPC status, and the response if that is OK."""
+        if code != "OK":
+            return Readiness(url, False, f"{code}: {message}")
+        return Readiness(url, response.ready, "" if response.ready else f"model {self._model!r} is not ready")
+
+    def _ensure_open(self) -> None:
+        if self._context.closed.is_set():
+            raise RuntimeError(f"this {type(self).__name__} is closed")
