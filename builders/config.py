@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackboneShape:
-    """A backbone trained from scratch; see transformers' configuration of the family for the fields."""
+    """A backbone trained from scratch; see transformers' configuration of the family for the fields.
+
+    head_dim: None for hidden_size / heads.
+    """
 
     family: str = "qwen3"
     hidden_size: int = 128
@@ -25,6 +28,7 @@ class BackboneShape:
     layers: int = 4
     heads: int = 4
     kv_heads: int = 4
+    head_dim: int | None = None
 
     def config(self, layout: PromptLayout) -> PretrainedConfig:
         """The configuration that transformers builds it from, with an embedding and a position for every token."""
@@ -38,7 +42,7 @@ class BackboneShape:
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             num_key_value_heads=self.kv_heads,
-            head_dim=self.hidden_size // self.heads,
+            head_dim=self.head_dim or self.hidden_size // self.heads,
             max_position_embeddings=max(512, layout.max_tokens + layout.space.depth),
         )
 

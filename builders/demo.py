@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import tritonclient.grpc as triton
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
@@ -20,8 +19,8 @@ from builders.evaluate import metrics, rank_offline, rank_served, sample_users
 from builders.progress import track
 from genrec.bundle import Bundle, BundleError
 from genrec.engines import open_engine
-from genrec.serving.repository import STEPS
 from genrec.serving.serve import serve_bundle
+from genrec.serving.statistics import read_step_counts
 from genrec.verifier import Verifier
 
 # Large batches without dropout: less good after a long training than the default, and fast for three epochs.
@@ -83,36 +82,26 @@ def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> 
     for place, item_id in enumerate(ids, 1):
         history.add_row(str(place), *cells(item_id))
     console.print(history)
-    statistics = triton.InferenceServerClient(url)
     with Recommender(url, timeout_s=10.0) as client:
         answer = client.recommend(ids)
-        before = _step_times(statistics)
+        before = read_step_counts(url)
         started = time.perf_counter()
         for _ in range(TIMED_REQUESTS):
             answer = client.recommend(ids)
         total = 1e3 * (time.perf_counter() - started) / TIMED_REQUESTS
-    steps = {name: value - before[name] for name, value in _step_times(statistics).items()}
+    steps = {name: counts.since(before[name]) for name, counts in read_step_counts(url).items()}
     ranked = table("recommended by the server (* is what the user bought next)", "score")
     for place, item in enumerate(answer.items, 1):
         mark = "*" if item.item_id == bought_next else ""
         score = f"{item.score:.3f}" if item.source is Source.DRAFTED else "popular"
         ranked.add_row(f"{place}{mark}", *cells(item.item_id), score)
     console.print(ranked)
-    spent = ", ".join(f"{name} {1e3 * value / TIMED_REQUESTS:.2f}" for name, value in steps.items())
+    spent = ", ".join(f"{name} {counts.mean_ms('total'):.2f}" for name, counts in steps.items())
     console.print(
         f"{answer.valid} of {answer.drafted} drafts are items; mean of {TIMED_REQUESTS} requests in ms: {spent}, "
         f"seen by the client {total:.2f}",
         soft_wrap=True,
     )
-
-
-def _step_times(client: triton.InferenceServerClient) -> dict[str, float]:
-    """Seconds that each step has spent on requests so far, by Triton's own statistics, waiting in queues included."""
-    out = {}
-    for name in STEPS:
-        stats = client.get_inference_statistics(name).model_stats[0].inference_stats
-        out[name] = stats.success.ns / 1e9
-    return out
 
 
 def _show_quality(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> None:

@@ -74,7 +74,8 @@ class NezhaObjective(Objective):
         device = self.model.input_embeddings().device
         if isinstance(batch, PromptBatch):
             token_ids, lengths = padded(batch.prompts)
-            states = self.model.prefill(token_ids.to(device), lengths.to(device))
+            hidden = self.model.causal_states(token_ids.to(device))
+            states = last_positions(hidden, lengths.to(device), self.layout.space.depth + 1)
             return self.head_loss(states, torch.from_numpy(batch.targets.astype(np.int64)).to(device))
         hidden, states = self.packed_states(batch, device)
         sids = torch.from_numpy(batch.sids.astype(np.int64)).to(device)

@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
+from builders.page import COLOURS, tidy
 from builders.results import COMPARED, POOLED, Cell, Results
 
-# Okabe and Ito's colours, told apart with every kind of colour blindness.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARGINS = (-0.01, -0.03)  # relative differences worth a line
 TITLES = {"hit": "Hit", "ndcg": "NDCG"}
 _GREY = "0.45"
@@ -108,7 +107,7 @@ def difference_figure(results: Results, history_excluded: bool) -> Figure | None
         left, right = axes.get_xlim()
         axes.set_xlim(min(left, -4), max(right, 2))
         axes.set_xlabel(f"{metric_title(metric)}, relative difference in %")
-        _tidy(axes, "x")
+        tidy(axes, "x")
     both[0].set_yticks(range(len(settings)), [f"beam {w}, masks {'on' if m else 'off'}" for w, m, _ in settings])
     both[0].set_ylim(len(settings) - 0.5, -0.5)
     figure.suptitle(
@@ -158,7 +157,7 @@ def training_figure(results: Results) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         if not axes.lines or not any(len(line.get_xdata()) for line in axes.lines):  # type: ignore[arg-type]
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=_GREY)
-        _tidy(axes)
+        tidy(axes)
     figure.suptitle("Training; the point is the epoch whose weights were kept", fontsize=11)
     handles = [
         Line2D([], [], color=COLOURS[number % len(COLOURS)], label=name)
@@ -197,7 +196,7 @@ def _against_width(axes: Axes, results: Results, value: Callable[[Cell], float],
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("beam width")
-    _tidy(axes)
+    tidy(axes)
 
 
 def _legend(figure: Figure, results: Results, more: Sequence[Line2D] = ()) -> None:
@@ -223,12 +222,6 @@ def _place(figure: Figure, handles: Sequence[Line2D], columns: int) -> None:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, handlelength=3.2
     )
-
-
-def _tidy(axes: Axes, grid: str = "y") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color="0.9", linewidth=0.8)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
 
 
 def _history(excluded: bool) -> str:

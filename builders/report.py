@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from builders.bootstrap import LEVEL, RESAMPLES
+from builders.page import markdown_table, save_figure
 from builders.plots import difference_figure, metric_title, quality_figure, time_figure, training_figure
 from builders.results import POOLED, RECORD, Cell, Difference, Results, Trained
 
@@ -27,12 +26,12 @@ def write_report(results: Results, folder: Path) -> Path:
         page += [f"## {_TITLES[excluded]}", ""]
         differences = [d for d in results.record.differences if d.history_excluded == excluded]
         if differences:
-            page += [_figure(difference_figure(results, excluded), folder, f"differences-history-{history}")]
+            page += [save_figure(difference_figure(results, excluded), folder, f"differences-history-{history}")]
             page += [*_difference_table(differences), ""]
-        page += [_figure(quality_figure(results, excluded), folder, f"quality-history-{history}")]
+        page += [save_figure(quality_figure(results, excluded), folder, f"quality-history-{history}")]
         page += [*_quality_table(results, excluded), ""]
-    page += ["## Time", "", _figure(time_figure(results), folder, "time"), *_time_table(results), ""]
-    if training := _figure(training_figure(results), folder, "training"):
+    page += ["## Time", "", save_figure(time_figure(results), folder, "time"), *_time_table(results), ""]
+    if training := save_figure(training_figure(results), folder, "training"):
         page += ["## Training", "", training]
     page += ["## What was measured, and how", "", *_method(results), "", *_model_table(results), "", *_runs(results)]
     path = folder / PAGE
@@ -50,16 +49,6 @@ def _summary(results: Results) -> str:
     if len({trained.semantic_ids for trained in results.record.models}) > 1:
         text += " The bundles do not share their semantic IDs, so differences come from these too."
     return text
-
-
-def _figure(figure: Figure | None, folder: Path, name: str) -> str:
-    """Markdown of a saved figure, "" for none."""
-    if figure is None:
-        return ""
-    # Text stays text, and nothing depends on the time: the same results give the same file.
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    return f"![{name.replace('-', ' ')}]({name}.svg)\n"
 
 
 def _difference_table(differences: Sequence[Difference]) -> Iterable[str]:
@@ -83,7 +72,7 @@ def _difference_table(differences: Sequence[Difference]) -> Iterable[str]:
                 ]
             )
     titles = ["models", "metric", "beam width", "masks", "seeds", "first", "second", "difference", "95 % interval"]
-    return _table(titles, rows, left=(0, 1, 3, 4))
+    return markdown_table(titles, rows, left=(0, 1, 3, 4))
 
 
 def _quality_table(results: Results, excluded: bool) -> Iterable[str]:
@@ -107,7 +96,7 @@ def _quality_table(results: Results, excluded: bool) -> Iterable[str]:
         values = [f"{metrics[column]:.4f}" if column in metrics else "" for column in _COLUMNS]
         rows.append([name, "", "", "", *values, ""])
     titles = ["model", "seeds", "beam width", "masks", *map(metric_title, _COLUMNS), "drafts that are items"]
-    return _table(titles, rows, left=(0, 3))
+    return markdown_table(titles, rows, left=(0, 3))
 
 
 def _time_table(results: Results) -> Iterable[str]:
@@ -115,7 +104,7 @@ def _time_table(results: Results) -> Iterable[str]:
     for name, cells in _groups(results, True):
         total, drafting = (np.mean([getattr(c, field) for c in cells]) for field in ("ms_per_user", "drafting_ms"))
         rows.append([name, cells[0].beam_width, _on(cells[0].masked), f"{total:.2f}", f"{drafting:.2f}"])
-    return _table(["model", "beam width", "masks", "ms per user", "of it drafting"], rows, left=(0, 2))
+    return markdown_table(["model", "beam width", "masks", "ms per user", "of it drafting"], rows, left=(0, 2))
 
 
 def _method(results: Results) -> Iterable[str]:
@@ -156,7 +145,7 @@ def _model_table(results: Results) -> Iterable[str]:
         for t in results.trained(name)
     ]
     titles = ["model", "seed", "decoder", "parameters", "epochs", "bundle", "weights"]
-    return _table(titles, rows, left=(0, 2, 5, 6))
+    return markdown_table(titles, rows, left=(0, 2, 5, 6))
 
 
 def _epochs(trained: Trained) -> str:
@@ -183,7 +172,7 @@ def _runs(results: Results) -> Iterable[str]:
                 cells,
             ]
         )
-    return _table(
+    return markdown_table(
         ["run", "commit", "engine, device, threads", "machine", "versions", "rankings"], rows, left=(0, 1, 2, 3, 4)
     )
 
@@ -201,13 +190,6 @@ def _mean(cells: Sequence[Cell], metric: str) -> str:
     if not all(metric in cell.metrics for cell in cells):
         return ""
     return f"{np.mean([cell.metrics[metric] for cell in cells]):.4f}"
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[object]], left: Sequence[int]) -> Iterable[str]:
-    yield f"| {' | '.join(titles)} |"
-    yield f"| {' | '.join('---' if at in left else '---:' for at in range(len(titles)))} |"
-    for row in rows:
-        yield f"| {' | '.join(map(str, row))} |"
 
 
 def _percent(share: float) -> str:

@@ -32,7 +32,6 @@ from genrec.catalog import Catalog
 from genrec.engines.torch import TorchEngine
 from genrec.item_index import ItemIndex
 from genrec.model.autoregressive import AutoregressiveModel
-from genrec.model.backbone import last_positions
 from genrec.model.draft_head import DraftHead
 from genrec.model.nezha import NezhaModel
 from genrec.model.packing import pack_rows
@@ -81,8 +80,7 @@ class ModelWithoutPlaceholders(NezhaModel):
     """Every level reads the last history token: h_l = h_0. Its prompts end there."""
 
     def prefill(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        hidden = self.causal_states(token_ids.long())
-        return last_positions(hidden, lengths, 1).float().expand(-1, len(self.levels) + 1, -1)
+        return self.read_prompts(token_ids, lengths, 1)[0].float().expand(-1, len(self.levels) + 1, -1)
 
 
 class ObjectiveWithoutPlaceholders(NezhaObjective):

@@ -1,6 +1,6 @@
-"""What serving adds: the ensemble at concurrency 1 against the bare engine, same requests, in turn, in one run.
+"""What a recommendation costs beyond one prefill: head and beam, verifier, and serving, in turn, in one run.
 
-python perf/overhead.py build/shop-bundle --data build/shop
+python -m perf.overhead build/bench
 """
 
 from __future__ import annotations
@@ -8,95 +8,112 @@ from __future__ import annotations
 import datetime
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tritonclient.grpc as triton
 import typer
 from genrec_client import Recommender
 from rich.console import Console
-from rich.table import Table
 
-from builders.dataset import read_dataset, split_leave_one_out
-from builders.evaluate import sample_users
 from builders.machine import this_commit, this_machine
 from genrec.bundle import Bundle
 from genrec.engines import open_engine
-from genrec.serving.repository import STEPS, Deployment
+from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
+from genrec.verifier import Verifier
+from perf.analyzer import Load
+from perf.cells import Cell, cell_bundle, histories
+from perf.load import LoadTest
+from perf.parts import Parts
 
-PAUSE_S = 0.1  # between the two: ONNX Runtime's threads go on spinning for a while
+RESULTS = "overhead.json"
+CELLS = tuple(Cell(size, 20, 4, beam) for size in ("3M", "25M", "110M") for beam in (128, 512))
+PAUSE_S = 0.1  # between two of them: ONNX Runtime's threads go on spinning for a while
+BATCHES = (1, 2, 4, 8, 16)
+console = Console(stderr=True, soft_wrap=True)
 
 
-def measure(bundle: Bundle, histories: list[np.ndarray], rounds: int, threads: int, log: Path) -> dict[str, Any]:
-    """Milliseconds per request of both, in turn round by round, each one request after the other; mean of each step."""
-    ids = [[bundle.catalog.item_ids[row] for row in history] for history in histories]
-    prompts = [bundle.layout.encode(bundle.catalog.sids[history]) for history in histories]
-    engine = open_engine(bundle, threads=threads)
-    times: dict[str, list[float]] = {"bare engine": [], "ensemble": []}
-    with serve_bundle(bundle.path, Deployment(threads=threads), log_path=log) as server:
-        statistics = triton.InferenceServerClient(server.grpc_url)
-        with Recommender(server.grpc_url, timeout_s=10.0) as client:
+def measure(bundle: Bundle, asked: list[np.ndarray], rounds: int, seconds: float, threads: int, raw: Path) -> dict:
+    """Milliseconds of each call, one request after the other, in turn; and requests per second at saturation."""
+    ids = [[bundle.catalog.item_ids[row] for row in history] for history in asked]
+    prompts = [bundle.layout.encode(bundle.catalog.sids[history]) for history in asked]
+    engine, parts = open_engine(bundle, threads=threads), Parts(bundle, threads)
+    verifier = Verifier(bundle.catalog, bundle.index)
+    hidden = [parts.prefill(prompt) for prompt in prompts]
+    drafts = [engine.draft([prompt]) for prompt in prompts]
+    top_k = np.array([bundle.manifest.limits.default_top_k])
+    deployment = Deployment(threads=threads, timeout_ms=600_000)
+    times: dict[str, list[float]] = {}
+    with serve_bundle(bundle.path, deployment, log_path=raw / "triton.log") as server:
+        test = LoadTest(server, bundle, asked, raw)
+        with Recommender(server.grpc_url, timeout_s=60.0) as client:
+            calls: dict[str, Callable[[int], Any]] = {
+                "prefill": lambda at: parts.prefill(prompts[at]),
+                "head and beam": lambda at: parts.head(hidden[at]),
+                "engine": lambda at: engine.draft([prompts[at]]),
+                "verifier": lambda at: verifier.verify(drafts[at].codes, drafts[at].scores, [asked[at]], top_k),
+                "ensemble": lambda at: client.recommend(ids[at]),
+            }
             for number in range(rounds + 1):  # the first round warms up
-                for name, call, inputs in (
-                    ("bare engine", lambda prompt: engine.draft([prompt]), prompts),
-                    ("ensemble", client.recommend, ids),
-                ):
+                for name, call in calls.items():
                     time.sleep(PAUSE_S)
-                    for one in inputs:
-                        began = time.perf_counter()
-                        call(one)
-                        if number:
-                            times[name].append(1e3 * (time.perf_counter() - began))
-        steps = {}
-        for name in STEPS:
-            stats = statistics.get_inference_statistics(name).model_stats[0].inference_stats
-            steps[name] = stats.success.ns / max(1, stats.success.count) / 1e6
-    return {"times": times, "step_mean_ms": steps}
+                    spent = _timed(call, len(asked), seconds)
+                    if number:
+                        times.setdefault(name, []).extend(spent)
+        saturated: dict[str, list[float]] = {"ensemble": [], **{f"engine, batch {size}": [] for size in BATCHES}}
+        wanted = max(2 * BATCHES[-1], round(1e3 * seconds / float(np.median(times["engine"]))))
+        for number in range(rounds):
+            saturated["ensemble"].append(test.analyzer(Load(wanted, BATCHES[-1]), number)["throughput"])
+            for size in BATCHES:
+                batch = prompts[:size]
+                spent = _timed(lambda at, batch=batch: engine.draft(batch), 2, seconds)
+                saturated[f"engine, batch {size}"].append(1e3 * size / float(np.median(spent)))
+    return {"times": times, "saturated": saturated}
+
+
+def _timed(call: Callable[[int], Any], count: int, seconds: float) -> list[float]:
+    """Milliseconds of every call, 0 to count - 1 in turn, once round and until the time is over at most."""
+    spent, ends = [], time.monotonic() + seconds
+    for at in range(count):
+        began = time.perf_counter()
+        call(at)
+        spent.append(1e3 * (time.perf_counter() - began))
+        if time.monotonic() > ends and len(spent) > 1:
+            break
+    return spent
 
 
 def main(
-    bundles: Annotated[list[Path], typer.Argument(help="The bundles to serve, one after the other.")],
-    data: Annotated[Path, typer.Option(help="Dataset whose test users ask.")],
-    users: int = 100,
-    rounds: int = 10,
-    threads: int = 0,
-    out: Annotated[Path, typer.Option(help="Raw figures, JSON.")] = Path("build/perf/overhead.json"),
+    out: Annotated[Path, typer.Argument(help="Folder of bundles, raw results, and `overhead.json`.")],
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="Of one measurement in one round, at most.")] = 3.0,
+    threads: Annotated[int, typer.Option(help="Of the engine; 0 for one per core.")] = 0,
 ) -> None:
-    """Measure and print the overhead of serving; a ratio is of the medians."""
-    histories, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    console = Console(soft_wrap=True)
-    reports = []
-    for path in bundles:
-        bundle = Bundle(path)
-        manifest = bundle.manifest
-        found = measure(bundle, histories, rounds, threads, out.with_suffix(".log"))
-        parameters = manifest.training["parameters"]
-        title = (
-            f"{path.name}: {parameters / 1e6:.1f} M parameters, beam {manifest.beam_width}, levels {manifest.levels}"
-        )
-        table = Table("concurrency 1", "p50 ms", "p95 ms", "p99 ms", "mean ms", title=title)
-        for name, times in found["times"].items():
-            p50, p95, p99 = np.percentile(times, [50, 95, 99])
-            table.add_row(name, *(f"{x:.2f}" for x in (p50, p95, p99)), f"{np.mean(times):.2f}")
-        console.print(table)
-        ratio = float(np.median(found["times"]["ensemble"]) / np.median(found["times"]["bare engine"]))
-        console.print(f"ratio of medians, ensemble / bare engine: {ratio:.2f}")
-        console.print(
-            "mean ms in each step, waiting included:", {k: round(v, 2) for k, v in found["step_mean_ms"].items()}
-        )
-        reports.append(found | {"bundle": path.name, "parameters": parameters, "ratio": ratio})
-    settings = {
-        "commit": this_commit(),
-        "machine": this_machine().model_dump(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "threads": threads or "one per core",
-        "requests": users * rounds,
+    """Measure backbones of three sizes at two beam widths."""
+    found: dict[str, Any] = {
+        "settings": {
+            "commit": this_commit(),
+            "machine": this_machine().model_dump(),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "threads": threads or "one per core",
+            "rounds": rounds,
+        },
+        "cells": [],
     }
-    console.print(settings)
-    out.write_text(json.dumps({"settings": settings, "bundles": reports}, indent=1))
+    for cell in CELLS:
+        console.rule(cell.name)
+        bundle = cell_bundle(cell, "NEZHA", out / "bundles")
+        raw = out / "raw" / "overhead" / cell.name
+        raw.mkdir(parents=True, exist_ok=True)
+        result = measure(bundle, histories(cell), rounds, seconds, threads, raw)
+        for name, spent in result["times"].items():
+            p50, p95, p99 = np.percentile(spent, [50, 95, 99])
+            console.print(f"{name}: p50 {p50:.2f} p95 {p95:.2f} p99 {p99:.2f} ms of {len(spent)}")
+        console.print({name: round(float(np.median(rates)), 1) for name, rates in result["saturated"].items()})
+        found["cells"].append({"name": cell.name, "parameters": bundle.manifest.training["parameters"], **result})
+        (out / RESULTS).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

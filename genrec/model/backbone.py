@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from genrec.checkpoint_shapes import DECODERS, FAMILIES
+from genrec.model.layers import Heads, LayerCache, additive, finish, keys_values, norm, queries
 
 Model = TypeVar("Model", bound="BackboneModel")
 
@@ -80,6 +81,40 @@ class BackboneModel(nn.Module, ABC):
         """`hidden_states` of plain sequences, int64 [B, S], where every token sees itself and those before it."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         return self.hidden_states(token_ids, positions[None], positions[:, None] >= positions)
+
+    def read_prompts(self, token_ids: Tensor, lengths: Tensor, count: int) -> tuple[Tensor, list[LayerCache]]:
+        """The prefill of inference: one pass over right-padded prompts, int [B, S] and int [B].
+
+        Returns the last `count` positions' hidden states after the final norm, [B, count, d], and the keys and values
+        of the prompts in every layer.
+        """
+        token_ids, lengths = token_ids.long(), lengths.long()
+        rows = token_ids.shape[1]
+        positions = torch.arange(rows, device=token_ids.device)
+        # Attention is causal: padding, which stands behind a prompt, is seen by padding and, if let, by the beams.
+        heads = Heads.of(self.model.layers[0].self_attn)
+        mask = additive(positions[:, None] >= positions).repeat_interleave(heads.members, 0)
+        inside = additive(positions < lengths[:, None])[:, None, None]
+        hidden = self.model.embed_tokens(token_ids)
+        rotation = self.rotation(hidden, positions[None])
+        caches: list[LayerCache] = []
+        for number, layer in enumerate(self.model.layers, 1):
+            normed, attention = norm(layer.input_layernorm, hidden), layer.self_attn
+            caches.append(LayerCache(heads, *keys_values(attention, normed, rows, rotation), inside, attention.scaling))
+            if number == len(self.model.layers):  # only the way of the last positions goes on
+                hidden, normed = last_positions(hidden, lengths, count), last_positions(normed, lengths, count)
+                rows, at = count, lengths[:, None] - count + torch.arange(count, device=lengths.device)
+                rotation = self.rotation(hidden, at)
+                mask = additive(positions <= at[..., None]).repeat_interleave(heads.members, 1)[:, None]
+            mixed = caches[-1].attend_prompt(queries(attention, normed, rows, rotation), rows, mask)
+            hidden = finish(layer, hidden, mixed)
+        return norm(self.model.norm, hidden), caches
+
+    def rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of a head's pairs at int64 [1 or B, R]: [.., R, 1, e / 2] each, for any number of heads."""
+        cos, sin = self.model.rotary_emb(hidden, positions)
+        half = cos.shape[-1] // 2  # the tables hold every pair's angle twice
+        return cos[:, :, None, :half], sin[:, :, None, :half]
 
     def save_checkpoint(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` in the form that transformers reads."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from genrec.checkpoint_shapes import DRAFT_HEAD
-from genrec.model.backbone import BackboneModel, last_positions
+from genrec.model.backbone import BackboneModel
 from genrec.model.draft_head import DraftHead
 
 
@@ -50,12 +50,8 @@ class NezhaModel(BackboneModel):
         return cls(config, settings["levels"], settings["state_size"], settings["transition_size"])
 
     def prefill(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        """One pass over right-padded prompts: int [B, S], int [B] -> float32 h_0 .. h_L, [B, L + 1, d].
-
-        Attention is causal, so what stands after a prompt's end cannot change it and padding needs no mask.
-        """
-        hidden = self.causal_states(token_ids.long())
-        return last_positions(hidden, lengths, len(self.levels) + 1).float()
+        """One pass over right-padded prompts: int [B, S], int [B] -> float32 h_0 .. h_L, [B, L + 1, d]."""
+        return self.read_prompts(token_ids, lengths, len(self.levels) + 1)[0].float()
 
     def draft(
         self,

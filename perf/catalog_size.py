@@ -1,0 +1,61 @@
+"""What the size of the catalogue costs: the same backbone over 10 thousand and 10 million items, in turn.
+
+python -m perf.catalog_size build/bench
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from builders.machine import this_commit, this_machine
+from genrec.serving.repository import Deployment
+from genrec.serving.serve import serve_bundle
+from perf.analyzer import Load
+from perf.cells import Cell, cell_bundle, histories
+from perf.load import LoadTest
+
+RESULTS = "catalog-size.json"
+CELL = Cell("25M", 20, 4, 128)
+console = Console(stderr=True, soft_wrap=True)
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder of bundles, raw results, and `catalog-size.json`.")],
+    sizes: Annotated[str, typer.Option(help="Items, comma-separated.")] = "10000,10000000",
+    rounds: Annotated[int, typer.Option(min=1)] = 7,
+    requests: Annotated[int, typer.Option(min=10, help="Of one run.")] = 60,
+) -> None:
+    """Serve every size at once and ask them in turn, one request after the other."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    with ExitStack() as stack:
+        tests = {}
+        for items in map(int, sizes.split(",")):
+            bundle = cell_bundle(CELL, "NEZHA", out / "bundles", items)
+            raw = out / "raw" / "catalog-size" / str(items)
+            raw.mkdir(parents=True, exist_ok=True)
+            deployment = Deployment(timeout_ms=600_000)
+            server = stack.enter_context(serve_bundle(bundle.path, deployment, log_path=raw / "triton.log"))
+            tests[f"{items}"] = LoadTest(server, bundle, histories(CELL, items), raw)
+        for number in range(rounds):
+            for name, test in tests.items():
+                console.print(f"{name} items")
+                runs.setdefault(name, []).append(test.analyzer(Load(requests, 1), number))
+    settings = {
+        "cell": CELL.name,
+        "commit": this_commit(),
+        "machine": this_machine().model_dump(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "rounds": rounds,
+    }
+    (out / RESULTS).write_text(json.dumps({"settings": settings, "runs": runs}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
