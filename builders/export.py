@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from genrec.engines.onnx import graph_masks
 from genrec.model.backbone import BackboneModel
+from genrec.model.fused import DOMAIN
 from genrec.prefix_trie import PrefixTrie
 from genrec.semantic_id import SemanticIdSpace
 
@@ -73,6 +74,7 @@ def write_graph(
             str(path),
             dynamo=False,
             opset_version=OPSET,
+            custom_opsets={DOMAIN: 1},
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes={name: dict(enumerate(dimensions)) for name, dimensions in free.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import subprocess
@@ -28,6 +29,12 @@ class Machine(Section):
     system: str
     python: str
     libraries: dict[str, str]
+
+
+def provenance(**settings: object) -> dict[str, object]:
+    """What every measurement carries: commit, machine, date, and its own settings; for JSON."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"commit": this_commit(), "machine": this_machine().model_dump(), "date": now, **settings}
 
 
 def this_machine() -> Machine:

@@ -6,7 +6,6 @@ python -m perf.bench build/bench --full     # the whole grid, hours
 
 from __future__ import annotations
 
-import datetime
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from builders.machine import this_commit, this_machine
+from builders.machine import provenance
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from perf.analyzer import Load
@@ -69,13 +68,7 @@ def main(
             continue
         console.rule(cell.name)
         result = measure(cell, out, rounds, seconds, threads)
-        result["settings"] = {
-            "commit": this_commit(),
-            "machine": this_machine().model_dump(),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "threads": threads or "one per core",
-            "rounds": rounds,
-        }
+        result["settings"] = provenance(threads=threads or "one per core", rounds=rounds)
         found["cells"].append(result)
         path.write_text(json.dumps(found, indent=1) + "\n")
 

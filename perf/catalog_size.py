@@ -5,7 +5,6 @@ python -m perf.catalog_size build/bench
 
 from __future__ import annotations
 
-import datetime
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from builders.machine import this_commit, this_machine
+from builders.machine import provenance
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from perf.analyzer import Load
@@ -22,7 +21,7 @@ from perf.cells import Cell, cell_bundle, histories
 from perf.load import LoadTest
 
 RESULTS = "catalog-size.json"
-CELL = Cell("25M", 20, 4, 128)
+CELL = Cell("3M", 20, 4, 128)  # the smaller the backbone, the more anything else would show
 console = Console(stderr=True, soft_wrap=True)
 
 
@@ -47,13 +46,7 @@ def main(
             for name, test in tests.items():
                 console.print(f"{name} items")
                 runs.setdefault(name, []).append(test.analyzer(Load(requests, 1), number))
-    settings = {
-        "cell": CELL.name,
-        "commit": this_commit(),
-        "machine": this_machine().model_dump(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "rounds": rounds,
-    }
+    settings = provenance(cell=CELL.name, rounds=rounds)
     (out / RESULTS).write_text(json.dumps({"settings": settings, "runs": runs}, indent=1) + "\n")
 
 

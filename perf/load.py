@@ -7,7 +7,6 @@ python -m perf.load_report build/load/both build/load/shop build/load/other    #
 from __future__ import annotations
 
 import csv
-import datetime
 import json
 import re
 import resource
@@ -25,7 +24,7 @@ from rich.console import Console
 
 from builders.dataset import read_dataset, split_leave_one_out
 from builders.evaluate import sample_users
-from builders.machine import this_commit, this_machine
+from builders.machine import provenance
 from genrec.bundle import Bundle
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
@@ -177,7 +176,8 @@ def main(
         crowd = max(1, round(0.7 * saturated * think_s))
         locust = [test.locust(shape, crowd, 3 * seconds, think_s) for shape in shapes.split(",") if shape]
     results = {
-        "settings": {
+        "settings": provenance()
+        | {
             "bundle": bundle_path.name,
             "version": bundle.manifest.bundle_version,
             "parameters": bundle.manifest.training["parameters"],
@@ -189,9 +189,6 @@ def main(
             "threads": threads or "one per core",
             "users": len(histories),
             "mean_history": float(np.mean([rows.size for rows in histories])),
-            "commit": this_commit(),
-            "machine": this_machine().model_dump(),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         },
         "closed": closed,
         "open": opened,

@@ -5,7 +5,6 @@ python -m perf.overhead build/bench
 
 from __future__ import annotations
 
-import datetime
 import json
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import typer
 from genrec_client import Recommender
 from rich.console import Console
 
-from builders.machine import this_commit, this_machine
+from builders.machine import provenance
 from genrec.bundle import Bundle
 from genrec.engines import open_engine
 from genrec.serving.repository import Deployment
@@ -93,13 +92,7 @@ def main(
 ) -> None:
     """Measure backbones of three sizes at two beam widths."""
     found: dict[str, Any] = {
-        "settings": {
-            "commit": this_commit(),
-            "machine": this_machine().model_dump(),
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "threads": threads or "one per core",
-            "rounds": rounds,
-        },
+        "settings": provenance(threads=threads or "one per core", rounds=rounds),
         "cells": [],
     }
     for cell in CELLS:

@@ -83,10 +83,11 @@ class AutoregressiveModel(BackboneModel):
         parent: int64 [B, W], which of the cache's beams each beam continues; the cache then holds the new ones.
         """
         hidden = self.model.embed_tokens(token_ids)
-        rotation, width = self.rotation(hidden, positions[:, None]), int(token_ids.shape[1])
+        width = int(token_ids.shape[1])
+        rotation = self.rotation(positions[:, None].expand(-1, width))
         for layer, layer_cache in zip(self.model.layers, cache, strict=True):
             normed, attention = norm(layer.input_layernorm, hidden), layer.self_attn
-            layer_cache.grow(parent, *keys_values(attention, normed, width, rotation))
+            layer_cache.grow(parent, *keys_values(attention, normed, width, rotation), width)
             mixed = layer_cache.attend(queries(attention, normed, width, rotation), width)
             hidden = finish(layer, hidden, mixed)
         return norm(self.model.norm, hidden)

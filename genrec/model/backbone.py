@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from genrec.checkpoint_shapes import DECODERS, FAMILIES
-from genrec.model.layers import Heads, LayerCache, additive, finish, keys_values, norm, queries
+from genrec.model.fused import CausalAttention
+from genrec.model.layers import Heads, LayerCache, Rotation, additive, finish, keys_values, norm, queries
 
 Model = TypeVar("Model", bound="BackboneModel")
 
@@ -34,6 +35,13 @@ class BackboneModel(nn.Module, ABC):
             raise ValueError(f"backbone family {config.model_type!r} is not supported; use one of {FAMILIES}")
         self.config = config
         self.model = AutoModel.from_config(config) if backbone is None else backbone
+        # Of every position, once: a constant in a graph, and no trigonometry on the request path.
+        with torch.no_grad():
+            at = torch.arange(config.max_position_embeddings)[None]
+            tables = self.model.rotary_emb(torch.zeros(1), at)
+        for name, table in zip(("rotary_cos", "rotary_sin"), tables, strict=True):
+            # They hold every pair's angle twice.
+            self.register_buffer(name, table[0, :, : table.shape[-1] // 2].clone(), persistent=False)
 
     @property
     @abstractmethod
@@ -91,30 +99,35 @@ class BackboneModel(nn.Module, ABC):
         token_ids, lengths = token_ids.long(), lengths.long()
         rows = token_ids.shape[1]
         positions = torch.arange(rows, device=token_ids.device)
-        # Attention is causal: padding, which stands behind a prompt, is seen by padding and, if let, by the beams.
-        heads = Heads.of(self.model.layers[0].self_attn)
-        mask = additive(positions[:, None] >= positions).repeat_interleave(heads.members, 0)
         inside = additive(positions < lengths[:, None])[:, None, None]
         hidden = self.model.embed_tokens(token_ids)
-        rotation = self.rotation(hidden, positions[None])
+        rotation = self.rotation(torch.zeros_like(positions[:1]))
+        heads = Heads.of(self.model.layers[0].self_attn)
         caches: list[LayerCache] = []
         for number, layer in enumerate(self.model.layers, 1):
             normed, attention = norm(layer.input_layernorm, hidden), layer.self_attn
-            caches.append(LayerCache(heads, *keys_values(attention, normed, rows, rotation), inside, attention.scaling))
-            if number == len(self.model.layers):  # only the way of the last positions goes on
+            keys, values = keys_values(attention, normed, rows, rotation)
+            caches.append(LayerCache(heads, keys, values, rows, inside, attention.scaling))
+            # Attention is causal: padding, which stands behind a prompt, is seen by nothing but padding.
+            if number < len(self.model.layers):
+                asked = queries(attention, normed, rows, rotation)
+                if heads.members == 1:
+                    mixed = CausalAttention.apply(asked, keys, values, heads.groups, attention.scaling)
+                else:
+                    causal = additive(positions[:, None] >= positions).repeat_interleave(heads.members, 0)
+                    mixed = caches[-1].attend_prompt(asked, rows, causal)
+            else:  # only the way of the last positions goes on
                 hidden, normed = last_positions(hidden, lengths, count), last_positions(normed, lengths, count)
-                rows, at = count, lengths[:, None] - count + torch.arange(count, device=lengths.device)
-                rotation = self.rotation(hidden, at)
-                mask = additive(positions <= at[..., None]).repeat_interleave(heads.members, 1)[:, None]
-            mixed = caches[-1].attend_prompt(queries(attention, normed, rows, rotation), rows, mask)
+                at = lengths[:, None] - count + torch.arange(count, device=lengths.device)
+                asked = queries(attention, normed, count, self.rotation(at))
+                causal = additive(positions <= at[..., None]).repeat_interleave(heads.members, 1)[:, None]
+                mixed = caches[-1].attend_prompt(asked, count, causal)
             hidden = finish(layer, hidden, mixed)
         return norm(self.model.norm, hidden), caches
 
-    def rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of a head's pairs at int64 [1 or B, R]: [.., R, 1, e / 2] each, for any number of heads."""
-        cos, sin = self.model.rotary_emb(hidden, positions)
-        half = cos.shape[-1] // 2  # the tables hold every pair's angle twice
-        return cos[:, :, None, :half], sin[:, :, None, :half]
+    def rotation(self, positions: Tensor) -> Rotation:
+        """Rotary embedding at int64 [B, R], or [1], the first of consecutive positions."""
+        return Rotation(positions, self.get_buffer("rotary_cos"), self.get_buffer("rotary_sin"))
 
     def save_checkpoint(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` in the form that transformers reads."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from genrec.model.beam import of_parents
+from genrec.model.fused import RotaryEmbedding
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Heads:
         return cls(groups, attention.config.num_attention_heads // groups, attention.head_dim)
 
     def grouped(self, queries: Tensor, rows: int) -> Tensor:
-        """[B, R, G * M, e] -> [B, G, R * M, e]: heads of one group meet the same keys, as rows of one product."""
+        """[B, R, G * M * e] -> [B, G, R * M, e]: heads of one group meet the same keys, as rows of one product."""
         if self.members == 1:
-            return queries.transpose(1, 2)
+            return queries.reshape(-1, rows, self.groups, self.size).transpose(1, 2)
         split = queries.reshape(-1, rows, self.groups, self.members, self.size).transpose(1, 2)
         return split.reshape(-1, self.groups, rows * self.members, self.size)
 
@@ -45,29 +46,45 @@ class Heads:
         return mixed.transpose(1, 2).reshape(-1, rows, self.groups * self.members * self.size)
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary position embedding. positions: int64 [B, R], or [1], the first of consecutive ones. cos, sin: tables."""
+
+    positions: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def turn(self, values: Tensor, heads: int) -> Tensor:
+        """Heads side by side at their positions: [B, R, heads * e] -> the same."""
+        return RotaryEmbedding.apply(values, self.positions, self.cos, self.sin, heads)
+
+
 class LayerCache:
     """Keys and values of one layer: the prompt's, which all beams of a request share, and the beams' own codes'.
 
-    keys, values: [B, S, G, e] of the key-value heads. inside: additive mask [B, 1, 1, S] that hides padding.
+    keys, values: [B, S, G * e] of the key-value heads. inside: additive mask [B, 1, 1, S] that hides padding.
     scaling: factor of the attention scores.
     """
 
-    def __init__(self, heads: Heads, keys: Tensor, values: Tensor, inside: Tensor, scaling: float) -> None:
+    def __init__(self, heads: Heads, keys: Tensor, values: Tensor, rows: int, inside: Tensor, scaling: float) -> None:
+        shape = (-1, rows, heads.groups, heads.size)
         # Scaled once here, instead of the scores of every step.
-        self._keys, self._values = (keys * scaling).permute(0, 2, 3, 1), values.transpose(1, 2)
+        self._keys = (keys * scaling).reshape(shape).permute(0, 2, 3, 1)
+        self._values = values.reshape(shape).transpose(1, 2)
         self._heads, self._inside, self._scaling = heads, inside, scaling
         self._own: tuple[Tensor, Tensor] | None = None  # keys and values of t codes, [B, W, t, G, 1, e] each
 
-    def grow(self, parent: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Carry the beams' codes over to their children, parent int64 [B, W], and add the newest: [B, W, G, e]."""
-        keys, values = (keys * self._scaling)[:, :, None, :, None], values[:, :, None, :, None]
+    def grow(self, parent: Tensor, keys: Tensor, values: Tensor, width: int) -> None:
+        """Carry the beams' codes over to their children, parent int64 [B, W], and add the newest: [B, W, G * e]."""
+        shape = (-1, width, 1, self._heads.groups, 1, self._heads.size)
+        keys, values = (keys * self._scaling).reshape(shape), values.reshape(shape)
         if self._own is not None:
             keys = torch.cat([of_parents(self._own[0], parent), keys], 2)
             values = torch.cat([of_parents(self._own[1], parent), values], 2)
         self._own = keys, values
 
     def attend_prompt(self, queries: Tensor, rows: int, mask: Tensor) -> Tensor:
-        """Attention to the prompt alone: queries [B, R, H, e] -> [B, R, H * e].
+        """Attention to the prompt alone: queries [B, R, H * e] -> the same.
 
         mask: additive, broadcast to [B, G, R * M, S]; the heads of a position are consecutive rows.
         """
@@ -75,7 +92,7 @@ class LayerCache:
         return self._heads.joined(weights @ self._values, rows)
 
     def attend(self, queries: Tensor, width: int) -> Tensor:
-        """Attention to the prompt and the beams' own codes, under one softmax: [B, W, H, e] -> [B, W, H * e]."""
+        """Attention to the prompt and the beams' own codes, under one softmax: [B, W, H * e] -> the same."""
         assert self._own is not None
         heads, (keys, values) = self._heads, self._own
         groups, members, count = heads.groups, heads.members, int(keys.shape[2])
@@ -89,17 +106,25 @@ class LayerCache:
         return mixed + (own[..., None] * values).sum(2).reshape(-1, width, groups * members * heads.size)
 
 
-def queries(attention: Any, normed: Tensor, rows: int, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries with their positions: [B, R, d] -> [B, R, H, e]."""
-    split = attention.q_proj(normed).reshape(-1, rows, attention.config.num_attention_heads, attention.head_dim)
-    return _rotate(norm(attention.q_norm, split) if hasattr(attention, "q_norm") else split, *rotation)
+def queries(attention: Any, normed: Tensor, rows: int, rotation: Rotation) -> Tensor:
+    """Queries at their positions: [B, R, d] -> [B, R, H * e]."""
+    heads = attention.config.num_attention_heads
+    return rotation.turn(_normed_heads(attention, "q_norm", attention.q_proj(normed), rows, heads), heads)
 
 
-def keys_values(attention: Any, normed: Tensor, rows: int, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Keys with their positions, and values: [B, R, d] -> [B, R, G, e] each."""
-    shape = (-1, rows, attention.config.num_key_value_heads, attention.head_dim)
-    keys, values = attention.k_proj(normed).reshape(shape), attention.v_proj(normed).reshape(shape)
-    return _rotate(norm(attention.k_norm, keys) if hasattr(attention, "k_norm") else keys, *rotation), values
+def keys_values(attention: Any, normed: Tensor, rows: int, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """Keys at their positions, and values: [B, R, d] -> [B, R, G * e] each."""
+    groups = attention.config.num_key_value_heads
+    keys = _normed_heads(attention, "k_norm", attention.k_proj(normed), rows, groups)
+    return rotation.turn(keys, groups), attention.v_proj(normed)
+
+
+def _normed_heads(attention: Any, name: str, projected: Tensor, rows: int, heads: int) -> Tensor:
+    """Qwen3's norm of every head; Llama has none: [B, R, heads * e] -> the same."""
+    if not hasattr(attention, name):
+        return projected
+    split = projected.reshape(-1, rows, heads, attention.head_dim)
+    return norm(getattr(attention, name), split).reshape(-1, rows, heads * attention.head_dim)
 
 
 def finish(layer: Any, hidden: Tensor, mixed: Tensor) -> Tensor:
@@ -117,9 +142,3 @@ def norm(module: Any, hidden: Tensor) -> Tensor:
 def additive(allowed: Tensor) -> Tensor:
     """Mask to add to attention scores: 0 where bool `allowed`, else -inf."""
     return torch.where(allowed, 0.0, -torch.inf)
-
-
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of heads [B, R, H, e], whose halves are paired; see `BackboneModel.rotation`."""
-    left, right = heads.chunk(2, -1)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
