@@ -75,7 +75,7 @@ def run_analyzer(url: str, requests: Path, load: Load, folder: Path) -> Answers:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     profile = folder / "profile.json"
-    binary, environment = _find()
+    binary, environment = find_analyzer()
     command = [binary, "-m", MODEL, "-i", "grpc", "-u", url, "--input-data", requests, *load.flags()]
     command += ["--request-count", str(load.requests), "--profile-export-file", profile, "-f", folder / "summary.csv"]
     ended = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
@@ -101,7 +101,7 @@ def _read(profile: Path) -> Answers:
     return Answers((sent - sent[0]) / 1e9, took / 1e6)
 
 
-def _find() -> tuple[str, dict[str, str]]:
+def find_analyzer() -> tuple[str, dict[str, str]]:
     """The binary and the environment that it runs in."""
     on_path = shutil.which("perf_analyzer")
     if on_path:

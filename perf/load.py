@@ -157,6 +157,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="Of each run.")] = 10.0,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each load, in turn.")] = 3,
     shapes: Annotated[str, typer.Option(help="Of Locust's users over time; empty for none.")] = "steady,ramp,spike",
+    locust_seconds: Annotated[float, typer.Option(min=3, help="Of each shape.")] = 30.0,
     think_s: Annotated[float, typer.Option(help="Mean pause of a Locust user.")] = 1.0,
 ) -> None:
     """Serve a bundle, measure it under load, and write `report.md`."""
@@ -174,7 +175,7 @@ def main(
         rates = [float(share) * saturated for share in arrivals.split(",")]
         opened = test.sweep(lambda rate: Load(enough(rate), rate=rate), rates, rounds)
         crowd = max(1, round(0.7 * saturated * think_s))
-        locust = [test.locust(shape, crowd, 3 * seconds, think_s) for shape in shapes.split(",") if shape]
+        locust = [test.locust(shape, crowd, locust_seconds, think_s) for shape in shapes.split(",") if shape]
     results = {
         "settings": provenance()
         | {

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +14,9 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from builders.checkpoint import open_backbone
+from builders.export import write_graph
 from genrec.checkpoint_shapes import checkpoint_problems, expected_shapes
-from genrec.model.backbone import backbone_config
+from genrec.model.backbone import backbone_config, last_positions
 from genrec.model.draft_head import DraftHead
 from genrec.model.nezha import NezhaModel
 from genrec.model.packing import pack_rows, packed_structure
@@ -25,7 +27,7 @@ from genrec.semantic_id import SemanticIdSpace
 SPACE = SemanticIdSpace((7, 12, 5))
 
 
-def small_model(family: str, layout: PromptLayout, seed: int = 0) -> NezhaModel:
+def small_model(family: str, layout: PromptLayout, seed: int = 0, kv_heads: int = 2) -> NezhaModel:
     torch.manual_seed(seed)
     config = backbone_config(
         family,
@@ -34,7 +36,7 @@ def small_model(family: str, layout: PromptLayout, seed: int = 0) -> NezhaModel:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=kv_heads,
         head_dim=8,
         max_position_embeddings=256,
     )
@@ -60,6 +62,36 @@ def test_a_packed_row_gives_each_position_the_hidden_states_of_its_own_prompt(fa
                 prompt = torch.from_numpy(layout.encode(sids[row, :known]))[None]
                 alone = model.prefill(prompt, torch.tensor([prompt.shape[1]]))
                 torch.testing.assert_close(packed[row, known - 1], alone[0], rtol=1e-4, atol=1e-4)
+
+
+class Prefill(torch.nn.Module):
+    def __init__(self, model: NezhaModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return self.model.prefill(token_ids, lengths)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])  # 4: every query head has its own, for which there is a fused operator
+def test_the_prefill_gives_what_transformers_own_pass_gives_in_a_graph_too(
+    family: str, kv_heads: int, tmp_path: Path
+) -> None:
+    layout = PromptLayout.contiguous(SPACE, max_history=20)
+    model = small_model(family, layout, kv_heads=kv_heads)
+    rng = np.random.default_rng(kv_heads)
+    lengths = torch.tensor([7, 31, 4], dtype=torch.int32)
+    tokens = torch.from_numpy(rng.integers(0, layout.vocabulary_size, (3, 31)).astype(np.int32))
+    with torch.inference_mode():
+        expected = last_positions(model.causal_states(tokens.long()), lengths, SPACE.depth + 1)
+        torch.testing.assert_close(model.prefill(tokens, lengths), expected, rtol=1e-4, atol=1e-5)
+    inputs = {"token_ids": tokens[:2, :9].clone(), "lengths": torch.tensor([9, 5], dtype=torch.int32)}
+    free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "hidden": ("batch",)}
+    write_graph(Prefill(model), inputs, ["hidden"], free, tmp_path / "prefill.onnx")
+    session = ort.InferenceSession(str(tmp_path / "prefill.onnx"), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"token_ids": tokens.numpy(), "lengths": lengths.numpy()})[0]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_padding_behind_a_prompt_changes_nothing() -> None:
