@@ -7,9 +7,8 @@ EPOCHS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
-BENCHED := build/shop-bundle build/shop-6m-bundle build/shop-29m-bundle
 
-.PHONY: demo test test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations bench-overhead serve-check lock clean
+.PHONY: demo test test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -74,14 +73,29 @@ quality: $(addsuffix /manifest.json,$(TRAINED))  ## NEZHA against beam search, o
 ablations: $(INSTALLED)  ## What each part of NEZHA is worth.
 	$(BIN)/python perf/ablations.py $(DATA) build/ablations
 
-bench-overhead: $(addsuffix /manifest.json,$(BENCHED))  ## Ensemble against bare engine, at three sizes of the backbone.
-	$(BIN)/python perf/overhead.py $(BENCHED) --data build/shop
+# perf_analyzer, Triton's load generator: its wheel holds the binary; the system has to have libb64 (Debian: libb64-0d).
+ANALYZER := .perf-analyzer/bin/perf_analyzer
+BENCH := build/bench
 
-# Random weights: speed does not depend on them.
-build/shop-6m-bundle/manifest.json: SHAPE := --hidden-size 256 --layers 6
-build/shop-29m-bundle/manifest.json: SHAPE := --hidden-size 512 --layers 8
-build/shop-6m-bundle/manifest.json build/shop-29m-bundle/manifest.json: build/shop-bundle/manifest.json
-	$(BIN)/genrec build build/shop $(@D) --epochs 0 $(SHAPE) --evaluate-users 100
+perf-analyzer: $(ANALYZER)  ## Install perf_analyzer into .perf-analyzer, for load tests and benchmarks.
+
+$(ANALYZER): $(INSTALLED)
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) --no-deps --upgrade --target .perf-analyzer \
+		tritonclient==2.50.0 nvidia-cuda-runtime-cu12==12.9.79
+	touch $@
+
+load: $(ANALYZER) build/shop-bundle/manifest.json  ## perf_analyzer and Locust against the demo's server; the report is in build/load/shop.
+	$(BIN)/python -m perf.load build/shop-bundle build/load/shop --data build/shop $(LOAD_ARGS)
+
+bench: $(ANALYZER)  ## NEZHA against beam search in eight cells, overhead, catalogue size; the report is in build/bench/report.
+	$(BIN)/python -m perf.bench $(BENCH)
+	$(BIN)/python -m perf.overhead $(BENCH)
+	$(BIN)/python -m perf.catalog_size $(BENCH)
+	$(BIN)/python -m perf.bench_report $(BENCH) $(BENCH)/report
+
+bench-full: $(ANALYZER)  ## The whole grid of cells, with a 0.6 B backbone. Hours; what is measured already is kept.
+	$(BIN)/python -m perf.bench build/bench-full --full
+	$(BIN)/python -m perf.bench_report build/bench-full build/bench-full/report
 
 serve-check: build/shop-bundle/manifest.json  ## Install what serving needs, without torch, and answer from there.
 	$(PYTHON) -m venv --clear $(SERVE_VENV)
@@ -96,4 +110,4 @@ lock:  ## Resolve constraints.txt again, for the oldest supported Python. Needs 
 	sed -i -E '/^(torch|triton|nvidia-(cu|nc|nv)[a-z0-9-]*|cuda-[a-z]+)==/d' constraints.txt
 
 clean:  ## Remove data, bundles and environments that the other targets made.
-	rm -rf build $(VENV) $(SERVE_VENV) .venv-checkov
+	rm -rf build $(VENV) $(SERVE_VENV) .venv-checkov .perf-analyzer

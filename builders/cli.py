@@ -13,11 +13,13 @@ from rich.table import Table
 
 from builders.config import BackboneShape, BuildConfig, HeadShape, TrainingConfig
 from builders.knowledge.cli import app as knowledge_app
+from builders.plan.cli import plan
 
 # Heavy imports (torch, pyarrow) stay inside the commands that need them: serving runs without them.
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(knowledge_app, name="knowledge")
+app.command()(plan)
 console = Console()
 
 BundlePath = Annotated[Path, typer.Argument(help="A bundle: the folder that `genrec build` writes.")]
@@ -281,6 +283,28 @@ def export(
 
     manifest = export_bundle(bundle_path, out, beam_width)
     typer.echo(f"bundle {manifest.bundle_version} in {out}, beam width {manifest.beam_width}")
+
+
+@app.command("export-tensorrt-llm")
+def export_tensorrt_llm(
+    bundle_path: BundlePath,
+    out: Annotated[Path, typer.Argument(help="Where the new bundle goes.")],
+    dtype: Annotated[str, typer.Option(help="Of the backbone: bfloat16, float16, or float32 to compare.")] = "bfloat16",
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests of one step.")] = 64,
+    max_num_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens of one step.")] = 8192,
+    kv_cache_fraction: Annotated[float, typer.Option(help="Of the GPU memory that is left free.")] = 0.5,
+    reuse: Annotated[bool, typer.Option(help="Keep the KV cache of prompts for later ones that start alike.")] = False,
+    cuda_graphs: Annotated[bool, typer.Option(help="Capture batches without prompts; NEZHA has none.")] = False,
+    drop_block: Annotated[
+        Optional[int], typer.Option(min=1, help="Items that a long history loses together; the bundle's by default.")
+    ] = None,
+) -> None:
+    """Copy a bundle with what TensorRT-LLM serves it with: `genrec serve OUT --engine tensorrt_llm`."""
+    from builders.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
+
+    config = TensorRtLlmConfig(dtype, max_batch_size, max_num_tokens, kv_cache_fraction, reuse, cuda_graphs)
+    manifest = export_tensorrt_llm(bundle_path, out, config, drop_block)
+    typer.echo(f"bundle {manifest.bundle_version} in {out}, for TensorRT-LLM in {dtype}")
 
 
 @app.command()

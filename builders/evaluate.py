@@ -69,7 +69,7 @@ def rankings(
     trained with queries. progress(done): called with the number of users ranked so far.
     """
     ranked = [np.full((len(histories), top_k), -1, np.int32) for _ in exclusions]
-    recent = [catalog.sids[history[-layout.max_history :]] for history in histories]
+    recent = [catalog.sids[layout.recent(history)] for history in histories]
     if queries is None:
         prompts = [layout.encode(sids) for sids in recent]
     else:

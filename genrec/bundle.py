@@ -24,11 +24,12 @@ from genrec.semantic_id import SemanticIdSpace
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-CATALOG, INDEX, CHECKPOINT, ONNX_GRAPH, QUANTIZER = (
+CATALOG, INDEX, CHECKPOINT, ONNX_GRAPH, TENSORRT_LLM, QUANTIZER = (
     "catalog",
     "index",
     "checkpoint",
     "engines/onnx/model.onnx",
+    "engines/tensorrt_llm",
     "quantizer",
 )
 GOLDEN = "golden.npz"
@@ -56,6 +57,7 @@ class PromptSection(_Section):
     max_query: _CountOrNone = 0
     text_offset: _CountOrNone = 0
     text_tokens: _CountOrNone = 0
+    drop_block: _Count = 1
 
 
 class Limits(_Section):

@@ -16,8 +16,6 @@ from genrec.prompt import PromptLayout
 from genrec.query import QueryTokenizer
 from genrec.verifier import Verifier
 
-SCORE_TOLERANCE = 1e-3
-
 
 class GoldenMismatch(RuntimeError):
     """A step answered its golden request differently from the build."""
@@ -72,12 +70,13 @@ def check_drafts(golden: dict[str, np.ndarray], engine: Engine) -> None:
     finite = np.isfinite(golden["scores"])
     same_shape = scores.shape == golden["scores"].shape and np.array_equal(np.isfinite(scores), finite)
     gap = np.abs(scores[finite] - golden["scores"][finite]).max(initial=0.0) if same_shape else np.inf
-    if not gap <= SCORE_TOLERANCE:
-        raise GoldenMismatch(f"the engine's scores differ from the build's by {gap:.3g}, more than {SCORE_TOLERANCE}")
+    tolerance = engine.score_tolerance
+    if not gap <= tolerance:
+        raise GoldenMismatch(f"the engine's scores differ from the build's by {gap:.3g}, more than {tolerance}")
     score_of = dict(zip(golden["codes"][finite].tolist(), golden["scores"][finite].tolist(), strict=True))
-    edge = golden["scores"][finite].min(initial=np.inf) + SCORE_TOLERANCE
+    edge = golden["scores"][finite].min(initial=np.inf) + tolerance
     for code, score in zip(codes[finite].tolist(), scores[finite].tolist(), strict=True):
-        if abs(score_of.get(code, edge) - score) > 2 * SCORE_TOLERANCE:
+        if abs(score_of.get(code, edge) - score) > 2 * tolerance:
             raise GoldenMismatch(f"the engine drafted code {code} with score {score:.4f}, the build did not")
 
 

@@ -108,7 +108,7 @@ class Preprocessor:
         if not request.allow_history:
             blocked = np.concatenate([blocked, known])
         layout = self._layout
-        recent = known[-layout.max_history :]
+        recent = layout.recent(known)
         asked = recent.size or query.size
         return Prepared(
             prompt=layout.encode(self._catalog.sids[recent], query) if asked else np.empty(0, np.int32),

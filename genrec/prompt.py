@@ -26,6 +26,9 @@ class PromptLayout:
     sid_tokens: per level, runs of `(first token id, count)` that together give the token id of each code. One run
         per level for a vocabulary made for this; as many as needed for a tokenizer that already holds SID tokens.
     max_history: items kept of a history, the most recent ones.
+    drop_block: items that a history longer than that loses together, the oldest first. With 1 it always keeps
+        max_history items, so every new item shifts the prompt; with b it keeps max_history - b + 1 to max_history, and
+        the prompts of a user's next visits start alike: a cached prefix serves up to b of them.
     max_query: tokens kept of a query, the first ones; 0 for a model that was not trained with queries.
     text_offset, text_tokens: the text tokenizer's id t, of `text_tokens`, is token text_offset + t. A vocabulary made
         for this has its text tokens apart; at offset 0 (a tokenizer of the backbone's own) they may hold SID tokens,
@@ -40,6 +43,7 @@ class PromptLayout:
     max_query: int = 0
     text_offset: int = 0
     text_tokens: int = 0
+    drop_block: int = 1
 
     def __post_init__(self) -> None:
         depth = self.space.depth
@@ -68,6 +72,8 @@ class PromptLayout:
             raise ValueError("a SID token is also used as a prefix or placeholder token")
         if self.max_history < 1:
             raise ValueError(f"max_history must be at least 1, got {self.max_history}")
+        if not 1 <= self.drop_block <= self.max_history:
+            raise ValueError(f"drop_block must be 1 to max_history, {self.max_history}, got {self.drop_block}")
         if min(self.max_query, self.text_offset, self.text_tokens) < 0 or (self.max_query > 0) != (
             self.text_tokens > 0
         ):
@@ -113,6 +119,14 @@ class PromptLayout:
         text = self.text_offset + self.text_tokens - 1 if self.text_tokens else 0
         return max(*self.prefix, *self.placeholders, int(self._code_tokens.max()), text) + 1
 
+    def recent(self, history: np.ndarray) -> np.ndarray:
+        """The items of a whole history that its prompt keeps: [N, ...], oldest first -> [n, ...].
+
+        Where the kept part starts depends on N, so `drop_block` above 1 needs histories from their beginning.
+        """
+        excess = max(0, len(history) - self.max_history)
+        return history[-(-excess // self.drop_block) * self.drop_block :]
+
     def tokens_of(self, sids: np.ndarray) -> np.ndarray:
         """Token ids of semantic IDs: integers [..., L] -> int32 [..., L]."""
         return self._code_tokens[sids + self._level_starts]
@@ -140,7 +154,7 @@ class PromptLayout:
         """
         if len(query_tokens) > self.max_query:
             raise ValueError(f"a query of {len(query_tokens)} tokens, but this layout holds {self.max_query}")
-        tokens = self.tokens_of(sids[-self.max_history :])
+        tokens = self.tokens_of(self.recent(sids))
         return np.concatenate([self._head, query_tokens, tokens.ravel(), self._tail])
 
     @cached_property

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from genrec.bundle import CHECKPOINT, ONNX_GRAPH
+from genrec.bundle import CHECKPOINT, ONNX_GRAPH, TENSORRT_LLM
 from genrec.engines.base import Engine
 
 if TYPE_CHECKING:
     from genrec.bundle import Bundle
 
-ENGINES = ("onnx", "torch")
+ENGINES = ("onnx", "torch", "tensorrt_llm")
 
 
 def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
@@ -24,4 +24,8 @@ def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
         from genrec.engines.torch import TorchEngine
 
         return TorchEngine(bundle.path / CHECKPOINT, prefixes, width, **options)
+    if kind == "tensorrt_llm":
+        from genrec.engines.tensorrt_llm import TensorRtLlmEngine
+
+        return TensorRtLlmEngine(bundle.path / TENSORRT_LLM, prefixes, width, bundle.layout.max_tokens, **options)
     raise ValueError(f"engine {kind!r} is unknown; use one of {ENGINES}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,20 @@ class Drafts:
             codes, scores = np.take_along_axis(codes, order, 1), np.take_along_axis(scores, order, 1)
         return cls(codes, scores)
 
+    @classmethod
+    def none(cls, batch: int, beam_width: int) -> Drafts:
+        """Dead beams only: the answer to empty prompts."""
+        shape = batch, beam_width
+        return cls(np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32))
+
+
+class DeadlineExceeded(Exception):
+    """The request's deadline has passed; what was computed for it is given up."""
+
+
+class Cancelled(Exception):
+    """Nobody waits for the request any more; what was computed for it is given up."""
+
 
 class Engine(ABC):
     """One prefill of the backbone and the draft head's beam, on one device.
@@ -36,6 +51,8 @@ class Engine(ABC):
     prefixes: the catalogue's valid prefixes. beam_width: K.
     Subclasses implement `_run`.
     """
+
+    score_tolerance = 1e-3  # by how much a score may differ from that of the PyTorch engine in float32
 
     def __init__(self, prefixes: PrefixTrie, beam_width: int) -> None:
         self._tries = {True: prefixes, False: prefixes.unrestricted()}
@@ -50,12 +67,11 @@ class Engine(ABC):
         lengths = np.fromiter(map(len, prompts), np.int32, len(prompts))
         asked = lengths > 0
         if not asked.all():  # an empty prompt (nothing known of the user) drafts nothing
-            codes = np.full((len(prompts), self.beam_width), -1, np.int64)
-            scores = np.full((len(prompts), self.beam_width), -np.inf, np.float32)
+            all_drafts = Drafts.none(len(prompts), self.beam_width)
             if asked.any():
                 drafts = self.draft([prompt for prompt in prompts if len(prompt)], masked=masked)
-                codes[asked], scores[asked] = drafts.codes, drafts.scores
-            return Drafts(codes, scores)
+                all_drafts.codes[asked], all_drafts.scores[asked] = drafts.codes, drafts.scores
+            return all_drafts
         if len(prompts) == 1:
             token_ids = prompts[0][None]
         else:
@@ -63,6 +79,24 @@ class Engine(ABC):
             token_ids[np.arange(token_ids.shape[1]) < lengths[:, None]] = np.concatenate(prompts)
         return Drafts.ordered(*self._run(token_ids, lengths, self._tries[masked]))
 
+    def close(self) -> None:  # noqa: B027 - most engines have nothing to end
+        """End what runs outside of calls."""
+
     @abstractmethod
     def _run(self, token_ids: np.ndarray, lengths: np.ndarray, trie: PrefixTrie) -> tuple[np.ndarray, np.ndarray]:
         """Right-padded token ids int32 [B, S], lengths int32 [B] -> codes int64 [B, K], scores float32 [B, K]."""
+
+
+class InFlightEngine(Engine):
+    """An engine that takes requests one by one and forms the batches itself, of whatever is in flight."""
+
+    @abstractmethod
+    def submit(
+        self, prompt: np.ndarray, deadline_ns: int | None = None, cancelled: Callable[[], bool] = lambda: False
+    ) -> Future[Drafts]:
+        """Draft for one prompt, int32 [P], with prefix masks: a future of `Drafts` [1, K].
+
+        deadline_ns: on CLOCK_MONOTONIC. cancelled(): whether nobody waits any more; may be asked from another thread.
+        Raises ValueError for a prompt that the model cannot take. The future raises DeadlineExceeded, Cancelled, or
+        what the model reports of this request.
+        """

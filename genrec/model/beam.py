@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,12 @@ _LOG_MASK = torch.where(_BYTE_BITS == 1, 0.0, -torch.inf)
 _BYTE_COUNT = _BYTE_BITS.sum(1)
 # The bits below bit i.
 _BELOW = (1 << torch.arange(8)) - 1
+
+
+@cache
+def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """_LOG_MASK, _BYTE_COUNT and _BELOW, copied to a device once: every copy would wait for what runs there."""
+    return _LOG_MASK.to(device), _BYTE_COUNT.to(device), _BELOW.to(device)
 
 
 class Beams:
@@ -37,7 +44,7 @@ class Beams:
         self._levels, self._beam_width = tuple(levels), beam_width
         self._prefix_bits, self._first_child = prefix_bits, first_child
         self._nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-        self._log_mask = _LOG_MASK.to(device)
+        self._log_mask = _tables(device)[0]
         self.codes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         self.scores = torch.zeros(batch, 1, dtype=torch.float32, device=device)
 
@@ -72,10 +79,11 @@ def of_parents(values: Tensor, parent: Tensor) -> Tensor:
 
 def _rank(bits: Tensor, code: Tensor) -> Tensor:
     """Set bits below bit `code`: bits uint8 [B, K, bytes], code int64 [B, K] -> int64 [B, K]."""
+    _, byte_count, below_bit = _tables(bits.device)
     at_byte = code // 8
-    below = _BELOW.to(bits.device)[code - at_byte * 8]
+    below = below_bit[code - at_byte * 8]
     before = torch.arange(bits.shape[2], device=bits.device)[None, None] - at_byte[..., None]
     kept = torch.where(before < 0, 255, torch.where(before == 0, below[..., None], 0))
     # An element gather: ONNX Runtime's Gather copies row by row.
     counted = (bits & kept.to(torch.uint8)).flatten().long()
-    return _BYTE_COUNT.to(bits.device).gather(0, counted).view_as(bits).sum(2)
+    return byte_count.gather(0, counted).view_as(bits).sum(2)

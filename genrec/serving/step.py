@@ -10,16 +10,20 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.bundle import Bundle
+from genrec.engines.base import Cancelled, DeadlineExceeded
 from genrec.preprocessor import InvalidRequest
 
 Input = TypeVar("Input")
+Result = TypeVar("Result")
 
 
 class Expired(Exception):
@@ -83,12 +87,8 @@ class Step(ABC, Generic[Input]):
             try:
                 inputs.append(self.read(request))
                 places.append(place)
-            except InvalidRequest as error:
-                responses[place] = _error(str(error), pb.TritonError.INVALID_ARG)
-            except (Expired, StaleVersion) as error:
-                responses[place] = _error(str(error), pb.TritonError.UNAVAILABLE)
-            except Exception:
-                responses[place] = _defect()
+            except Exception as error:
+                responses[place] = _refusal(error)
         for place, response in zip(places, self._responses(inputs), strict=True):
             responses[place] = response
         return responses
@@ -96,10 +96,31 @@ class Step(ABC, Generic[Input]):
     def _responses(self, inputs: list[Input]) -> list[Any]:
         try:
             return [pb.InferenceResponse(tensors) for tensors in self.run(inputs)] if inputs else []
-        except Exception:
+        except Exception as error:
             if len(inputs) == 1:
-                return [_defect()]
+                return [_refusal(error)]
             return [self._responses([one])[0] for one in inputs]  # one bad request must not fail its batch
+
+    def execute_in_flight(
+        self,
+        requests: list[Any],
+        begin: Callable[[Input, Callable[[], bool]], Future[Result]],
+        tensors: Callable[[Result], list[Any]],
+    ) -> list[Any]:
+        """What `execute` returns where batches are formed further on: each request is answered when it is done.
+
+        begin(input, cancelled): starts one request; cancelled() says whether its client has gone. Raises InvalidRequest
+        to refuse it. tensors(result): the output tensors of what became of it.
+        """
+        responses: list[Any] = []
+        for request in requests:
+            try:
+                read, sender = self.read(request), request.get_response_sender()
+                begin(read, sender.is_cancelled).add_done_callback(partial(_send, sender, tensors))
+                responses.append(None)  # `sender` answers it
+            except Exception as error:
+                responses.append(_refusal(error))
+        return responses
 
     def checked_stamp(self, request: Any) -> Stamp:
         """The request's stamp. Raises Expired or StaleVersion if the request must not go on."""
@@ -125,11 +146,26 @@ def optional(request: Any, name: str, convert: Callable[[np.ndarray], Any], defa
     return default if found is None else convert(found.as_numpy())
 
 
+def _send(sender: Any, tensors: Callable[[Result], list[Any]], future: Future[Result]) -> None:
+    """Answer a request in flight with what became of it."""
+    try:
+        response = pb.InferenceResponse(tensors(future.result()))
+    except (Exception, CancelledError) as error:
+        response = _refusal(error)
+    sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _refusal(error: BaseException) -> Any:
+    """The answer to a request that failed with `error`; after a defect of ours the server stays."""
+    if isinstance(error, InvalidRequest):
+        return _error(str(error), pb.TritonError.INVALID_ARG)
+    if isinstance(error, (Expired, StaleVersion, DeadlineExceeded)):
+        return _error(str(error), pb.TritonError.UNAVAILABLE)
+    if isinstance(error, (Cancelled, CancelledError)):
+        return _error(str(error) or "the server shuts down", pb.TritonError.CANCELLED)
+    pb.Logger.log_error("".join(traceback.format_exception(error)))
+    return _error("internal error, see the server's log", pb.TritonError.INTERNAL)
+
+
 def _error(message: str, code: int) -> Any:
     return pb.InferenceResponse(error=pb.TritonError(message, code))
-
-
-def _defect() -> Any:
-    """The answer to a request that met a defect of ours: it fails, the server stays."""
-    pb.Logger.log_error(traceback.format_exc())
-    return _error("internal error, see the server's log", pb.TritonError.INTERNAL)

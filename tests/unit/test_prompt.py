@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -29,6 +30,32 @@ def test_a_made_vocabulary_has_no_gaps_and_no_shared_ids() -> None:
     layout = PromptLayout.contiguous(SPACE, 5)
     ids = [*layout.prefix, *layout.placeholders, *(t for level in range(3) for t in layout.level_tokens(level))]
     assert sorted(ids) == list(range(1, layout.vocabulary_size))
+
+
+@given(st.integers(0, 60), st.integers(1, 9), st.data())
+def test_old_items_are_dropped_in_blocks(items: int, longest: int, data: st.DataObject) -> None:
+    block = data.draw(st.integers(1, longest))
+    layout = dataclasses.replace(PromptLayout.contiguous(SPACE, longest), drop_block=block)
+    history = np.arange(items)
+    kept = layout.recent(history)
+    assert kept.tolist() == history[items - len(kept) :].tolist(), "the most recent ones"
+    assert min(items, longest - block + 1) <= len(kept) <= min(items, longest)
+    assert (items - len(kept)) % block == 0
+    assert layout.recent(kept).tolist() == kept.tolist()
+    if block == 1:
+        assert kept.tolist() == history[-longest:].tolist()
+
+
+def test_a_returning_users_prompt_starts_as_the_last_one_did() -> None:
+    layout = dataclasses.replace(PromptLayout.contiguous(SPACE, 6), drop_block=3)
+    sids = np.random.default_rng(0).integers(0, SPACE.levels, (40, 3))
+    prompts = [layout.encode(sids[:size]) for size in range(6, 30)]
+    tail = len(layout.placeholders)
+    alike = [
+        len(old) < len(new) and old[:-tail].tolist() == new[: len(old) - tail].tolist()
+        for old, new in itertools.pairwise(prompts)
+    ]
+    assert alike == [(at % 3) != 0 for at in range(len(alike))], "it shifts at every third visit only"
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=60, unique=True))
@@ -101,6 +128,8 @@ def test_a_prompt_may_have_no_placeholders() -> None:
         ({"sid_tokens": (((5, 4),), ((9, 7),), ((17, 6),))}, "level 1 has 8 codes but its token map covers 7"),
         ({"sid_tokens": (((5, 4),), ((8, 8),), ((17, 6),))}, "token id of its own"),
         ({"max_history": 0}, "max_history"),
+        ({"drop_block": 0}, "drop_block must be 1 to max_history, 3, got 0"),
+        ({"drop_block": 4}, "drop_block must be 1 to max_history, 3, got 4"),
         ({"prefix": (-1,)}, "must not be negative"),
         ({"sid_tokens": (((5, 7), (40, -3)), ((9, 8),), ((17, 6),))}, "holds at least one"),
         ({"sid_tokens": (((2**40, 4),), ((9, 8),), ((17, 6),))}, "token id 1099511627779 is above"),

@@ -3,7 +3,9 @@
 import triton_python_backend_utils as pb
 
 from genrec.engines import open_engine
+from genrec.engines.base import InFlightEngine
 from genrec.golden import check_drafts
+from genrec.preprocessor import InvalidRequest
 from genrec.serving.step import Step, tensor
 
 
@@ -17,12 +19,29 @@ class TritonPythonModel(Step):
         check_drafts(golden, self.engine)
 
     def read(self, request):
-        self.checked_stamp(request)
-        return tensor(request, "input_ids")[0]
+        stamp = self.checked_stamp(request)
+        return tensor(request, "input_ids")[0], stamp.deadline_ns
 
     def run(self, inputs):
-        drafts = self.engine.draft(inputs, masked=self.masked)
-        return [
-            [pb.Tensor("draft_codes", drafts.codes[i : i + 1]), pb.Tensor("draft_scores", drafts.scores[i : i + 1])]
-            for i in range(len(inputs))
-        ]
+        drafts = self.engine.draft([prompt for prompt, _ in inputs], masked=self.masked)
+        return [tensors(drafts, i) for i in range(len(inputs))]
+
+    def execute(self, requests):
+        if isinstance(self.engine, InFlightEngine):
+            return self.execute_in_flight(requests, self.begin, tensors)
+        return super().execute(requests)
+
+    def begin(self, read, cancelled):
+        prompt, deadline_ns = read
+        try:
+            return self.engine.submit(prompt, deadline_ns, cancelled)
+        except ValueError as error:
+            raise InvalidRequest(f"input_ids: {error}") from error
+
+    def finalize(self) -> None:
+        self.engine.close()
+
+
+def tensors(drafts, i=0):
+    """The outputs of the i-th request of a batch."""
+    return [pb.Tensor("draft_codes", drafts.codes[i : i + 1]), pb.Tensor("draft_scores", drafts.scores[i : i + 1])]

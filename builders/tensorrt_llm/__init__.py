@@ -1,0 +1,1 @@
+"""Makes and checks what TensorRT-LLM serves a bundle with."""

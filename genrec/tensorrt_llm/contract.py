@@ -1,0 +1,20 @@
+"""What the model inside TensorRT-LLM, the engine that asks it and the builder of its folder agree on."""
+
+from __future__ import annotations
+
+# The release of TensorRT-LLM that this is written for; builders/tensorrt_llm/api.json lists what is used of it.
+RELEASE = "1.2.1"
+# Additional outputs of the model: int64 and float32, a row of K for every sequence of a batch, contexts first.
+CODES, SCORES = "draft_codes", "draft_scores"
+# The code of a row that holds no drafts, its scores NaN: the step did not compute h_0 .. h_L of that sequence, because
+# a cached prefix reached into them, or because the sequence was no context.
+NO_DRAFTS = -2
+
+# Key of the folder's config.json: the bundle, relative to the folder.
+BUNDLE_KEY = "genrec_bundle"
+# The name of the folder's model class, by transformers' model type.
+ARCHITECTURES = {"qwen3": "NezhaQwen3ForCausalLM", "llama": "NezhaLlamaForCausalLM"}
+# Arguments of tensorrt_llm.LLM, beside the model.
+LLM_ARGUMENTS = "llm_args.yaml"
+# Data types of the backbone's weights, as torch and transformers name them; the draft head's are float32.
+DTYPES = ("bfloat16", "float16", "float32")

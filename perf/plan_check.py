@@ -1,0 +1,180 @@
+"""How well `genrec plan` predicts: its arithmetic against ONNX Runtime here, one thread, rates of the same run.
+
+python perf/plan_check.py build/shop-bundle
+python perf/plan_check.py --sizes 128x4,256x6,512x8 --levels 256,256,256,256
+
+Times are the thread's own CPU time, so that what else runs on the machine only shows through shared caches and memory.
+Everything is measured in turn, round by round, the probes of the machine's rates too; medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Optional
+
+import numpy as np
+import onnxruntime as ort
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from builders.config import BackboneShape, HeadShape
+from builders.export import export_onnx, write_graph
+from builders.plan.hardware import Hardware, hardware_of, probes
+from builders.plan.work import DECODE, ENGINES, PRECISIONS, PREFILL, Batch, Shape, work_of
+from genrec.bundle import CHECKPOINT, Bundle
+from genrec.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD
+from genrec.engines.onnx import graph_masks
+from genrec.model.autoregressive import AutoregressiveModel
+from genrec.model.backbone import BackboneModel
+from genrec.model.checkpoint import load_checkpoint
+from genrec.model.nezha import NezhaModel
+from genrec.prefix_trie import PrefixTrie
+from genrec.prompt import PromptLayout
+from genrec.semantic_id import SemanticIdSpace
+
+ITEMS = 100_000  # of the random catalogue whose prefixes mask the beams
+Calls = dict[str, Callable[[], object]]
+
+
+class _Prefill(nn.Module):
+    def __init__(self, model: BackboneModel) -> None:
+        super().__init__()
+        self.model, self.last = model, len(model.levels) + 1 if isinstance(model, NezhaModel) else 1
+
+    def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
+        return self.model.read_prompts(token_ids, lengths, self.last)[0]
+
+
+class _Head(nn.Module):
+    def __init__(self, model: NezhaModel, beam_width: int) -> None:
+        super().__init__()
+        self.head, self.beam_width = model.draft_head, beam_width
+
+    def forward(self, hidden: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
+        depth = len(self.head.levels)
+        return self.head.beam(hidden, masks[:depth], masks[depth:], self.beam_width)
+
+
+def random_models(sizes: str, space: SemanticIdSpace, items: int) -> dict[str, BackboneModel]:
+    """Both decoders over backbones of HIDDENxLAYERS, random weights."""
+    models: dict[str, BackboneModel] = {}
+    layout = PromptLayout.contiguous(space, items)
+    head = HeadShape()
+    for size in sizes.split(","):
+        hidden, layers = map(int, size.split("x"))
+        config = BackboneShape("qwen3", hidden, 3 * hidden, layers).config(layout)
+        torch.manual_seed(0)
+        models[f"{size}, {DRAFT_HEAD}"] = NezhaModel(config, space.levels, head.state_size, head.transition_size).eval()
+        models[f"{size}, {BEAM_SEARCH}"] = AutoregressiveModel(config, layout.sid_tokens).eval()
+    return models
+
+
+def engine_calls(model: BackboneModel, tokens: int, beam_width: int, trie: PrefixTrie, folder: Path) -> Calls:
+    """Prefill, and the head alone or (beam search, whose decode steps need the prefill's cache) the whole draft."""
+    rng = np.random.default_rng(0)
+    own = tokens + (len(model.levels) if isinstance(model, NezhaModel) else 0)
+    prompt = {
+        "token_ids": rng.integers(2, model.config.vocab_size, (1, own)).astype(np.int32),
+        "lengths": np.array([own], np.int32),
+    }
+    masks = graph_masks(trie.bits, trie.first_child)
+    free = {name: (f"{name}_nodes",) for name in masks} | {"codes": ("batch",), "scores": ("batch",)}
+    example = {name: torch.tensor(array) for name, array in prompt.items()}
+    prompts = {"token_ids": ("batch", "tokens"), "lengths": ("batch",)}
+    write_graph(_Prefill(model), example, ["hidden"], prompts | {"hidden": ("batch",)}, folder / "prefill.onnx")
+    calls = {"prefill": _call(folder / "prefill.onnx", prompt)}
+    if isinstance(model, NezhaModel):
+        feeds = {
+            "hidden": rng.standard_normal((1, len(model.levels) + 1, model.config.hidden_size), np.float32)
+        } | masks
+        example = {name: torch.tensor(array) for name, array in feeds.items()}
+        outputs = ("codes", "scores")
+        write_graph(_Head(model, beam_width), example, outputs, free | {"hidden": ("batch",)}, folder / "head.onnx")
+        return calls | {"decode": _call(folder / "head.onnx", feeds)}
+    export_onnx(model, folder / "draft.onnx", beam_width)
+    return calls | {"draft": _call(folder / "draft.onnx", prompt | masks)}
+
+
+def medians(calls: dict[tuple[str, str], Callable[[], object]], rounds: int) -> dict[tuple[str, str], float]:
+    """Median seconds of the thread's time of each call, in turn; the first round warms up."""
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            began = time.thread_time()
+            call()
+            if number:
+                times[name].append(time.thread_time() - began)
+    return {name: statistics.median(spent) for name, spent in times.items()}
+
+
+def predicted_ms(model: BackboneModel, batch: Batch, hardware: Hardware) -> dict[str, float]:
+    """Milliseconds of both stages."""
+    config = model.config.to_dict() | {model.DECODER: model.settings()}
+    shape = Shape.of_config(config, HeadShape.state_size, HeadShape.transition_size)
+    parts = work_of(shape, model.DECODER, batch, PRECISIONS["float32"], ENGINES["onnx"])
+    return {stage: hardware.total_ms(tuple(p for p in parts if p.stage == stage)) for stage in (PREFILL, DECODE)}
+
+
+def main(
+    bundles: Annotated[Optional[list[Path]], typer.Argument(help="Bundles to check; or --sizes.")] = None,
+    sizes: Annotated[str, typer.Option(help="Backbones with random weights, HIDDENxLAYERS.")] = "128x4,256x6,512x8",
+    levels: Annotated[str, typer.Option(help="Codes per level, with random weights.")] = "256,256,256,256",
+    items: Annotated[int, typer.Option(help="Items of the history.")] = 20,
+    beam_width: int = 128,
+    rounds: int = 30,
+) -> None:
+    """Print predicted and measured milliseconds of prefill and decoder, and predicted / measured."""
+    if bundles:
+        models = {path.name: load_checkpoint(path / CHECKPOINT) for path in bundles}
+        prefixes = [len(Bundle(path).layout.prefix) for path in bundles]
+    else:
+        space = SemanticIdSpace(tuple(map(int, levels.split(","))))
+        models = random_models(sizes, space, items)
+        prefixes = [1] * len(models)
+    rng = np.random.default_rng(0)
+    machine = probes(1)
+    calls = {("machine", name): call for name, (call, _) in machine.items()}
+    batches = {}
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        for number, ((name, model), prefix) in enumerate(zip(models.items(), prefixes, strict=True)):
+            space = SemanticIdSpace(model.levels)
+            trie = PrefixTrie.build(space, rng.integers(0, space.levels, (ITEMS, space.depth)))
+            batches[name] = Batch(prefix + items * space.depth, beam_width)
+            (own := Path(folder) / str(number)).mkdir()
+            made = engine_calls(model, batches[name].tokens, beam_width, trie, own)
+            calls |= {(name, stage): call for stage, call in made.items()}
+        seconds = medians(calls, rounds)
+    hardware = hardware_of("this machine, 1 thread", {name: seconds["machine", name] for name in machine}, machine)
+    title = (
+        f"{hardware.name}: {hardware.gflops:.0f} GFLOP/s, {hardware.gbytes:.1f} GB/s, "
+        f"{hardware.operator_us:.1f} us per operator"
+    )
+    table = Table("model", "tokens", "beam", "stage", "predicted ms", "measured ms", "ratio", title=title)
+    for name, model in models.items():
+        expected = predicted_ms(model, batches[name], hardware)
+        prefill = seconds[name, "prefill"]
+        decode = seconds[name, "decode"] if (name, "decode") in seconds else seconds[name, "draft"] - prefill
+        for stage, spent in (PREFILL, prefill), (DECODE, decode):
+            figures = expected[stage], 1e3 * spent, expected[stage] / (1e3 * spent)
+            shown = (f"{figure:.2f}" for figure in figures)
+            table.add_row(name, str(batches[name].tokens), str(beam_width), stage, *shown)
+    Console(width=120).print(table)
+
+
+def _call(graph: Path, feeds: dict[str, np.ndarray]) -> Callable[[], object]:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, feeds)
+
+
+if __name__ == "__main__":
+    typer.run(main)
