@@ -86,7 +86,7 @@ def _timed(call: Callable[[int], Any], count: int, seconds: float) -> list[float
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of bundles, raw results, and `overhead.json`.")],
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
     seconds: Annotated[float, typer.Option(help="Of one measurement in one round, at most.")] = 3.0,
     threads: Annotated[int, typer.Option(help="Of the engine; 0 for one per core.")] = 0,
 ) -> None:

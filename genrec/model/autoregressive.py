@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,8 @@ class AutoregressiveModel(BackboneModel):
         hidden, cache = self.prefill(token_ids, lengths)
         parent, code = beams.step(0, self.level_logits(hidden, 0))
         for level in range(1, len(self.levels)):
-            hidden = self.decode(self.level_tokens(level - 1)[code], parent, lengths + (level - 1), cache)
+            carried = partial(beams.of_parents, level - 1, parent=parent)
+            hidden = self.decode(self.level_tokens(level - 1)[code], carried, lengths + (level - 1), cache)
             parent, code = beams.step(level, self.level_logits(hidden, level))
         return beams.codes, beams.scores
 
@@ -77,17 +79,23 @@ class AutoregressiveModel(BackboneModel):
         """The last token's hidden state [B, 1, d] and the cache of the prompts; see `BackboneModel.read_prompts`."""
         return self.read_prompts(token_ids, lengths, 1)
 
-    def decode(self, token_ids: Tensor, parent: Tensor, positions: Tensor, cache: list[LayerCache]) -> Tensor:
+    def decode(
+        self,
+        token_ids: Tensor,
+        carried: Callable[[Tensor], Tensor],
+        positions: Tensor,
+        cache: list[LayerCache],
+    ) -> Tensor:
         """One more token for every beam: int64 [B, W] at positions int64 [B] -> hidden states [B, W, d].
 
-        parent: int64 [B, W], which of the cache's beams each beam continues; the cache then holds the new ones.
+        carried: what belonged to the parents of the beams, for the cache, which then holds the new ones.
         """
         hidden = self.model.embed_tokens(token_ids)
         width = int(token_ids.shape[1])
         rotation = self.rotation(positions[:, None].expand(-1, width))
         for layer, layer_cache in zip(self.model.layers, cache, strict=True):
             normed, attention = norm(layer.input_layernorm, hidden), layer.self_attn
-            layer_cache.grow(parent, *keys_values(attention, normed, width, rotation), width)
+            layer_cache.grow(carried, *keys_values(attention, normed, width, rotation), width)
             mixed = layer_cache.attend(queries(attention, normed, width, rotation), width)
             hidden = finish(layer, hidden, mixed)
         return norm(self.model.norm, hidden)

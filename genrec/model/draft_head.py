@@ -11,7 +11,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genrec.model.beam import Beams, of_parents
+from genrec.model.beam import Beams
 
 
 class DraftHead(nn.Module):
@@ -62,7 +62,7 @@ class DraftHead(nn.Module):
         for level in range(len(self.levels)):
             parent, code = beams.step(level, self._logits(level, hidden[:, level + 1 : level + 2], state))
             if level + 1 < len(self.levels):
-                state = self._next(level, code, of_parents(state, parent))
+                state = self._next(level, code, beams.of_parents(level, state, parent))
         return beams.codes, beams.scores
 
     def _logits(self, level: int, hidden: Tensor, state: Tensor) -> Tensor:

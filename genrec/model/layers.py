@@ -7,6 +7,7 @@ from the caller, who asks once for all layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genrec.model.beam import of_parents
 from genrec.model.fused import RotaryEmbedding
 
 
@@ -74,13 +74,13 @@ class LayerCache:
         self._heads, self._inside, self._scaling = heads, inside, scaling
         self._own: tuple[Tensor, Tensor] | None = None  # keys and values of t codes, [B, W, t, G, 1, e] each
 
-    def grow(self, parent: Tensor, keys: Tensor, values: Tensor, width: int) -> None:
-        """Carry the beams' codes over to their children, parent int64 [B, W], and add the newest: [B, W, G * e]."""
+    def grow(self, carried: Callable[[Tensor], Tensor], keys: Tensor, values: Tensor, width: int) -> None:
+        """Carry the beams' codes over to their children, by `Beams.of_parents`, and add the newest: [B, W, G * e]."""
         shape = (-1, width, 1, self._heads.groups, 1, self._heads.size)
         keys, values = (keys * self._scaling).reshape(shape), values.reshape(shape)
         if self._own is not None:
-            keys = torch.cat([of_parents(self._own[0], parent), keys], 2)
-            values = torch.cat([of_parents(self._own[1], parent), values], 2)
+            keys = torch.cat([carried(self._own[0]), keys], 2)
+            values = torch.cat([carried(self._own[1]), values], 2)
         self._own = keys, values
 
     def attend_prompt(self, queries: Tensor, rows: int, mask: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
         pytest.skip("a server runs on the default ports")
     listed = commands()
     assert [command.split()[1] for command in listed] == [
-        "demo-shop", "build", "check", "evaluate", "export", "build", "compare", "serve", "recommend",
+        "demo-shop", "build", "check", "evaluate", "export", "build", "compare", "export-tensorrt-llm", "plan",
+        "serve", "recommend",
     ]  # fmt: skip
     with contextlib.ExitStack() as serving:
         for command in listed:
