@@ -107,7 +107,7 @@ def _gain_figure(cells: Sequence[CellResult]) -> Figure:
         (0.2, [cell.throughput_gain for cell in cells], COLOURS[1], "throughput at saturation"),
     ):
         bars = axes.bar(at + shift, gains, 0.38, color=colour, label=label)
-        axes.bar_label(bars, [f"{gain:.1f}" for gain in gains], fontsize=8)
+        axes.bar_label(bars, [f"{gain:.1f}" for gain in gains], fontsize=8, color="white", label_type="center")
     axes.hlines(bounds, at - 0.42, at + 0.42, color="black", label="arithmetic bound")
     axes.hlines(OF_BOUND * bounds, at - 0.42, at + 0.42, color="black", linestyle=":", label=f"{OF_BOUND:.0%} of it")
     axes.axhline(1, color="0.45", linewidth=0.8)
@@ -115,7 +115,7 @@ def _gain_figure(cells: Sequence[CellResult]) -> Figure:
     axes.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
     axes.set_xticks(at, [cell.name.replace("-", "\n", 1) for cell in cells], fontsize=8)
     axes.set_ylabel("NEZHA's speed-up over beam search")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     tidy(axes)
     return figure
 
@@ -161,8 +161,8 @@ def _parts_figure(cells: Sequence[dict[str, Any]]) -> Figure:
             below += heights
         axes.set(title=size, ylabel="ms, p50" if size == sizes[0] else "")
         tidy(axes)
-        if size == sizes[0]:
-            axes.legend(frameon=False, fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(_PARTS), frameon=False, fontsize=8)
     return figure
 
 

@@ -16,6 +16,7 @@ import typer
 from matplotlib.figure import Figure
 
 from builders.page import COLOURS, markdown_table, save_figure, tidy
+from builders.plan.queueing import MAX_UTILISATION, latency_quantiles
 
 RESULTS, PAGE = "results.json", "report.md"
 _PERCENTILES = ("p50", "p95", "p99")
@@ -114,19 +115,35 @@ def _closed_table(results: Sequence[Result]) -> Iterable[str]:
 
 
 def _open_table(results: Sequence[Result]) -> Iterable[str]:
-    rows = [
-        (
-            result.name,
-            f"{run['value']:.1f}",
-            f"{run['value'] / max(closed['throughput'] for closed in result.closed):.0%}",
-            *(f"{run[name]:.1f}" for name in _PERCENTILES),
-            f"{run['steps']['backbone']['batch']:.2f}",
-        )
-        for result in results
-        for run in result.open
-    ]
-    titles = ("", "arrivals/s", "of saturation", "p50 ms", "p95 ms", "p99 ms", "batch")
+    rows = []
+    for result in results:
+        saturated = max(closed["throughput"] for closed in result.closed)
+        for run in result.open:
+            predicted = _predicted_p99(run["value"], saturated, result.closed[0]["p50"])
+            against = ("", "") if predicted is None else (f"{predicted:.1f}", f"{run['p99'] / predicted:.2f}")
+            rows.append(
+                (
+                    result.name,
+                    f"{run['value']:.1f}",
+                    f"{run['value'] / saturated:.0%}",
+                    *(f"{run[name]:.1f}" for name in _PERCENTILES),
+                    f"{run['steps']['backbone']['batch']:.2f}",
+                    *against,
+                )
+            )
+    titles = ("", "arrivals/s", "of saturation", "p50 ms", "p95 ms", "p99 ms", "batch", "p99 of M/D/1", "p99 / M/D/1")
     return markdown_table(titles, rows, left=(0,))
+
+
+def _predicted_p99(rate: float, saturated: float, alone_ms: float) -> float | None:
+    """Of an M/D/1 queue, ms: it serves a request in 1 / saturated; what one takes alone beyond that is added.
+
+    None where arrivals come as fast as they are served, or faster.
+    """
+    if rate > MAX_UTILISATION * saturated:
+        return None
+    service = 1e3 / saturated
+    return latency_quantiles(rate / 1e3, [service], 1, [0.99])[0] + max(0.0, alone_ms - service)
 
 
 def _steps_table(results: Sequence[Result]) -> Iterable[str]:
