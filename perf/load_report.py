@@ -191,7 +191,8 @@ def _latency_figure(results: Sequence[Result]) -> Figure:
                 for run in runs:
                     place = (run["throughput"], run["p50"])
                     axes.annotate(f"{run['value']:.0f}", place, (3, -11), textcoords="offset points", fontsize=8)
-        axes.set(xlabel="requests per second", title=title, xlim=(0, None), ylim=(0, None))
+        axes.set(xlabel="requests per second", title=title, xlim=(0, None), yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
         tidy(axes)
     left.set_ylabel("latency in ms")
     left.legend(frameon=False, fontsize=8)
@@ -235,10 +236,12 @@ def _locust_figure(results: Sequence[Result]) -> Figure:
                     label = f"{result.name}, {name}" if len(results) > 1 else name
                     grid[0][column].plot([row[name] for row in rows], _LINES[name], color=colour, label=label)
                 grid[1][column].plot([row["rate"] for row in rows], color=colour)
-        grid[0][column].set(title=shape, ylim=(0, None))
-        grid[1][column].set(xlabel="seconds", ylim=(0, None))
+        grid[0][column].set(title=shape)
+        grid[1][column].set(xlabel="seconds")
         for axes in (grid[0][column], grid[1][column]):
             tidy(axes)
+    for row in grid:  # once all columns are there: they share their scale
+        row[0].set_ylim(bottom=0)
     grid[0][0].set_ylabel("latency in ms, last 10 s")
     grid[1][0].set_ylabel("requests per second")
     grid[0][0].legend(frameon=False, fontsize=8)
