@@ -1,6 +1,6 @@
 """How fast the beam-search baseline does its arithmetic: decode steps against prefill, PyTorch and ONNX Runtime.
 
-python perf/decode_rate.py --threads 1
+python -m perf.decode_rate --threads 1
 
 Rates count the matrix products' floating-point operations from their shapes, attention included, as they are executed
 (a prefill's scores are a full square). The time of the decode steps is the median of whole drafts less the median of
@@ -23,7 +23,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from builders.config import BackboneShape
@@ -33,6 +32,7 @@ from genrec.model.autoregressive import AutoregressiveModel
 from genrec.prefix_trie import PrefixTrie
 from genrec.prompt import PromptLayout
 from genrec.semantic_id import SemanticIdSpace
+from perf.parts import PrefillGraph
 
 SHAPES = {
     "3M": BackboneShape("qwen3", 192, 576, layers=6, heads=6, kv_heads=3),
@@ -41,15 +41,6 @@ SHAPES = {
 }
 Calls = dict[str, Callable[[], object]]
 ITEMS = 100_000  # of the random catalogue whose prefixes mask the beams
-
-
-class _Prefill(nn.Module):
-    def __init__(self, model: AutoregressiveModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        return self.model.prefill(token_ids.long(), lengths.long())[0]
 
 
 def random_model(shape: str, layout: PromptLayout) -> AutoregressiveModel:
@@ -119,7 +110,7 @@ def export_prefill(model: AutoregressiveModel, path: Path) -> None:
     """Write a graph of the prefill alone to `path`."""
     inputs = {"token_ids": torch.zeros(2, 12, dtype=torch.int32), "lengths": torch.tensor([12, 9], dtype=torch.int32)}
     free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "hidden": ("batch",)}
-    write_graph(_Prefill(model), inputs, ["hidden"], free, path)
+    write_graph(PrefillGraph(model), inputs, ["hidden"], free, path)
 
 
 def main(

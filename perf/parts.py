@@ -13,19 +13,24 @@ from torch import Tensor, nn
 from builders.export import write_graph
 from genrec.bundle import CHECKPOINT, Bundle
 from genrec.engines.onnx import graph_masks
+from genrec.model.backbone import BackboneModel
 from genrec.model.nezha import NezhaModel
 
 
-class _Prefill(nn.Module):
-    def __init__(self, model: NezhaModel) -> None:
+class PrefillGraph(nn.Module):
+    """The prefill of either decoder: what it goes on with, [B, L + 1, d] or [B, 1, d]."""
+
+    def __init__(self, model: BackboneModel) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.count = model, len(model.levels) + 1 if isinstance(model, NezhaModel) else 1
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        return self.model.prefill(token_ids, lengths)
+        return self.model.read_prompts(token_ids, lengths, self.count)[0]
 
 
-class _Head(nn.Module):
+class HeadGraph(nn.Module):
+    """The draft head and its beam."""
+
     def __init__(self, model: NezhaModel, beam_width: int) -> None:
         super().__init__()
         self.head, self.beam_width = model.draft_head, beam_width
@@ -57,8 +62,8 @@ class Parts:
                 return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
             prompts = {"token_ids": token_ids, "lengths": lengths}
-            self._prefill = session(_Prefill(model), prompts, ["hidden"], free)
-            head = _Head(model, bundle.manifest.beam_width)
+            self._prefill = session(PrefillGraph(model), prompts, ["hidden"], free)
+            head = HeadGraph(model, bundle.manifest.beam_width)
             self._head = session(head, {"hidden": states, **masks}, ["codes", "scores"], {"hidden": ("batch",)} | nodes)
 
     def prefill(self, prompt: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """How well `genrec plan` predicts: its arithmetic against ONNX Runtime here, one thread, rates of the same run.
 
-python perf/plan_check.py build/shop-bundle
-python perf/plan_check.py --sizes 128x4,256x6,512x8 --levels 256,256,256,256
+python -m perf.plan_check build/shop-bundle
+python -m perf.plan_check --sizes 128x4,256x6,512x8 --levels 256,256,256,256
 
 Times are the thread's own CPU time, so that what else runs on the machine only shows through shared caches and memory.
 Everything is measured in turn, round by round, the probes of the machine's rates too; medians.
@@ -22,7 +22,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from builders.config import BackboneShape, HeadShape
 from builders.export import export_onnx, write_graph
@@ -38,28 +37,10 @@ from genrec.model.nezha import NezhaModel
 from genrec.prefix_trie import PrefixTrie
 from genrec.prompt import PromptLayout
 from genrec.semantic_id import SemanticIdSpace
+from perf.parts import HeadGraph, PrefillGraph
 
 ITEMS = 100_000  # of the random catalogue whose prefixes mask the beams
 Calls = dict[str, Callable[[], object]]
-
-
-class _Prefill(nn.Module):
-    def __init__(self, model: BackboneModel) -> None:
-        super().__init__()
-        self.model, self.last = model, len(model.levels) + 1 if isinstance(model, NezhaModel) else 1
-
-    def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        return self.model.read_prompts(token_ids, lengths, self.last)[0]
-
-
-class _Head(nn.Module):
-    def __init__(self, model: NezhaModel, beam_width: int) -> None:
-        super().__init__()
-        self.head, self.beam_width = model.draft_head, beam_width
-
-    def forward(self, hidden: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
-        depth = len(self.head.levels)
-        return self.head.beam(hidden, masks[:depth], masks[depth:], self.beam_width)
 
 
 def random_models(sizes: str, space: SemanticIdSpace, items: int) -> dict[str, BackboneModel]:
@@ -88,7 +69,7 @@ def engine_calls(model: BackboneModel, tokens: int, beam_width: int, trie: Prefi
     free = {name: (f"{name}_nodes",) for name in masks} | {"codes": ("batch",), "scores": ("batch",)}
     example = {name: torch.tensor(array) for name, array in prompt.items()}
     prompts = {"token_ids": ("batch", "tokens"), "lengths": ("batch",)}
-    write_graph(_Prefill(model), example, ["hidden"], prompts | {"hidden": ("batch",)}, folder / "prefill.onnx")
+    write_graph(PrefillGraph(model), example, ["hidden"], prompts | {"hidden": ("batch",)}, folder / "prefill.onnx")
     calls = {"prefill": _call(folder / "prefill.onnx", prompt)}
     if isinstance(model, NezhaModel):
         feeds = {
@@ -96,7 +77,7 @@ def engine_calls(model: BackboneModel, tokens: int, beam_width: int, trie: Prefi
         } | masks
         example = {name: torch.tensor(array) for name, array in feeds.items()}
         outputs = ("codes", "scores")
-        write_graph(_Head(model, beam_width), example, outputs, free | {"hidden": ("batch",)}, folder / "head.onnx")
+        write_graph(HeadGraph(model, beam_width), example, outputs, free | {"hidden": ("batch",)}, folder / "head.onnx")
         return calls | {"decode": _call(folder / "head.onnx", feeds)}
     export_onnx(model, folder / "draft.onnx", beam_width)
     return calls | {"draft": _call(folder / "draft.onnx", prompt | masks)}
