@@ -169,7 +169,10 @@ def main(
     with serve_bundle(bundle_path, deployment, log_path=out / "triton.log") as server:
         test = LoadTest(server, bundle, histories, out)
         alone = test.analyzer(Load(LEAST_REQUESTS, 1), -1)["throughput"]  # warms up, and says how many are enough
-        enough = lambda rate: max(LEAST_REQUESTS, round(rate * seconds))  # noqa: E731
+
+        def enough(rate: float) -> int:
+            return max(LEAST_REQUESTS, round(rate * seconds))
+
         closed = test.sweep(lambda n: Load(enough(alone), int(n)), [float(n) for n in concurrency.split(",")], rounds)
         saturated = max(run["throughput"] for run in closed)
         rates = [float(share) * saturated for share in arrivals.split(",")]
