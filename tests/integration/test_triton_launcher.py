@@ -187,9 +187,9 @@ import sys
 from genrec.serving.triton import TritonServer
 
 server = TritonServer(sys.argv[1], ["double"], log_path=sys.argv[2], exit_timeout=5)
-server.start()
-print(server.pid, server.shm_prefix, server.grpc_url, flush=True)
-sys.exit(server.run_forever())
+# Said from inside: a server that is killed between a start of its own and this would be started again.
+ready = lambda: print(server.pid, server.shm_prefix, server.grpc_url, flush=True)
+sys.exit(server.run_forever(on_ready=ready))
 """
 FOREGROUND_SLOW = """
 import sys
