@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,7 @@ def _read(profile: Path) -> Answers:
     return Answers((sent - sent[0]) / 1e9, took / 1e6)
 
 
+@cache
 def find_analyzer() -> tuple[str, dict[str, str]]:
     """The binary and the environment that it runs in."""
     on_path = shutil.which("perf_analyzer")

@@ -15,11 +15,9 @@ import typer
 from rich.console import Console
 
 from builders.machine import provenance
-from genrec.serving.repository import Deployment
-from genrec.serving.serve import serve_bundle
 from perf.analyzer import Load
 from perf.cells import DECODERS, GRID, NAMED, Cell, cell_bundle, histories
-from perf.load import LoadTest
+from perf.load import LoadTest, load_test
 
 RESULTS = "cells.json"
 SATURATING = 8  # requests under way at all times
@@ -35,10 +33,7 @@ def measure(cell: Cell, folder: Path, rounds: int, seconds: float, threads: int)
     with ExitStack() as stack:
         for system, bundle in bundles.items():
             raw = folder / "raw" / cell.name / DECODERS[system]
-            raw.mkdir(parents=True, exist_ok=True)
-            deployment = Deployment(threads=threads, timeout_ms=600_000)
-            server = stack.enter_context(serve_bundle(bundle.path, deployment, log_path=raw / "triton.log"))
-            tests[system] = LoadTest(server, bundle, histories(cell), raw)
+            tests[system] = stack.enter_context(load_test(bundle, histories(cell), raw, threads=threads))
         expected = {system: test.analyzer(Load(LEAST, 1), -1)["p50"] / 1e3 for system, test in tests.items()}
         for number in range(rounds):
             for system, test in tests.items():

@@ -14,11 +14,9 @@ import typer
 from rich.console import Console
 
 from builders.machine import provenance
-from genrec.serving.repository import Deployment
-from genrec.serving.serve import serve_bundle
 from perf.analyzer import Load
 from perf.cells import Cell, cell_bundle, histories
-from perf.load import LoadTest
+from perf.load import load_test
 
 RESULTS = "catalog-size.json"
 CELL = Cell("3M", 20, 4, 128)  # the smaller the backbone, the more anything else would show
@@ -38,10 +36,7 @@ def main(
         for items in map(int, sizes.split(",")):
             bundle = cell_bundle(CELL, "NEZHA", out / "bundles", items)
             raw = out / "raw" / "catalog-size" / str(items)
-            raw.mkdir(parents=True, exist_ok=True)
-            deployment = Deployment(timeout_ms=600_000)
-            server = stack.enter_context(serve_bundle(bundle.path, deployment, log_path=raw / "triton.log"))
-            tests[f"{items}"] = LoadTest(server, bundle, histories(CELL, items), raw)
+            tests[f"{items}"] = stack.enter_context(load_test(bundle, histories(CELL, items), raw))
         for number in range(rounds):
             for name, test in tests.items():
                 console.print(f"{name} items")

@@ -16,6 +16,7 @@ import numpy as np
 from builders.build import Task, build_bundle
 from builders.config import BackboneShape, BuildConfig, TrainingConfig
 from builders.dataset import Dataset, Interactions, ItemTable
+from builders.plan.work import token_bound
 from genrec.bundle import Bundle, BundleError, Limits
 from genrec.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD
 
@@ -51,8 +52,8 @@ class Cell:
 
     @property
     def bound(self) -> float:
-        """The arithmetic bound on the speed-up over beam search, in tokens: (P + (L-1) K) / (P + L + 1)."""
-        return (self.tokens + (self.depth - 1) * self.beam) / (self.tokens + self.depth + 1)
+        """The arithmetic bound on the speed-up over beam search, in tokens."""
+        return token_bound(self.depth, self.tokens, self.beam)
 
 
 # `make bench`: every value of every factor, in the combinations that differ most.

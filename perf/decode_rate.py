@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import onnxruntime as ort
 import torch
 import typer
 from rich.console import Console
@@ -26,13 +24,14 @@ from rich.table import Table
 from transformers import PretrainedConfig
 
 from builders.config import BackboneShape
-from builders.export import export_onnx, write_graph
-from genrec.engines.onnx import graph_masks
+from builders.export import export_onnx
+from builders.timing import medians
+from genrec.engines.onnx import graph_masks, open_session
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.prefix_trie import PrefixTrie
 from genrec.prompt import PromptLayout
 from genrec.semantic_id import SemanticIdSpace
-from perf.parts import PrefillGraph
+from perf.parts import export_prefill
 
 SHAPES = {
     "3M": BackboneShape("qwen3", 192, 576, layers=6, heads=6, kv_heads=3),
@@ -67,18 +66,6 @@ def operations(config: PretrainedConfig, levels: tuple[int, ...], tokens: int, b
     return prefill, decode
 
 
-def medians(calls: Calls, rounds: int) -> dict[str, float]:
-    """Median seconds of each call, measured in turn; the first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if number:
-                times[name].append(time.perf_counter() - began)
-    return {name: float(np.median(spent)) for name, spent in times.items()}
-
-
 def torch_calls(model: AutoregressiveModel, token_ids: np.ndarray, trie: PrefixTrie, beam_width: int) -> Calls:
     """The two calls of PyTorch."""
     tokens, lengths = torch.tensor(token_ids), torch.tensor([token_ids.shape[1]])
@@ -91,26 +78,13 @@ def torch_calls(model: AutoregressiveModel, token_ids: np.ndarray, trie: PrefixT
 
 def onnx_calls(graphs: dict[str, Path], token_ids: np.ndarray, trie: PrefixTrie, threads: int) -> Calls:
     """The two calls of ONNX Runtime, of the graphs of those names."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    sessions = {
-        name: ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        for name, path in graphs.items()
-    }
+    sessions = {name: open_session(path, threads) for name, path in graphs.items()}
     feeds = {"token_ids": token_ids, "lengths": np.array([token_ids.shape[1]], np.int32)}
     masked = feeds | graph_masks(trie.bits, trie.first_child)
     return {
         "prefill": lambda: sessions["prefill"].run(None, feeds),
         "draft": lambda: sessions["draft"].run(None, masked),
     }
-
-
-def export_prefill(model: AutoregressiveModel, path: Path) -> None:
-    """Write a graph of the prefill alone to `path`."""
-    inputs = {"token_ids": torch.zeros(2, 12, dtype=torch.int32), "lengths": torch.tensor([12, 9], dtype=torch.int32)}
-    free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "hidden": ("batch",)}
-    write_graph(PrefillGraph(model), inputs, ["hidden"], free, path)
 
 
 def main(

@@ -13,7 +13,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -125,13 +126,33 @@ class LoadTest:
             **{name: float(total[title]) for name, title in (("p50", "50%"), ("p95", "95%"), ("p99", "99%"))},
             "throughput": float(total["Requests/s"]),
             "over_time": [
-                {"users": int(row["User Count"]), "rate": float(row["Requests/s"]), "p50": _number(row["50%"])}
-                | {"p99": _number(row["99%"])}
+                {
+                    "users": int(row["User Count"]),
+                    "rate": float(row["Requests/s"]),
+                    "p50": _number(row["50%"]),
+                    "p99": _number(row["99%"]),
+                }
                 for row in _aggregated(folder / "locust_stats_history.csv")
             ],
         }
         console.print(f"locust {shape}: {found['requests']} requests, p50 {found['p50']}, p99 {found['p99']} ms")
         return found | usage
+
+
+@contextmanager
+def load_test(
+    bundle: Bundle,
+    histories: list[np.ndarray],
+    folder: Path,
+    engine: str = "onnx",
+    threads: int = 0,
+    deadline_s: float = 600.0,
+) -> Iterator[LoadTest]:
+    """A `LoadTest` of a server on `bundle`, which stops with the block. deadline_s: of every request."""
+    folder.mkdir(parents=True, exist_ok=True)
+    deployment = Deployment(engine=engine, threads=threads, timeout_ms=int(1e3 * deadline_s))
+    with serve_bundle(bundle.path, deployment, log_path=folder / "triton.log") as server:
+        yield LoadTest(server, bundle, histories, folder)
 
 
 def _aggregated(path: Path) -> list[dict[str, str]]:
@@ -164,10 +185,7 @@ def main(
     bundle = Bundle(bundle_path)
     histories, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
     histories = [rows for rows in histories if rows.size]
-    out.mkdir(parents=True, exist_ok=True)
-    deployment = Deployment(engine=engine, threads=threads, timeout_ms=int(1e3 * DEADLINE_S))
-    with serve_bundle(bundle_path, deployment, log_path=out / "triton.log") as server:
-        test = LoadTest(server, bundle, histories, out)
+    with load_test(bundle, histories, out, engine, threads, DEADLINE_S) as test:
         alone = test.analyzer(Load(LEAST_REQUESTS, 1), -1)["throughput"]  # warms up, and says how many are enough
 
         def enough(rate: float) -> int:

@@ -83,20 +83,15 @@ def _short(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def _ratio(results: Sequence[Result], result: Result, mine: float, first: float) -> list[str]:
-    """Of the first result's figure, where there are several."""
-    if len(results) == 1:
-        return []
-    return ["" if result is results[0] else f"{mine / first:.2f}"]
-
-
 def _closed_table(results: Sequence[Result]) -> Iterable[str]:
     more = ["p50 against the first"] if len(results) > 1 else []
+    first = {run["value"]: run["p50"] for run in results[0].closed}
     rows = []
     for result in results:
-        for at, run in enumerate(result.closed):
+        for run in result.closed:
             batch = run["steps"]["backbone"]["batch"]
-            first = results[0].closed[min(at, len(results[0].closed) - 1)]["p50"]
+            compared = result is not results[0] and run["value"] in first
+            ratio = f"{run['p50'] / first[run['value']]:.2f}" if compared else ""
             rows.append(
                 (
                     result.name,
@@ -107,7 +102,7 @@ def _closed_table(results: Sequence[Result]) -> Iterable[str]:
                     f"{run['server_cores']:.2f}",
                     f"{run['client_cores']:.2f}",
                     f"{run['server_peak_mb']:.0f}",
-                    *_ratio(results, result, run["p50"], first),
+                    *[ratio] * len(more),
                 )
             )
     titles = ("", "concurrency", "p50 ms", "p95 ms", "p99 ms", "requests/s", "batch", "server cores", "client cores")

@@ -19,12 +19,10 @@ from rich.console import Console
 from builders.machine import provenance
 from genrec.bundle import Bundle
 from genrec.engines import open_engine
-from genrec.serving.repository import Deployment
-from genrec.serving.serve import serve_bundle
 from genrec.verifier import Verifier
 from perf.analyzer import Load
 from perf.cells import Cell, cell_bundle, histories
-from perf.load import LoadTest
+from perf.load import load_test
 from perf.parts import Parts
 
 RESULTS = "overhead.json"
@@ -43,11 +41,9 @@ def measure(bundle: Bundle, asked: list[np.ndarray], rounds: int, seconds: float
     hidden = [parts.prefill(prompt) for prompt in prompts]
     drafts = [engine.draft([prompt]) for prompt in prompts]
     top_k = np.array([bundle.manifest.limits.default_top_k])
-    deployment = Deployment(threads=threads, timeout_ms=600_000)
     times: dict[str, list[float]] = {}
-    with serve_bundle(bundle.path, deployment, log_path=raw / "triton.log") as server:
-        test = LoadTest(server, bundle, asked, raw)
-        with Recommender(server.grpc_url, timeout_s=60.0) as client:
+    with load_test(bundle, asked, raw, threads=threads) as test:
+        with Recommender(test.server.grpc_url, timeout_s=60.0) as client:
             calls: dict[str, Callable[[int], Any]] = {
                 "prefill": lambda at: parts.prefill(prompts[at]),
                 "head and beam": lambda at: parts.head(hidden[at]),
@@ -99,7 +95,6 @@ def main(
         console.rule(cell.name)
         bundle = cell_bundle(cell, "NEZHA", out / "bundles")
         raw = out / "raw" / "overhead" / cell.name
-        raw.mkdir(parents=True, exist_ok=True)
         result = measure(bundle, histories(cell), rounds, seconds, threads, raw)
         for name, spent in result["times"].items():
             p50, p95, p99 = np.percentile(spent, [50, 95, 99])

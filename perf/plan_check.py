@@ -9,7 +9,6 @@ Everything is measured in turn, round by round, the probes of the machine's rate
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,19 +16,19 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import numpy as np
-import onnxruntime as ort
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from builders.config import BackboneShape, HeadShape
-from builders.export import export_onnx, write_graph
+from builders.export import export_onnx
 from builders.plan.hardware import Hardware, hardware_of, probes
 from builders.plan.work import DECODE, ENGINES, PRECISIONS, PREFILL, Batch, Shape, work_of
+from builders.timing import medians
 from genrec.bundle import CHECKPOINT, Bundle
 from genrec.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD
-from genrec.engines.onnx import graph_masks
+from genrec.engines.onnx import graph_masks, open_session
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel
 from genrec.model.checkpoint import load_checkpoint
@@ -37,7 +36,7 @@ from genrec.model.nezha import NezhaModel
 from genrec.prefix_trie import PrefixTrie
 from genrec.prompt import PromptLayout
 from genrec.semantic_id import SemanticIdSpace
-from perf.parts import HeadGraph, PrefillGraph
+from perf.parts import export_head, export_prefill
 
 ITEMS = 100_000  # of the random catalogue whose prefixes mask the beams
 Calls = dict[str, Callable[[], object]]
@@ -66,33 +65,14 @@ def engine_calls(model: BackboneModel, tokens: int, beam_width: int, trie: Prefi
         "lengths": np.array([own], np.int32),
     }
     masks = graph_masks(trie.bits, trie.first_child)
-    free = {name: (f"{name}_nodes",) for name in masks} | {"codes": ("batch",), "scores": ("batch",)}
-    example = {name: torch.tensor(array) for name, array in prompt.items()}
-    prompts = {"token_ids": ("batch", "tokens"), "lengths": ("batch",)}
-    write_graph(PrefillGraph(model), example, ["hidden"], prompts | {"hidden": ("batch",)}, folder / "prefill.onnx")
+    export_prefill(model, folder / "prefill.onnx")
     calls = {"prefill": _call(folder / "prefill.onnx", prompt)}
     if isinstance(model, NezhaModel):
-        feeds = {
-            "hidden": rng.standard_normal((1, len(model.levels) + 1, model.config.hidden_size), np.float32)
-        } | masks
-        example = {name: torch.tensor(array) for name, array in feeds.items()}
-        outputs = ("codes", "scores")
-        write_graph(HeadGraph(model, beam_width), example, outputs, free | {"hidden": ("batch",)}, folder / "head.onnx")
-        return calls | {"decode": _call(folder / "head.onnx", feeds)}
+        hidden = rng.standard_normal((1, len(model.levels) + 1, model.config.hidden_size), np.float32)
+        export_head(model, beam_width, masks, folder / "head.onnx")
+        return calls | {"decode": _call(folder / "head.onnx", {"hidden": hidden} | masks)}
     export_onnx(model, folder / "draft.onnx", beam_width)
     return calls | {"draft": _call(folder / "draft.onnx", prompt | masks)}
-
-
-def medians(calls: dict[tuple[str, str], Callable[[], object]], rounds: int) -> dict[tuple[str, str], float]:
-    """Median seconds of the thread's time of each call, in turn; the first round warms up."""
-    times: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            began = time.thread_time()
-            call()
-            if number:
-                times[name].append(time.thread_time() - began)
-    return {name: statistics.median(spent) for name, spent in times.items()}
 
 
 def predicted_ms(model: BackboneModel, batch: Batch, hardware: Hardware) -> dict[str, float]:
@@ -131,7 +111,7 @@ def main(
             (own := Path(folder) / str(number)).mkdir()
             made = engine_calls(model, batches[name].tokens, beam_width, trie, own)
             calls |= {(name, stage): call for stage, call in made.items()}
-        seconds = medians(calls, rounds)
+        seconds = medians(calls, rounds, time.thread_time)
     hardware = hardware_of("this machine, 1 thread", {name: seconds["machine", name] for name in machine}, machine)
     title = (
         f"{hardware.name}: {hardware.gflops:.0f} GFLOP/s, {hardware.gbytes:.1f} GB/s, "
@@ -150,10 +130,7 @@ def main(
 
 
 def _call(graph: Path, feeds: dict[str, np.ndarray]) -> Callable[[], object]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    session = open_session(graph, threads=1)
     return lambda: session.run(None, feeds)
 
 

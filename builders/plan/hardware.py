@@ -7,7 +7,6 @@ and Patterson, CACM 52(4), 2009), and a fixed time for every operator that is st
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from builders.plan.work import Part, Work
+from builders.timing import medians
 
 COMPUTE, MEMORY, OPERATORS = LIMITS = ("compute", "memory", "operators")
 
@@ -119,21 +119,15 @@ def hardware_of(name: str, seconds: dict[str, float], measured: Probes) -> Hardw
 def measure(threads: int, repeats: int = 30) -> Hardware:
     """This machine in float32: the medians of `repeats` calls of each probe, in turn; a few seconds."""
     calls = probes(threads)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(repeats + 1):  # the first one warms up
-        for name, (call, _) in calls.items():
-            began = time.perf_counter()
-            call()
-            if number:
-                times[name].append(time.perf_counter() - began)
-    medians = {name: float(np.median(spent)) for name, spent in times.items()}
-    return hardware_of(f"this machine, threads: {threads or 'one per core'}", medians, calls)
+    seconds = medians({name: call for name, (call, _) in calls.items()}, repeats)
+    return hardware_of(f"this machine, threads: {threads or 'one per core'}", seconds, calls)
 
 
 def _session(operator: str, rank: int, count: int, threads: int, constant: np.ndarray | None = None) -> Any:
     """ONNX Runtime on a = operator(a, b), `count` times over, of float32 arrays of `rank`; b an input or `constant`."""
-    import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
+
+    from genrec.engines.onnx import open_session
 
     names = ["a", *(f"x{number}" for number in range(count))]
     nodes = [helper.make_node(operator, [old, "b"], [new]) for old, new in pairwise(names)]
@@ -145,7 +139,4 @@ def _session(operator: str, rank: int, count: int, threads: int, constant: np.nd
     constants = [] if constant is None else [numpy_helper.from_array(constant, "b")]
     graph = helper.make_graph(nodes, operator, *ends, initializer=constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return open_session(model.SerializeToString(), threads)

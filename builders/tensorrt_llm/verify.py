@@ -19,7 +19,7 @@ import typer
 
 from builders.dataset import read_dataset, split_leave_one_out
 from builders.evaluate import Ranking, metrics, rank_offline, require_catalog, sample_users
-from builders.machine import this_commit, this_machine
+from builders.machine import provenance
 from builders.tensorrt_llm import api
 from builders.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
 from genrec.bundle import Bundle
@@ -243,7 +243,7 @@ def main(
     report.step("engine", run_engine)
     report.step("reuse", run_reuse)
     report.step("serve", lambda: check_served(bundle, reference, histories[:200], work / "triton.log"))
-    report.measured |= {"machine": this_machine().model_dump(), "commit": this_commit()}
+    report.measured |= provenance()
     (work / "report.json").write_text(json.dumps({"steps": report.steps, **report.measured}, indent=2) + "\n")
     print(f"{'pass' if report.passed else 'FAIL'}: report in {work / 'report.json'}")
     raise typer.Exit(not report.passed)

@@ -26,16 +26,21 @@ class OnnxEngine(Engine):
         provider: str = "CPUExecutionProvider",
     ) -> None:
         super().__init__(prefixes, beam_width)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._session = ort.InferenceSession(str(graph), options, providers=[provider])
+        self._session = open_session(graph, threads, provider)
         self._masks = {id(trie): graph_masks(trie.bits, trie.first_child) for trie in self._tries.values()}
 
     def _run(self, token_ids: np.ndarray, lengths: np.ndarray, trie: PrefixTrie) -> tuple[np.ndarray, np.ndarray]:
         feeds = {"token_ids": token_ids, "lengths": lengths, **self._masks[id(trie)]}
         codes, scores = self._session.run(None, feeds)
         return codes, scores
+
+
+def open_session(graph: Path | bytes, threads: int = 0, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:
+    """ONNX Runtime on a graph, by its file or its bytes, as every session here runs it; arguments as `OnnxEngine`'s."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return ort.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, providers=[provider])
 
 
 def graph_masks(bits: tuple, first_child: tuple) -> dict:

@@ -103,6 +103,8 @@ class BackboneModel(nn.Module, ABC):
         hidden = self.model.embed_tokens(token_ids)
         rotation = self.rotation(torch.zeros_like(positions[:1]))
         heads = Heads.of(self.model.layers[0].self_attn)
+        if heads.members > 1:
+            causal = additive(positions[:, None] >= positions).repeat_interleave(heads.members, 0)
         caches: list[LayerCache] = []
         for number, layer in enumerate(self.model.layers, 1):
             normed, attention = norm(layer.input_layernorm, hidden), layer.self_attn
@@ -114,14 +116,13 @@ class BackboneModel(nn.Module, ABC):
                 if heads.members == 1:
                     mixed = CausalAttention.apply(asked, keys, values, heads.groups, attention.scaling)
                 else:
-                    causal = additive(positions[:, None] >= positions).repeat_interleave(heads.members, 0)
                     mixed = caches[-1].attend_prompt(asked, rows, causal)
             else:  # only the way of the last positions goes on
                 hidden, normed = last_positions(hidden, lengths, count), last_positions(normed, lengths, count)
                 at = lengths[:, None] - count + torch.arange(count, device=lengths.device)
                 asked = queries(attention, normed, count, self.rotation(at))
-                causal = additive(positions <= at[..., None]).repeat_interleave(heads.members, 1)[:, None]
-                mixed = caches[-1].attend_prompt(asked, count, causal)
+                seen = additive(positions <= at[..., None]).repeat_interleave(heads.members, 1)[:, None]
+                mixed = caches[-1].attend_prompt(asked, count, seen)
             hidden = finish(layer, hidden, mixed)
         return norm(self.model.norm, hidden), caches
 

@@ -1,6 +1,6 @@
 """ONNX Runtime's fused operators: PyTorch computes what they do, an exported graph holds the operator itself.
 
-They take a third to a half off the time of what surrounds the matrix products of an attention (docs/performance.md).
+What they are worth: docs/performance.md.
 """
 
 from __future__ import annotations
