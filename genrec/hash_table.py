@@ -53,20 +53,21 @@ class HashTable:
         wanted = np.ravel(keys)
         bucket = self._home(wanted)
         found = np.full(wanted.size, _EMPTY, np.int32)
-        pending: np.ndarray | slice = slice(None)
+        values = self.values.reshape(-1)
+        pending: np.ndarray | None = None  # places of `wanted` in `keys`, None for all
         for _ in range(len(self.keys)):  # ends with the first pass, nearly always
-            seen = self.keys[bucket]
-            hit = seen == wanted[:, None]
-            slot = hit.argmax(1)
-            at = np.arange(bucket.size)
-            matched = hit[at, slot]
-            found[pending] = np.where(matched, self.values[bucket, slot], np.int32(_EMPTY))
-            more = seen[:, -1] != _EMPTY
-            more &= ~matched
-            if not more.any():
+            seen = self.keys.take(bucket, 0)
+            row, slot = np.divmod((seen == wanted[:, None]).ravel().nonzero()[0], _WIDTH)
+            found[row if pending is None else pending[row]] = values.take(bucket.take(row) * _WIDTH + slot)
+            if row.size == wanted.size:
                 break
-            pending = np.flatnonzero(more) if isinstance(pending, slice) else pending[more]
-            bucket, wanted = (bucket[more] + 1) & (len(self.keys) - 1), wanted[more]
+            more = seen[:, -1] != _EMPTY
+            more[row] = False
+            left = more.nonzero()[0]
+            if not left.size:
+                break
+            pending = left if pending is None else pending[left]
+            bucket, wanted = (bucket[left] + 1) & (len(self.keys) - 1), wanted[left]
         return found.reshape(np.shape(keys))
 
     def _home(self, keys: np.ndarray) -> np.ndarray:

@@ -48,10 +48,12 @@ class ItemIndex:
 
     def expand(self, buckets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Items of existing `buckets` (int32 [m]), in order: rows int32 [n], and which bucket of m each is from."""
-        sizes = self.offsets[buckets + 1] - self.offsets[buckets]
-        source = np.repeat(np.arange(buckets.size), sizes)
-        within = np.arange(source.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return self.rows[self.offsets[buckets][source] + within], source
+        begin = self.offsets.take(buckets)
+        sizes = self.offsets.take(buckets + 1) - begin
+        source = np.arange(buckets.size).repeat(sizes)
+        # Where an item stands in `rows` goes up by one within a bucket, and starts again in the next.
+        jump = begin - (sizes.cumsum() - sizes)
+        return self.rows.take(np.arange(source.size) + jump.take(source)), source
 
     def problems(self, catalog: Catalog, space: SemanticIdSpace) -> Iterator[str]:
         """Where the index does not hold exactly the live items of `catalog`; nothing if it does."""

@@ -59,23 +59,23 @@ class Verifier:
         finite = scores > -np.inf
         buckets = self._index.buckets_of(codes)
         valid = finite & (buckets >= 0)
-        request, beam = valid.nonzero()
-        rows, source = self._index.expand(buckets[request, beam])
-        owner = request[source]
-        keys = rows + first_key[owner]
-        # What has occurred before, as blocked or as drafted, is not taken again.
-        keep = first_of_each(np.concatenate([blocked_keys, keys]))[blocked_keys.size :].nonzero()[0]
-        keep = keep[_rank_in_group(owner[keep], batch) < top_k[owner[keep]]]
-        owner, keys = owner[keep], keys[keep]
-        item_scores = scores[owner, beam[source[keep]]]
+        valid_before = valid.cumsum(1)
+        valid_count = valid_before[:, -1]
+        # So many drafts hold enough items that are not blocked, unless a draft comes twice; then all are looked at.
+        needed = top_k + blocked_sizes
+        first = valid & (valid_before <= needed[:, None])
+        owner, keys, item_scores = self._ranked(buckets, scores, first, blocked_keys, top_k)
         found = np.bincount(owner, minlength=batch)
+        if ((found < top_k) & (valid_count > needed)).any():
+            owner, keys, item_scores = self._ranked(buckets, scores, valid, blocked_keys, top_k)
+            found = np.bincount(owner, minlength=batch)
         result = Verified(
             rows=(keys - first_key[owner]).astype(np.int32),
             scores=item_scores,
             source=np.full(keys.size, DRAFTED, np.uint8),
             offsets=np.concatenate([[0], found.cumsum()]),
             drafted=finite.sum(1),
-            valid=valid.sum(1),
+            valid=valid_count,
             filled=np.zeros(batch, np.int64),
         )
         missing = top_k - found
@@ -83,6 +83,24 @@ class Verifier:
             taken = np.concatenate([keys, blocked_keys])
             return self._filled(result, owner, missing, found + blocked_sizes, taken)
         return result
+
+    def _ranked(
+        self, buckets: np.ndarray, scores: np.ndarray, chosen: np.ndarray, blocked_keys: np.ndarray, top_k: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The first `top_k` distinct items of the `chosen` (bool [B, K]) drafts that are not blocked.
+
+        Returns of each item its request, int64 [n], its key there and its score, in order.
+        """
+        request, beam = chosen.nonzero()
+        rows, source = self._index.expand(buckets[request, beam])
+        owner = request.take(source)
+        keys = rows + owner * self._items
+        # What has occurred before, as blocked or as drafted, is not taken again.
+        keep = first_of_each(np.concatenate([blocked_keys, keys]))[blocked_keys.size :].nonzero()[0]
+        owner = owner.take(keep)
+        wanted = _rank_in_group(owner, len(top_k)) < top_k.take(owner)
+        keep, owner = keep[wanted], owner[wanted]
+        return owner, keys.take(keep), scores[owner, beam[source[keep]]]
 
     def _filled(
         self, drafted: Verified, owner: np.ndarray, missing: np.ndarray, taken: np.ndarray, taken_keys: np.ndarray
@@ -113,7 +131,7 @@ class Verifier:
 def first_of_each(keys: np.ndarray) -> np.ndarray:
     """bool [n]: whether a key (int64 [n]) has not occurred before in the array."""
     order = keys.argsort(kind="stable")
-    ranked = keys[order]
+    ranked = keys.take(order)
     first = np.ones(keys.size, bool)
     first[order[1:]] = ranked[1:] != ranked[:-1]
     return first
@@ -122,4 +140,4 @@ def first_of_each(keys: np.ndarray) -> np.ndarray:
 def _rank_in_group(owner: np.ndarray, groups: int) -> np.ndarray:
     """Position of each element within its group: owner int64 [n], ascending -> int64 [n]."""
     sizes = np.bincount(owner, minlength=groups)
-    return np.arange(owner.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.arange(owner.size) - (sizes.cumsum() - sizes).take(owner)
