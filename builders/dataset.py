@@ -128,6 +128,16 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.user_ids)
 
+    def without_last(self) -> Interactions:
+        """The same without each user's last item: what tuning works on, so that the test items have no say in it.
+
+        Split again, the validation items are what is ranked, and a prompt ends with an item that training has not seen
+        in that place, as a test prompt does.
+        """
+        lengths = np.maximum(np.diff(self.offsets).astype(np.int64) - 1, 0)
+        kept = _slices(np.arange(len(self)), self.rows, self.queries, self.offsets[:-1].astype(np.int64), lengths)
+        return Interactions(self.user_ids, kept.offsets, kept.rows, kept.queries)
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

@@ -167,6 +167,18 @@ def padded(prompts: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True), lengths
 
 
+def dropped(values: Tensor, probability: float) -> Tensor:
+    """Dropout of each of `values` (any shape) with `probability` in [0, 1), to the nearest 1 / 256.
+
+    One random byte per value: on a CPU, PyTorch's own draws a whole number for each and takes three times as long, an
+    eighth of a training step.
+    """
+    cut = round(256 * probability)
+    words = torch.empty(-(-values.numel() // 8), dtype=torch.int64, device=values.device).random_(-(2**63), None)
+    kept = words.view(torch.uint8)[: values.numel()].view(values.shape) >= cut
+    return values * (kept.to(values.dtype) * (256 / (256 - cut)))
+
+
 def add_dropout(backbone: PreTrainedModel, probability: float) -> Callable[[], None]:
     """Dropout on the embeddings and on what each attention and feed-forward block adds to the residual, in training.
 
@@ -174,9 +186,11 @@ def add_dropout(backbone: PreTrainedModel, probability: float) -> Callable[[], N
     """
 
     def drop(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        if not module.training:
+            return output
         if isinstance(output, tuple):
-            return (F.dropout(output[0], probability, module.training), *output[1:])
-        return F.dropout(output, probability, module.training)
+            return (dropped(output[0], probability), *output[1:])
+        return dropped(output, probability)
 
     places = [backbone.get_input_embeddings()]
     places += [block for layer in backbone.layers for block in (layer.self_attn, layer.mlp)]

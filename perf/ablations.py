@@ -1,7 +1,9 @@
-"""What each part of NEZHA is worth: the same training with one thing changed, all test users, in one table.
+"""What each part of NEZHA is worth: the same training with one thing changed, all users, in one table.
 
-python perf/ablations.py ../shared/data/instruments build/ablations --epochs 6
+python perf/ablations.py DATA build/ablations --epochs 6
 
+What helps becomes the default, so it is the validation items that are ranked (`Interactions.without_last`); the test
+items are left for the figures of what was chosen.
 A variant that OUT already has a result of is not run again; a run that was cut off goes on.
 """
 
@@ -148,7 +150,7 @@ class Ablation:
             raise ValueError(f"{data}: has no semantic IDs; give a dataset with them")
         self.out, self.training, self.beam_width = out, training, beam_width
         self.sids, self.space = dataset.items.sids, SemanticIdSpace(dataset.items.levels)
-        self.split = split_leave_one_out(dataset.interactions)
+        self.split = split_leave_one_out(dataset.interactions.without_last())
         self.catalog = Catalog.build(dataset.items.item_ids, self.sids, popularity(self.split, len(dataset.items)))
         self.index = ItemIndex.build(self.space, self.catalog)
         self.layout = PromptLayout.contiguous(self.space, BuildConfig().max_history)
@@ -228,7 +230,7 @@ def main(
     out: Annotated[Path, typer.Argument(help="Where results are kept between calls.")],
     epochs: Annotated[int, typer.Option(min=1)] = 6,
     beam_width: Annotated[int, typer.Option(min=1)] = 20,
-    users: Annotated[Optional[int], typer.Option(help="Test users; all by default.")] = None,
+    users: Annotated[Optional[int], typer.Option(help="Users to rank; all by default.")] = None,
     variants: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(VARIANTS),
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:

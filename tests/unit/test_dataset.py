@@ -470,6 +470,21 @@ def test_split_is_the_protocol(histories: list[list[int]], limit: int) -> None:
 
 @given(HISTORIES)
 @settings(deadline=None)
+def test_tuning_ranks_the_validation_items_and_never_sees_the_test_items(histories: list[list[int]]) -> None:
+    split = split_leave_one_out(as_interactions(histories))
+    tuning = split_leave_one_out(as_interactions(histories).without_last())
+    assert [tuning.train[i].tolist() for i in range(len(histories))] == [
+        history[:-3] if len(history) >= 4 else history[:-1] for history in histories
+    ]
+    place = {user: i for i, user in enumerate(split.validation.histories.users.tolist())}
+    for i, user in enumerate(tuning.test.histories.users.tolist()):
+        assert tuning.test.targets[i] == split.validation.targets[place[user]]
+        assert tuning.test.histories[i].tolist() == split.validation.histories[place[user]].tolist()
+    assert tuning.test.queries is not None and len(tuning.test.queries) == len(tuning.test)
+
+
+@given(HISTORIES)
+@settings(deadline=None)
 def test_popularity_counts_training_only(histories: list[list[int]]) -> None:
     interactions = as_interactions(histories)
     expected = [0] * 21

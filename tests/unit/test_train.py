@@ -19,6 +19,7 @@ from builders.objective import (
     PackedBatch,
     PromptBatch,
     add_dropout,
+    dropped,
 )
 from builders.query import EncodedQueries
 from builders.train import Curves, parameter_groups, train
@@ -281,3 +282,23 @@ torch.save((objective.model.state_dict(), curves.losses, steps[0]), {str(tmp_pat
     whole = packed(alone).plan(0, 0, 512), packed(alone).plan(0, 1, 512)
     assert steps == sum(len(plan) // 2 for plan in whole)
     assert not torch.equal(first["model.embed_tokens.weight"], alone.model.input_embeddings())
+
+
+def test_dropout_keeps_the_mean_and_drops_the_share_asked_for() -> None:
+    torch.manual_seed(0)
+    values = torch.ones(300, 1001, requires_grad=True)
+    for probability in (0.1, 0.5, 0.9):
+        result = dropped(values, probability)
+        lost = (result == 0).float()
+        assert abs(lost.mean() - probability) < 0.005 and abs(result.mean() - 1) < 0.01
+        assert abs(lost[:, ::8].mean() - probability) < 0.01  # bytes of one number are independent of each other
+        assert abs((lost[:, 1:] * lost[:, :-1]).mean() - probability**2) < 0.005
+        (gradient,) = torch.autograd.grad(result.sum(), values)
+        assert torch.equal(gradient, result)
+    assert torch.equal(dropped(values, 0.0), values)
+    assert dropped(values.bfloat16(), 0.1).dtype == torch.bfloat16
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(dropped(values, 0.1))
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
