@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 
-.PHONY: demo test test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full serve-check lock clean
+.PHONY: demo test test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,7 +22,7 @@ knowledge-demo: build/shop-bundle/manifest.json  ## Texts of 200 users, streamed
 	$(BIN)/genrec knowledge demo build/shop build/shop-bundle build/knowledge
 
 bench-knowledge: $(INSTALLED)  ## Every way of drafting texts at every batch size, and ablations. After `make knowledge-demo`.
-	$(BIN)/python perf/knowledge.py build/knowledge build/shop build/knowledge-bench
+	$(BIN)/python perf/knowledge.py compare build/knowledge build/shop build/knowledge-bench
 
 test: $(INSTALLED)  ## Unit, engine parity, and integration against a real Triton.
 	$(BIN)/pytest
@@ -96,6 +96,10 @@ bench: $(ANALYZER)  ## NEZHA against beam search in eight cells, overhead, catal
 bench-full: $(ANALYZER)  ## The whole grid of cells, with a 0.6 B backbone. Hours; what is measured already is kept.
 	$(BIN)/python -m perf.bench build/bench-full --full
 	$(BIN)/python -m perf.bench_report build/bench-full build/bench-full/report
+
+bench-gpu: $(INSTALLED) build/shop-bundle/manifest.json  ## On a GPU: PyTorch in bf16 with CUDA graphs; the report is build/bench-gpu/report.md.
+	$(BIN)/python -m perf.gpu build/bench-gpu $(GPU_ARGS)
+	$(BIN)/python -m perf.precision build/shop-bundle build/shop build/bench-gpu
 
 serve-check: build/shop-bundle/manifest.json  ## Install what serving needs, without torch, and answer from there.
 	$(PYTHON) -m venv --clear $(SERVE_VENV)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +18,7 @@ import typer
 from builders.dataset import read_dataset, split_leave_one_out
 from builders.evaluate import Ranking, metrics, rank_offline, require_catalog, sample_users
 from builders.machine import provenance
+from builders.steps import Report, StepFailed
 from builders.tensorrt_llm import api
 from builders.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
 from genrec.bundle import Bundle
@@ -34,34 +33,6 @@ from genrec.verifier import Verifier
 CONCURRENCY = (1, 4, 16, 64)
 HIT_TOLERANCE = 0.005  # of Hit@10 and NDCG@10 between half precision and float32, absolute
 OVERLAP = 0.9  # of the ten best drafts, half precision against float32
-
-
-class StepFailed(Exception):
-    """What a step found wrong."""
-
-
-@dataclass
-class Report:
-    """Steps with their outcome, and what was measured."""
-
-    steps: dict[str, str] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
-
-    def step(self, name: str, run: Callable[[], str]) -> bool:
-        """Run a step and print what became of it. run() returns what to say; whatever it raises is a failure."""
-        try:
-            said, passed = run(), True
-        except Exception as error:
-            said, passed = f"{type(error).__name__}: {error}", False
-            if not isinstance(error, StepFailed):
-                traceback.print_exc()
-        self.steps[name] = f"{'pass' if passed else 'FAIL'}  {said}"
-        print(f"{name:<12}{self.steps[name]}", flush=True)
-        return passed
-
-    @property
-    def passed(self) -> bool:
-        return all(said.startswith("pass") for said in self.steps.values())
 
 
 @contextmanager

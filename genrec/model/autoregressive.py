@@ -51,7 +51,10 @@ class AutoregressiveModel(BackboneModel):
 
     def level_logits(self, hidden: Tensor, level: int) -> Tensor:
         """Logits of the codes of `level` that follow: hidden states after the final norm [..., d] -> [..., T_l]."""
-        return hidden @ self.input_embeddings()[self.level_tokens(level)].T
+        embeddings = self.input_embeddings()[self.level_tokens(level)]
+        if hidden.dtype != torch.float32:  # from here on float32, whatever the backbone's type
+            hidden, embeddings = hidden.float(), embeddings.float()
+        return hidden @ embeddings.T
 
     def draft(
         self,

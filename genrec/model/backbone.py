@@ -90,30 +90,37 @@ class BackboneModel(nn.Module, ABC):
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         return self.hidden_states(token_ids, positions[None], positions[:, None] >= positions)
 
-    def read_prompts(self, token_ids: Tensor, lengths: Tensor, count: int) -> tuple[Tensor, list[LayerCache]]:
+    def read_prompts(
+        self, token_ids: Tensor, lengths: Tensor, count: int, keep: bool = True
+    ) -> tuple[Tensor, list[LayerCache]]:
         """The prefill of inference: one pass over right-padded prompts, int [B, S] and int [B].
 
-        Returns the last `count` positions' hidden states after the final norm, [B, count, d], and the keys and values
-        of the prompts in every layer.
+        Returns the last `count` positions' hidden states after the final norm, [B, count, d], in the weights' type, and
+        the keys and values of the prompts in every layer. keep: whether these are wanted; else the list is of no use.
         """
         token_ids, lengths = token_ids.long(), lengths.long()
         rows = token_ids.shape[1]
         positions = torch.arange(rows, device=token_ids.device)
-        inside = additive(positions < lengths[:, None])[:, None, None]
+        dtype = self.input_embeddings().dtype
+        inside = additive(positions < lengths[:, None], dtype)[:, None, None]
         hidden = self.model.embed_tokens(token_ids)
         rotation = self.rotation(torch.zeros_like(positions[:1]))
         heads = Heads.of(self.model.layers[0].self_attn)
-        if heads.members > 1:
-            causal = additive(positions[:, None] >= positions).repeat_interleave(heads.members, 0)
+        # ONNX Runtime's fused attention knows no shared heads: a graph has it written out, with all scores of a prompt.
+        fused = heads.members == 1 or not torch.onnx.is_in_onnx_export()
+        if not fused:
+            causal = additive(positions[:, None] >= positions, dtype).repeat_interleave(heads.members, 0)
         caches: list[LayerCache] = []
         for number, layer in enumerate(self.model.layers, 1):
             normed, attention = norm(layer.input_layernorm, hidden), layer.self_attn
+            last = number == len(self.model.layers)
             keys, values = keys_values(attention, normed, rows, rotation)
-            caches.append(LayerCache(heads, keys, values, rows, inside, attention.scaling))
+            if keep or last or not fused:
+                caches.append(LayerCache(heads, keys, values, rows, inside, attention.scaling))
             # Attention is causal: padding, which stands behind a prompt, is seen by nothing but padding.
-            if number < len(self.model.layers):
+            if not last:
                 asked = queries(attention, normed, rows, rotation)
-                if heads.members == 1:
+                if fused:
                     mixed = CausalAttention.apply(asked, keys, values, heads.groups, attention.scaling)
                 else:
                     mixed = caches[-1].attend_prompt(asked, rows, causal)
@@ -121,7 +128,7 @@ class BackboneModel(nn.Module, ABC):
                 hidden, normed = last_positions(hidden, lengths, count), last_positions(normed, lengths, count)
                 at = lengths[:, None] - count + torch.arange(count, device=lengths.device)
                 asked = queries(attention, normed, count, self.rotation(at))
-                seen = additive(positions <= at[..., None]).repeat_interleave(heads.members, 1)[:, None]
+                seen = additive(positions <= at[..., None], dtype).repeat_interleave(heads.members, 1)[:, None]
                 mixed = caches[-1].attend_prompt(asked, count, seen)
             hidden = finish(layer, hidden, mixed)
         return norm(self.model.norm, hidden), caches

@@ -25,7 +25,7 @@ class RotaryEmbedding(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
         if positions.dim() == 1:
             positions = positions + torch.arange(values.shape[1], device=values.device)[None]
-        cos, sin = cos[positions][:, :, None], sin[positions][:, :, None]
+        cos, sin = (table[positions][:, :, None].to(values.dtype) for table in (cos, sin))
         left, right = values.unflatten(-1, (heads, -1)).chunk(2, -1)
         return torch.cat([left * cos - right * sin, right * cos + left * sin], -1).flatten(2)
 
@@ -36,12 +36,22 @@ class RotaryEmbedding(torch.autograd.Function):
 
 
 class CausalAttention(torch.autograd.Function):
-    """Attention of every position to itself and those before: queries, keys, values [B, S, heads * e] -> the same."""
+    """Attention of every position to itself and those before: queries [B, S, H * e] -> the same.
+
+    keys, values: [B, S, heads * e]. In a graph H = heads; else it may be a multiple, with consecutive query heads that
+    share a key and a value head.
+    """
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, heads: int, scaling: float) -> Tensor:
-        q, k, v = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (queries, keys, values))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+        size = int(keys.shape[-1]) // heads
+        q, k, v = (each.unflatten(-1, (-1, size)).transpose(1, 2) for each in (queries, keys, values))
+        members = int(q.shape[1]) // heads
+        # On a GPU no fused kernel takes shared heads in float32: all scores of a prompt would be kept.
+        shared = members > 1 and q.dtype != torch.float32
+        if members > 1 and not shared:
+            k, v = k.repeat_interleave(members, 1), v.repeat_interleave(members, 1)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=shared)
         return mixed.transpose(1, 2).flatten(2)
 
     @staticmethod

@@ -51,7 +51,7 @@ class NezhaModel(BackboneModel):
 
     def prefill(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """One pass over right-padded prompts: int [B, S], int [B] -> float32 h_0 .. h_L, [B, L + 1, d]."""
-        return self.read_prompts(token_ids, lengths, len(self.levels) + 1)[0].float()
+        return self.read_prompts(token_ids, lengths, len(self.levels) + 1, keep=False)[0].float()
 
     def draft(
         self,

@@ -1,0 +1,127 @@
+"""Recorded drafts: one CUDA graph for each bucket of batch size and prompt length.
+
+A replayed graph starts a pass's kernels as one piece, where PyTorch starts them one by one. It has fixed shapes and
+fixed addresses, so a batch is copied into the buffers of the smallest bucket that holds it. What is added there changes
+no answer: tokens behind a prompt are seen by nothing before them, and rows behind the batch are cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import count, takewhile
+
+import torch
+from torch import Tensor
+
+# Right-padded token ids int32 [B, S] and lengths int32 [B] -> tensors with B rows.
+Draft = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+# Takes a call without arguments, which reads tensors that stay where they are; returns what does it again.
+Call = Callable[[], tuple[Tensor, ...]]
+Capture = Callable[[Call], Call]
+
+_SHORTEST = 64
+_WARM_UP = 3  # calls before a recording: libraries choose their kernels and take their workspaces in the first ones
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The shapes that are recorded: every one of `batches` prompts with every one of `lengths` tokens."""
+
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, sizes in (("batches", self.batches), ("lengths", self.lengths)):
+            if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
+                raise ValueError(f"buckets: {name} {sizes} must be rising sizes of at least 1; name one or more")
+
+    @classmethod
+    def up_to(cls, tokens: int, batch: int) -> Buckets:
+        """Buckets for prompts of up to `tokens` tokens, at most `batch` of them.
+
+        Batch sizes double; a length is at most a quarter above the one before, so that little is computed in vain.
+        """
+        lengths = ((4 + quarter) << octave for octave in count(_SHORTEST.bit_length() - 3) for quarter in range(4))
+        return cls(_rising((1 << power for power in count()), batch), _rising(lengths, tokens))
+
+    def holding(self, batch: int, tokens: int) -> tuple[int, int] | None:
+        """The smallest bucket for `batch` prompts, the longest of `tokens`; None if there is none."""
+        rows = next((size for size in self.batches if size >= batch), None)
+        columns = next((size for size in self.lengths if size >= tokens), None)
+        return None if rows is None or columns is None else (rows, columns)
+
+    def __len__(self) -> int:
+        return len(self.batches) * len(self.lengths)
+
+
+class RecordedDraft:
+    """A draft that is recorded for each bucket when that is first asked for; what no bucket holds runs as it is.
+
+    draft: moves what it is given to `device` itself. At most len(buckets) recordings are made. Answers are views of
+    buffers that the next call overwrites: copy them first.
+    """
+
+    def __init__(self, draft: Draft, buckets: Buckets, device: torch.device, capture: Capture) -> None:
+        self._draft, self._buckets, self._device, self._capture = draft, buckets, device, capture
+        self._recorded: dict[tuple[int, int], tuple[Tensor, Tensor, Call]] = {}
+
+    def __call__(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        """As `Draft`, from tensors on the CPU."""
+        batch, tokens = token_ids.shape
+        bucket = self._buckets.holding(batch, tokens)
+        if bucket is None:
+            return self._draft(token_ids, lengths)
+        # Rows behind the batch repeat its first prompt, which is sure to be one that the model can take.
+        padded, sizes = torch.zeros(bucket, dtype=torch.int32), torch.full(bucket[:1], int(lengths[0])).int()
+        padded[:, :tokens] = token_ids[0]
+        padded[:batch, :tokens], sizes[:batch] = token_ids, lengths
+        if bucket not in self._recorded:
+            own = padded.to(self._device), sizes.to(self._device)
+            self._recorded[bucket] = (*own, self._capture(lambda: self._draft(*own)))
+        static_ids, static_lengths, replay = self._recorded[bucket]
+        static_ids.copy_(padded)
+        static_lengths.copy_(sizes)
+        return tuple(answer[:batch] for answer in replay())
+
+
+def call_again(call: Call) -> Call:
+    """A capture that records nothing: the replay is the call itself. For tests, and devices without graphs."""
+    return call
+
+
+class CudaGraphs:
+    """A capture with CUDA graphs on `device`. All of them share one pool of memory.
+
+    That is safe because no two replay at the same time, each writes what it reads, and the answers' memory, which the
+    replays hold on to, is given to no other.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Raises ValueError if `device` has no CUDA graphs."""
+        if device.type != "cuda":
+            raise ValueError(f"CUDA graphs need a CUDA device, not {device}: leave the buckets out, or choose another")
+        self._device, self._pool = device, torch.cuda.graph_pool_handle()
+
+    def __call__(self, call: Call) -> Call:
+        with torch.cuda.device(self._device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(_WARM_UP):
+                    call()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                answers = call()
+
+        def replay() -> tuple[Tensor, ...]:
+            graph.replay()
+            return answers
+
+        return replay
+
+
+def _rising(sizes: Iterable[int], most: int) -> tuple[int, ...]:
+    """Those of the rising, endless `sizes` that are below `most`, and `most` itself."""
+    return (*takewhile(lambda size: size < most, sizes), most)
