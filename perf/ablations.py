@@ -3,7 +3,7 @@
 python perf/ablations.py DATA build/ablations --epochs 6
 
 What helps becomes the default, so it is the validation items that are ranked (`Interactions.without_last`); the test
-items are left for the figures of what was chosen.
+items, with --test, are for the figures of what was chosen.
 A variant that OUT already has a result of is not run again; a run that was cut off goes on.
 """
 
@@ -144,13 +144,22 @@ WIDTHS = {"narrow transitions": 128, "wide transitions": 512}
 class Ablation:
     """One dataset and one recipe, under which variants are trained and ranked."""
 
-    def __init__(self, data: Path, out: Path, training: TrainingConfig, beam_width: int, users: int | None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        training: TrainingConfig,
+        beam_width: int,
+        users: int | None,
+        test: bool = False,
+    ) -> None:
+        """users: how many of them are ranked, None for all. test: rank the test items, not the validation items."""
         dataset = read_dataset(data)
         if dataset.items.sids is None or dataset.items.levels is None:
             raise ValueError(f"{data}: has no semantic IDs; give a dataset with them")
-        self.out, self.training, self.beam_width = out, training, beam_width
+        self.out, self.training, self.beam_width, self.test = out, training, beam_width, test
         self.sids, self.space = dataset.items.sids, SemanticIdSpace(dataset.items.levels)
-        self.split = split_leave_one_out(dataset.interactions.without_last())
+        self.split = split_leave_one_out(dataset.interactions if test else dataset.interactions.without_last())
         self.catalog = Catalog.build(dataset.items.item_ids, self.sids, popularity(self.split, len(dataset.items)))
         self.index = ItemIndex.build(self.space, self.catalog)
         self.layout = PromptLayout.contiguous(self.space, BuildConfig().max_history)
@@ -185,6 +194,7 @@ class Ablation:
             "train_seconds": seconds,
             "users": len(self.targets),
             "beam_width": self.beam_width,
+            "ranked": "test" if self.test else "validation",
             "training": asdict(training),
             "curves": asdict(curves),
             **metrics(ranking.rows, self.targets),
@@ -231,6 +241,7 @@ def main(
     epochs: Annotated[int, typer.Option(min=1)] = 6,
     beam_width: Annotated[int, typer.Option(min=1)] = 20,
     users: Annotated[Optional[int], typer.Option(help="Users to rank; all by default.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="Rank the test items, not the validation items.")] = False,
     variants: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(VARIANTS),
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
@@ -240,7 +251,7 @@ def main(
         if variant not in VARIANTS:
             raise typer.BadParameter(f"variant {variant!r} is unknown; use some of {', '.join(VARIANTS)}")
     out.mkdir(parents=True, exist_ok=True)
-    ablation = Ablation(data, out, TrainingConfig(epochs=epochs, seed=seed), beam_width, users)
+    ablation = Ablation(data, out, TrainingConfig(epochs=epochs, seed=seed), beam_width, users, test)
     results = [ablation.run(variant) for variant in chosen]
     table = Table("variant", "parameters", "minutes", "Hit@10", "NDCG@10", "last loss")
     for result in results:

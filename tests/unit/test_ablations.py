@@ -56,3 +56,5 @@ def test_variants_are_trained_once_and_never_on_what_is_ranked(data: Path, tmp_p
     # Neither the test items nor the ones that are ranked here, nor the ones before those, are trained on.
     sizes = np.diff(dataset.interactions.offsets)
     assert sizes.min() >= 4 and np.array_equal(np.diff(ablation.split.train.offsets), sizes - 3)
+    tested = Ablation(data, tmp_path, TRAINING, beam_width=20, users=20, test=True).split
+    assert np.array_equal(np.diff(tested.train.offsets), sizes - 2)
