@@ -1,19 +1,23 @@
-"""How much faster speculative decoding writes knowledge texts, against its baselines in the same run.
+"""How much faster speculative decoding writes knowledge texts, whether they stay the same, and what large pools cost.
 
-python perf/knowledge.py build/knowledge build/shop build/knowledge-bench
+python perf/knowledge.py compare build/knowledge build/shop build/knowledge-bench    # against its baselines
+python perf/knowledge.py equality build/knowledge build/shop                         # with plain greedy decoding
+python perf/knowledge.py pool build/knowledge build/shop                             # of a million texts
 
-Writes the texts of held-out users and items of the demo shop: none of them is in the pools. Every way of drafting runs
-at every batch size, in turn; each is then judged at its own best. Prints tables and writes results.json and speed.svg.
+Texts are those of held-out users and items of the demo shop: none of them is in the folder's pools.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,19 +25,28 @@ import torch
 import typer
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from builders.dataset import read_dataset
 from builders.knowledge.folder import training_histories
-from builders.knowledge.texts import item_texts, split_texts, user_texts
+from builders.knowledge.texts import KnowledgeText, item_texts, split_texts, user_texts
 from builders.machine import this_commit, this_machine
 from genrec.knowledge.decoder import GREEDY, Generated, Request, Verification
 from genrec.knowledge.drafter import Drafter, PoolDrafter, PromptLookupDrafter
 from genrec.knowledge.model import RELAXED, KnowledgeModel
+from genrec.knowledge.pool import RetrievalPool, draft_trees
+from genrec.knowledge.pools import GLOBAL
 
 BASELINE, RESD, DARE = "autoregressive", "global pool, greedy (ReSD)", "group pools, relaxed (DARE)"
+_COLUMNS = ("batch", "tokens/s", "speed-up", "tokens/step", "accepted", "outside model", "texts differ")
+app = typer.Typer(help=__doc__)
 console = Console()
 Way = tuple[Drafter | None, Verification]
+
+
+class Of(str, Enum):
+    """Whose texts are written."""
+
+    both, users, items = "both", "users", "items"
 
 
 def ways(model: KnowledgeModel) -> dict[str, Way]:
@@ -62,16 +75,21 @@ def ablations(model: KnowledgeModel) -> dict[str, Way]:
     }
 
 
-def held_out_requests(model: KnowledgeModel, data: Path, entities: int, harder: bool, seed: int) -> list[Request]:
-    """Half of users and half of items that the language model was not trained on."""
+def held_out_requests(
+    model: KnowledgeModel, data: Path, entities: int, of: Of = Of.both, seed: int = 0
+) -> list[Request]:
+    """Of users and items that the language model was not trained on, half of each or `of` one kind only."""
     dataset = read_dataset(data)
     histories = training_histories(dataset)
     draw = np.random.default_rng(seed)
     requests = []
-    for texts, of_users in ((user_texts(dataset, harder=harder), True), (item_texts(dataset, harder=harder), False)):
+    kinds = [kind for kind in (Of.users, Of.items) if of in (kind, Of.both)]
+    for kind in kinds:
+        # Who is held out does not depend on how hard the texts are.
+        texts = user_texts(dataset) if kind is Of.users else item_texts(dataset)
         held_out = [text.entity for text in split_texts(texts)[1]]
-        for entity in draw.permutation(held_out)[: entities // 2].tolist():
-            requests.append(model.user_request(histories[entity]) if of_users else model.item_request(entity))
+        for entity in draw.permutation(held_out)[: entities // len(kinds)].tolist():
+            requests.append(model.user_request(histories[entity]) if kind is Of.users else model.item_request(entity))
     return requests
 
 
@@ -105,17 +123,17 @@ def differing(texts: Sequence[Sequence[int]], plain: Sequence[Sequence[int]]) ->
     return sum(text != other for text, other in zip(texts, plain, strict=True))
 
 
-def lookup_ms(model: KnowledgeModel, requests: Sequence[Request], texts: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Quantiles of a lookup in the global pool, the largest, at every tenth token of `texts`; in ms."""
-    drafter = PoolDrafter(model.pools, grouped=False)
+def lookup_ms(pool: RetrievalPool, texts: Sequence[Sequence[int]], at_once: int) -> dict[str, float]:
+    """Quantiles of a lookup in `pool` at every tenth token of `texts`, drawn `at_once` together; in ms for each."""
+    running = [np.array(text[:size], np.int32) for text in texts for size in range(1, len(text), 10)]
+    order = np.random.default_rng(0).permutation(len(running))
     times = []
-    for request, text in zip(requests, texts, strict=True):
-        tokens = np.concatenate([request.prompt, np.array(text, np.int32)])
-        for size in range(request.prompt.size + 1, tokens.size, 10):
-            began = time.perf_counter()
-            drafter.draft(tokens[:size], request.prompt.size, request.group, 12)
-            times.append(1e3 * (time.perf_counter() - began))
-    return {f"p{q}": float(np.percentile(times, q)) for q in (50, 95, 99)}
+    for begin in range(0, len(running) - at_once + 1, at_once):
+        drawn = [running[at] for at in order[begin : begin + at_once].tolist()]
+        began = time.perf_counter()
+        draft_trees([pool] * at_once, drawn, [12] * at_once, max_nodes=16, min_share=0.1, discount=0.3)
+        times.append(1e3 * (time.perf_counter() - began) / at_once)
+    return {f"p{q}": round(float(np.percentile(times, q)), 3) for q in (50, 95, 99)}
 
 
 def plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -135,22 +153,26 @@ def plot(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path)
 
 
-def main(
+@app.command()
+def compare(
     folder: Annotated[Path, typer.Argument(help="A folder of `genrec knowledge build`.")],
     data: Annotated[Path, typer.Argument(help="The demo shop that it was built on.")],
     out: Annotated[Path, typer.Argument(help="Folder of the results.")],
     entities: Annotated[int, typer.Option(min=2)] = 100,
     batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,4,8,16,32",
     threads: Annotated[int, typer.Option(help="Of PyTorch; 0 for one per core.")] = 0,
-    harder: Annotated[bool, typer.Option(help="The folder was built with --harder.")] = False,
+    of: Annotated[Of, typer.Option(help="Whose texts.")] = Of.both,
     ablate: Annotated[bool, typer.Option(help="Ablations too, at the best batch size.")] = True,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
-    """Measure every way of drafting at every batch size, then DARE's ablations."""
+    """Measure every way of drafting at every batch size, in turn, each to be judged at its best; then DARE's ablations.
+
+    Prints tables and writes tables.md, results.json and speed.svg. Harder texts are those of a folder built so.
+    """
     if threads:
         torch.set_num_threads(threads)
     model = KnowledgeModel(folder)
-    requests = held_out_requests(model, data, entities, harder, seed)
+    requests = held_out_requests(model, data, entities, of, seed)
     sizes = [int(size) for size in batch_sizes.split(",")]
     compared = ways(model)
     measure(model, compared[DARE], sizes[-1], requests[: sizes[-1]])  # warm-up
@@ -164,47 +186,46 @@ def main(
     if ablate:
         size = best[DARE]["batch_size"]
         tries = {name: measure(model, way, size, requests) for name, way in ablations(model).items()}
-    lookup = lookup_ms(model, requests, plain[sizes[0]])
+    everything = model.pools.by_group[GLOBAL]
+    lookup = {at_once: lookup_ms(everything, plain[sizes[0]], at_once) for at_once in (1, 16)}
 
-    def table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
-        shown = Table(
-            "", "batch", "tokens/s", "speed-up", "tokens/step", "accepted", "outside model", "texts differ", title=title
-        )
+    def table(title: str, rows: dict[str, dict[str, Any]]) -> list[str]:
+        shown = [f"{title}:", "", f"| | {' | '.join(_COLUMNS)} |", f"| --- |{' ---: |' * len(_COLUMNS)}"]
         for name, cell in rows.items():
             cell["speed_up"] = cell["tokens_per_s"] / best[BASELINE]["tokens_per_s"]
             cell["texts_differ"] = differing(cell["texts"], plain[cell["batch_size"]])
-            shown.add_row(
-                name,
-                str(cell["batch_size"]),
-                f"{cell['tokens_per_s']:.0f}",
-                f"{cell['speed_up']:.2f}",
-                f"{cell['tokens_per_step']:.2f}",
-                f"{cell['accepted'] / max(1, cell['drafted']):.2f}",
-                f"{cell['outside_model']:.0%}",
-                str(cell["texts_differ"]),
+            shown.append(
+                f"| {name} | {cell['batch_size']} | {cell['tokens_per_s']:.0f} | {cell['speed_up']:.2f} | "
+                f"{cell['tokens_per_step']:.2f} | {cell['accepted'] / max(1, cell['drafted']):.2f} | "
+                f"{cell['outside_model']:.0%} | {cell['texts_differ']} |"
             )
-        return shown
+        return [*shown, ""]
 
-    console.print(table(f"{len(requests)} texts, each way at its best batch size", best))
+    tables = table(f"{len(requests)} texts, each way at its best batch size", best)
     for size in sizes:
         at = {name: next(cell for cell in cells if cell["batch_size"] == size) for name, cells in runs.items()}
-        console.print(table(f"{size} at once", at))
+        tables += table(f"{size} at once", at)
     if tries:
-        console.print(table("DARE with one thing changed", tries))
-    console.print(f"DARE against ReSD: {best[DARE]['tokens_per_s'] / best[RESD]['tokens_per_s']:.2f}")
-    console.print("lookup in the global pool, ms:", {name: round(value, 3) for name, value in lookup.items()})
+        tables += table("DARE with one thing changed", tries)
+    tables.append(f"DARE against ReSD: {best[DARE]['tokens_per_s'] / best[RESD]['tokens_per_s']:.2f}.")
+    for at_once, times in lookup.items():
+        quantiles = ", ".join(f"{name} {value}" for name, value in times.items())
+        tables.append(f"Lookup in a pool of {everything.tokens} tokens, {at_once} at once, ms for each: {quantiles}.")
+    print("\n".join(tables))
     out.mkdir(parents=True, exist_ok=True)
     plot(runs, out / "speed.svg")
+    (out / "tables.md").write_text("\n".join(tables) + "\n")
     for cell in (*(cell for cells in runs.values() for cell in cells), *tries.values()):
         del cell["texts"]
     results = {
         "runs": runs,
         "ablations": tries,
         "lookup_ms": lookup,
-        "pool_tokens": model.pools.by_group["global"].tokens,
+        "pool_tokens": everything.tokens,
         "texts": len(requests),
         "threads": torch.get_num_threads(),
         "relaxed": asdict(RELAXED),
+        "of": of.value,
         "commit": this_commit(),
         "machine": this_machine().model_dump(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -212,5 +233,118 @@ def main(
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
+@torch.inference_mode()
+def plain_texts(model: KnowledgeModel, requests: Sequence[Request]) -> Iterator[list[int]]:
+    """Greedy decoding by transformers itself, one text at a time."""
+    for request in requests:
+        prompt = torch.tensor(request.prompt[None], dtype=torch.int64, device=model.language_model.device)
+        written = model.language_model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=request.max_new_tokens,
+            eos_token_id=model.tokenizer.eos_token_id,
+            pad_token_id=model.tokenizer.eos_token_id,
+        )
+        yield written[0, prompt.shape[1] :].tolist()
+
+
+@torch.inference_mode()
+def lead(model: KnowledgeModel, request: Request, text: Sequence[int], other: Sequence[int]) -> float:
+    """By how much the logit of the first token in which `text` differs from `other` is above that of the other's."""
+    at = next(at for at, (one, two) in enumerate(zip(text, other, strict=False)) if one != two)
+    tokens = torch.tensor([[*request.prompt.tolist(), *text[:at]]], device=model.language_model.device)
+    logits = model.language_model(tokens).logits[0, -1].double()
+    return float(logits[text[at]] - logits[other[at]])
+
+
+@app.command()
+def equality(
+    folder: Annotated[Path, typer.Argument(help="A folder of `genrec knowledge build`.")],
+    data: Annotated[Path, typer.Argument(help="The demo shop that it was built on.")],
+    entities: Annotated[int, typer.Option(min=2)] = 500,
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,8",
+    threads: Annotated[int, typer.Option(help="Of PyTorch; 0 for one per core.")] = 0,
+    tie: Annotated[float, typer.Option(help="Logits closer than this are one by chance: rounding decides.")] = 1e-3,
+) -> None:
+    """Write texts with drafts and greedy verification, and compare them token for token with transformers' own.
+
+    Exit status 1 if one differs in anything but a tie.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    model = KnowledgeModel(folder)
+    requests = held_out_requests(model, data, entities)
+    plain = list(plain_texts(model, requests))
+    console.print(f"{len(plain)} texts, {sum(map(len, plain))} tokens by plain greedy decoding")
+    failed = False
+    for size in map(int, batch_sizes.split(",")):
+        run = measure(model, (PoolDrafter(model.pools), GREEDY), size, requests)
+        pairs = zip(requests, plain, run["texts"], strict=True)
+        leads = [abs(lead(model, request, one, two)) for request, one, two in pairs if one != two]
+        console.print(
+            f"batch {size}: {len(plain) - len(leads)} of {len(plain)} are the same, "
+            f"{run['tokens_per_step']:.2f} tokens per step; logits of the tokens where others part: {leads}"
+        )
+        failed |= any(gap > tie for gap in leads)
+    raise typer.Exit(failed)
+
+
+def many_texts(tokenizer: Any, written: Sequence[KnowledgeText], count: int) -> list[np.ndarray]:
+    """`count` texts, int32 [tokens] each: beginnings of some of `written` with ends of others of their department.
+
+    They are joined between sentences, so that each is a likely text; their sentences are those of `written`.
+    """
+    ends = np.array([token.endswith(".") for token in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    encoded = [np.array(ids, np.int32) for ids in tokenizer([text.text for text in written]).input_ids]
+    stops = [ends[ids].nonzero()[0] + 1 for ids in encoded]
+    groups: dict[str, list[int]] = {}
+    for number, text in enumerate(written):
+        groups.setdefault(text.group, []).append(number)
+    texts = []
+    for begin, end, cut in np.random.default_rng(0).random((count, 3)).tolist():
+        one = int(begin * len(written))
+        of_group = groups[written[one].group]
+        other = of_group[int(end * len(of_group))]
+        sentences = int(cut * stops[one].size)
+        at = min(sentences, stops[other].size - 1)
+        texts.append(np.concatenate([encoded[one][: stops[one][sentences]], encoded[other][stops[other][at] :]]))
+    return texts
+
+
+@app.command()
+def pool(
+    folder: Annotated[Path, typer.Argument(help="A folder of `genrec knowledge build`, for its tokenizer.")],
+    data: Annotated[Path, typer.Argument(help="The demo shop that it was built on.")],
+    texts: Annotated[int, typer.Option(min=1, help="In the pool; a million take about 6 GB to sort.")] = 1_000_000,
+) -> None:
+    """Build, save and load a pool of very many texts of users, and look up where held-out ones go on."""
+    model = KnowledgeModel(folder)
+    known, held_out = split_texts(user_texts(read_dataset(data)))
+    written = many_texts(model.tokenizer, known, texts)
+    seconds = {}
+    began = time.perf_counter()
+    built = RetrievalPool(len(model.tokenizer), max_tokens=(1 << 31) - 1)
+    built.add(written)
+    seconds["build"] = time.perf_counter() - began
+    del written
+    console.print(f"{texts} texts, {built.tokens} tokens, {built.nbytes / built.tokens:.2f} bytes for each")
+    asked = [model.tokenizer(text.text).input_ids for text in held_out[:200]]
+    for at_once in (1, 16):
+        console.print(f"lookup, {at_once} at once, ms for each:", lookup_ms(built, asked, at_once))
+    with TemporaryDirectory() as work:
+        path = Path(work) / "pool.npz"
+        began = time.perf_counter()
+        built.save(path)
+        seconds["save"] = time.perf_counter() - began
+        del built
+        began = time.perf_counter()
+        RetrievalPool.load(path)
+        seconds["load"] = time.perf_counter() - began
+        console.print(f"{path.stat().st_size / 2**20:.0f} MiB on disk")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    console.print({step: round(value, 1) for step, value in seconds.items()}, f"s; peak memory {most:.1f} GiB")
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -123,6 +123,20 @@ def generate(
     raise typer.Exit(1 if report.failures else 0)
 
 
+@app.command()
+def grow(
+    folder: Annotated[Path, typer.Argument(help="A knowledge folder.")],
+    texts: Annotated[list[Path], typer.Argument(help="What `generate` wrote with it: all shards.")],
+) -> None:
+    """Add written texts to the folder's pools, to draft later ones from them. Files that were added are left out.
+
+    To be done when all shards are: an interrupted `generate` does not go on with a folder that has changed.
+    """
+    from builders.knowledge.folder import grow_pools
+
+    typer.echo(f"{grow_pools(folder, texts)} texts added to the pools of {folder}")
+
+
 def _print_report(report: Report) -> None:
     total = max(sum(report.seconds.values()), 1e-9)
     table = Table(show_header=False)

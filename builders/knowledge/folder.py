@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from builders.dataset import Dataset, split_leave_one_out
+from builders.knowledge.generate import add_texts, locked, read_texts
 from builders.knowledge.language_model import QUICK, LanguageModelConfig, train_language_model
 from builders.knowledge.texts import item_texts, split_texts, user_texts
 from builders.train import Progress
+from genrec.bundle import sha256_of
 from genrec.knowledge.decoder import GREEDY
 from genrec.knowledge.groups import GroupRouter
 from genrec.knowledge.model import CHECKPOINT, ITEMS, POOLS, ROUTER, KnowledgeModel, Settings, category_of
@@ -75,6 +77,35 @@ def write_own_texts(model: KnowledgeModel, dataset: Dataset, entities: Sequence[
     )
     for done, _ in enumerate(decoder.generate(requests), 1):
         progress(done, len(entities), 0.0)
+
+
+def grow_pools(folder: Path, outputs: Sequence[Path]) -> int:
+    """Add the texts in `outputs`, of `builders.knowledge.generate`, to the pools of a knowledge folder; how many.
+
+    A file that was added before is left out, so that a command that was killed can be repeated: the folder holds either
+    the old pools or the new ones. Not for while texts are being written with the folder: runs that are interrupted do
+    not go on with a folder that has changed.
+
+    Raises ValueError for a file that cannot be read or has other tokens than the folder's model, and if another
+    process grows the same pools; nothing is added then.
+    """
+    Settings.load(folder)
+    path = folder / POOLS
+    with locked(path, f"{path}: another process is adding texts; wait until it has ended"):
+        pools, added = Pools.load(path), 0
+        for output in outputs:
+            if (name := f"sha256 {sha256_of(output)}") in pools.sources:
+                continue
+            texts, _ = read_texts(output)
+            try:
+                add_texts(pools, texts)
+            except ValueError as error:
+                raise ValueError(f"{output}: {error}") from error
+            pools.sources.append(name)
+            added += len(texts)
+        if added:
+            pools.save(path)
+    return added
 
 
 def training_histories(dataset: Dataset) -> dict[str, list[str]]:

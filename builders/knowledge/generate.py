@@ -24,6 +24,7 @@ from builders.machine import Machine, Section, this_commit, this_machine
 from genrec.bundle import sha256_of
 from genrec.knowledge.decoder import GREEDY, Generated, Request, Session, SpeculativeDecoder, Statistics
 from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
+from genrec.knowledge.pools import Pools
 from genrec.preprocessor import InvalidRequest
 
 if TYPE_CHECKING:
@@ -199,8 +200,7 @@ def _write(model: KnowledgeModel, requests: _Writable, store: _Store, options: O
                 task(done, len(drawn), "")
         store.record = store.record.model_copy(update={"autoregressive": statistics})
     if options.grow:
-        texts = store.texts()
-        model.pools.add(_arrays(texts["tokens"]), texts["group"].to_pylist())
+        add_texts(model.pools, store.texts())
     errors: dict[int, str] = {}
     statistics = store.record.statistics
     began, before = time.monotonic(), statistics.tokens
@@ -305,35 +305,41 @@ def _store(out: Path, arguments: dict[str, str]) -> Iterator[_Store]:
     """What is there of `out`, as a whole or in parts; kept from other processes until the block ends."""
     folder = out.with_name(out.name + ".parts")
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, f"{out}: another process is writing it; wait until it has ended, or choose another output"):
+        try:
+            parts = sorted(folder.glob("*.parquet"))
+            record, tables = _Record(arguments=arguments, statistics=Statistics()), []
+            for path in [out, *parts] if out.exists() else parts:
+                table, record = read_texts(path)
+                if changed := [name for name, value in arguments.items() if record.arguments.get(name) != value]:
+                    differences = "; ".join(f"{n} {record.arguments.get(n)}, now {arguments[n]}" for n in changed)
+                    raise ValueError(
+                        f"{path}: its texts were written with other arguments ({differences}); repeat those to go on, "
+                        f"or start over: choose another output, or delete {out} and {folder}"
+                    )
+                tables.append(table)
+            yield _Store(folder, record, tables, int(parts[-1].stem) + 1 if parts else 0)
+        finally:
+            with suppress(OSError):  # it stays if it holds texts
+                folder.rmdir()
+
+
+@contextmanager
+def locked(folder: Path, otherwise: str) -> Iterator[None]:
+    """Keep other processes from `folder` until the block ends. Raises ValueError(otherwise) if one has it already."""
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise ValueError(
-            f"{out}: another process is writing it; wait until it has ended, or choose another output"
-        ) from None
-    try:
-        parts = sorted(folder.glob("*.parquet"))
-        record, tables = _Record(arguments=arguments, statistics=Statistics()), []
-        for path in [out, *parts] if out.exists() else parts:
-            table, record = _read_table(path)
-            if changed := [name for name, value in arguments.items() if record.arguments.get(name) != value]:
-                differences = "; ".join(f"{n} {record.arguments.get(n)}, now {arguments[n]}" for n in changed)
-                raise ValueError(
-                    f"{path}: its texts were written with other arguments ({differences}); repeat those to go on, or "
-                    f"start over: choose another output, or delete {out} and {folder}"
-                )
-            tables.append(table)
-        yield _Store(folder, record, tables, int(parts[-1].stem) + 1 if parts else 0)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(otherwise) from None
+        yield
     finally:
-        with suppress(OSError):  # it stays if it holds texts
-            folder.rmdir()
         os.close(lock)
 
 
-def _read_table(path: Path) -> tuple[pa.Table, _Record]:
-    """The texts in a part or in an earlier output, whose errors are left out."""
+def read_texts(path: Path) -> tuple[pa.Table, _Record]:
+    """The texts in a part or in an output, whose errors are left out. Raises ValueError that names it."""
     try:
         table = pq.read_table(path)
         record = _Record.model_validate_json(table.schema.metadata[_RECORD])
@@ -361,8 +367,9 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, InvalidRequest) else f"{type(error).__name__}: {error}"
 
 
-def _arrays(tokens: pa.ChunkedArray) -> list[np.ndarray]:
-    return [text.values.to_numpy() for text in tokens]
+def add_texts(pools: Pools, texts: pa.Table) -> None:
+    """Add texts of `read_texts` to the pools of their groups. Raises ValueError for other tokens than the pools'."""
+    pools.add([text.values.to_numpy() for text in texts["tokens"]], texts["group"].to_pylist())
 
 
 def _failures(errors: dict[int, str], entities: Entities) -> list[Failure]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from genrec.knowledge.drafter import Drafter
+from genrec.knowledge.drafter import Drafter, RunningText
 from genrec.knowledge.packed import PackedCache, PackedModel, Packing
 from genrec.knowledge.pools import GLOBAL
 from genrec.knowledge.token_tree import EMPTY, TokenTree
@@ -298,14 +298,17 @@ class Session:
 
     def _draft(self) -> list[TokenTree]:
         drafter, began = self._decoder.drafter, perf_counter()
+        trees = [EMPTY] * len(self._running)
         if drafter is None:
-            return [EMPTY] * len(self._running)
-        trees = []
-        for text in self._running:
-            # Besides what is drafted the model writes a token of its own.
-            useful = text.tokens.size - text.size - 1
-            tree = drafter.draft(text.tokens[: text.size], text.start, text.group, useful) if useful else EMPTY
-            trees.append(tree)
+            return trees
+        asked = {
+            at: RunningText(text.tokens[: text.size], text.start, text.group, room - 1)
+            for at, text in enumerate(self._running)
+            if (room := text.tokens.size - text.size) > 1  # besides what is drafted the model writes a token of its own
+        }
+        if asked:
+            for at, tree in zip(asked, drafter.draft(list(asked.values())), strict=True):
+                trees[at] = tree
         self.statistics.draft_s += perf_counter() - began
         return trees
 
@@ -400,7 +403,7 @@ class Session:
         """Free row `number`; the last row moves there, so that running texts stay neighbours."""
         last = self._running.pop()
         if number < len(self._running):
-            self._cache.move_row(len(self._running), number)
+            self._cache.move_row(len(self._running), number, last.size)
             self._running[number] = last
 
     def _generated(self, text: _Text) -> Generated:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,14 +12,24 @@ from genrec.knowledge.pools import GLOBAL, Pools
 from genrec.knowledge.token_tree import EMPTY, TokenTree
 
 
+class RunningText(NamedTuple):
+    """A text that is being written.
+
+    tokens: int32 [n], a prompt of `start` tokens and the text so far. group: of its entity. max_depth: tokens of a
+    draft that could still be used, at least 1; deeper trees are allowed but wasteful.
+    """
+
+    tokens: np.ndarray
+    start: int
+    group: str
+    max_depth: int
+
+
 class Drafter(Protocol):
     """What a `SpeculativeDecoder` asks for drafts."""
 
-    def draft(self, tokens: np.ndarray, start: int, group: str, max_depth: int) -> TokenTree:
-        """What may follow `tokens`, int32 [n]: a prompt of `start` tokens and the text so far of an entity of `group`.
-
-        max_depth: tokens that could still be used, at least 1; deeper trees are allowed but wasteful.
-        """
+    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
+        """What may follow each of `texts`, at least one; all of a step are asked for at once."""
 
     def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
         """Take note of finished texts, int32 [n] each without the prompt, and of their groups."""
@@ -55,12 +65,12 @@ class PoolDrafter:
         self._pools, self._grouped = pools, grouped
         self._max_nodes, self._max_depth, self._min_share, self._discount = max_nodes, max_depth, min_share, discount
 
-    def draft(self, tokens: np.ndarray, start: int, group: str, max_depth: int) -> TokenTree:
+    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
         return self._pools.draft(
-            tokens[start:],
-            group if self._grouped else GLOBAL,
+            [text.tokens[text.start :] for text in texts],
+            [text.group if self._grouped else GLOBAL for text in texts],
+            [min(text.max_depth, self._max_depth) for text in texts],
             max_nodes=self._max_nodes,
-            max_depth=min(max_depth, self._max_depth),
             min_share=self._min_share,
             discount=self._discount,
         )
@@ -83,7 +93,10 @@ class PromptLookupDrafter:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self._max_ngram, self._max_tokens = max_ngram, max_tokens
 
-    def draft(self, tokens: np.ndarray, start: int, group: str, max_depth: int) -> TokenTree:
+    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
+        return [self._draft(text.tokens, text.max_depth) for text in texts]
+
+    def _draft(self, tokens: np.ndarray, max_depth: int) -> TokenTree:
         last = tokens.size - 1
         for size in range(min(self._max_ngram, last), 0, -1):
             same = tokens[size - 1 : last] == tokens[last]

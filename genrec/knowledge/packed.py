@@ -78,10 +78,10 @@ class PackedCache(Cache):
         tokens = self._states.view(*self._shape[:2], -1, *self._states.shape[4:])
         tokens.index_copy_(2, target, tokens.index_select(2, source))
 
-    def move_row(self, source: int, target: int) -> None:
-        """Copy the text in row `source` to row `target`."""
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """Copy the text of `length` tokens in row `source` to row `target`."""
         assert self._states is not None
-        self._states[:, :, target] = self._states[:, :, source]
+        self._states[:, :, target, :length] = self._states[:, :, source, :length]
 
     def _allocate(self, like: Tensor, capacity: int) -> Tensor:
         # Zeros, because what is masked is still multiplied, and might be NaN.

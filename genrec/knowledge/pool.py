@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,10 +22,11 @@ _STRIDE = 16  # suffixes per search key
 _ROWS = 64  # suffixes that a tree is read from; of more, an even sample
 _SMALL = 1 << 13  # tokens that are sorted in a few ms: a segment below that is not worth keeping apart
 _GROWTH = 16
-_TIE = 1e-9  # of a share, per node: puts a parent before a child of the same share
 _BRANCH = 4  # tokens of the n-grams whose frequency decides what is evicted
 # Ends of a context that is right-aligned before as many zeros: row l holds its last l + 1 codes, left-aligned.
 _ENDS = MAX_CONTEXT - 1 - np.arange(MAX_CONTEXT)[:, None] + np.arange(MAX_CONTEXT)
+_LENGTHS = np.arange(1, MAX_CONTEXT + 1)
+_WINDOW = np.arange(_STRIDE + 1)  # suffixes from one search key to the next
 
 
 class RetrievalPool:
@@ -38,10 +37,11 @@ class RetrievalPool:
     hash table entry per distinct n-gram of each of 20 orders; and growth is a sort, which numpy does well, not an
     insertion per position and level.
 
-    - The longest end of the running text, up to `MAX_CONTEXT` tokens, that a text holds is found by binary search:
-      in the search keys (first tokens of every 16th suffix) for all lengths at once, then among the 16 in between.
-    - The token tree falls out of comparing neighbours among the suffixes found. Of more than 64 an even sample is
-      read; a branch's count is then off by less than one step of the sample.
+    - The longest end of the running text, up to `MAX_CONTEXT` tokens, that a text holds is found by binary search
+      in the search keys (first tokens of every 16th suffix), then by counting among the 16 in between: for all lengths
+      and all running texts at once.
+    - The token trees fall out of comparing neighbours among the suffixes found, also of all running texts at once. Of
+      more than 64 an even sample is read; a branch's count is then off by less than one step of the sample.
     - New texts are sorted into a segment of their own. Segments are merged, by sorting them together, once the younger
       is more than a sixteenth of the older: at most four at any size that fits in memory.
     - Above `max_tokens` the rare branches go: stretches of text whose n-grams (of 4) occur least often, in powers
@@ -58,18 +58,18 @@ class RetrievalPool:
             raise ValueError(f"max_tokens is {max_tokens}; it must be 2 to {(1 << 31) - 1}")
         self.vocabulary_size, self.max_tokens = vocabulary_size, max_tokens
         # Big-endian, so that bytes compare as token sequences do; numpy must be told to keep that when it joins arrays.
-        self._dtype = np.dtype(">u2" if vocabulary_size + _SHIFT < 1 << 16 else ">u4")
-        self._segments: list[_Segment] = []
+        self.dtype = np.dtype(">u2" if vocabulary_size + _SHIFT < 1 << 16 else ">u4")
+        self.segments: list[_Segment] = []
 
     @property
     def tokens(self) -> int:
         """Tokens held, markers between texts included."""
-        return sum(segment.order.size for segment in self._segments)
+        return sum(segment.order.size for segment in self.segments)
 
     @property
     def nbytes(self) -> int:
         """Memory of the pool's arrays."""
-        return sum(array.nbytes for segment in self._segments for array in (segment.codes, segment.order, segment.keys))
+        return sum(array.nbytes for segment in self.segments for array in (segment.codes, segment.order, segment.keys))
 
     def add(self, texts: Sequence[np.ndarray]) -> None:
         """Add `texts`, int [any length] each; empty ones are left out.
@@ -87,11 +87,11 @@ class RetrievalPool:
                 "use the tokenizer that the pool was made for"
             )
         lengths = np.array([part.size for part in parts])
-        codes = np.full(flat.size + lengths.size, _START, self._dtype)
+        codes = np.full(flat.size + lengths.size, _START, self.dtype)
         codes[np.arange(flat.size) + np.repeat(np.arange(1, lengths.size + 1), lengths)] = flat + _SHIFT
-        while self._segments and self._segments[-1].order.size < max(_SMALL, _GROWTH * codes.size):
-            codes = np.concatenate([self._segments.pop().text, codes], dtype=self._dtype)
-        self._segments.append(_Segment.sort(codes))
+        while self.segments and self.segments[-1].order.size < max(_SMALL, _GROWTH * codes.size):
+            codes = np.concatenate([self.segments.pop().text, codes], dtype=self.dtype)
+        self.segments.append(_Segment.sort(codes))
         if self.tokens > self.max_tokens:
             self._evict()
 
@@ -118,38 +118,23 @@ class RetrievalPool:
             raise ValueError(f"max_nodes is {max_nodes}; it must be 1 to {MAX_NODES}")
         if not 1 <= max_depth <= MAX_DEPTH:
             raise ValueError(f"max_depth is {max_depth}; it must be 1 to {MAX_DEPTH}")
-        # The start of the text is a token like any other: the first ones are matched with how texts begin.
-        context = np.asarray(text[-MAX_CONTEXT:]) + _SHIFT
-        if context.size < MAX_CONTEXT:
-            context = np.append(_START, context)
-        length, ranges = self._longest(context.astype(self._dtype))
-        matches = sum(last - first for _, first, last in ranges)
-        if not matches:
-            return EMPTY
-        step = -(-matches // _ROWS)
-        parts = [segment.rows(first, last, step, length, max_depth) for segment, first, last in ranges]
-        rows = parts[0]
-        if len(parts) > 1:
-            joined = np.concatenate(parts, axis=1, dtype=self._dtype)
-            packed = np.ascontiguousarray(joined.T).view(f"S{max_depth * joined.itemsize}")[:, 0]
-            rows = joined[:, packed.argsort()]
-        return _tree(np.subtract(rows, _SHIFT, dtype=np.int32), step, max_nodes, min_share, discount)
+        return draft_trees([self], [text], [max_depth], max_nodes, min_share, discount)[0]
 
     def count(self, tokens: np.ndarray) -> int:
         """How often `tokens`, int [1 to 8], stand in the pool's texts."""
         if not 1 <= len(tokens) <= MAX_CONTEXT:
             raise ValueError(f"{len(tokens)} tokens were given; 1 to {MAX_CONTEXT} can be counted")
-        needle = (np.asarray(tokens) + _SHIFT).astype(self._dtype)
-        length, ranges = self._longest(needle)
-        return sum(last - first for _, first, last in ranges) if length == needle.size else 0
+        needles = _needles([np.asarray(tokens)], self.dtype)[:, :, : len(tokens)]
+        (length,), (ranges,) = _longest([self], needles)
+        return sum(last - first for _, first, last in ranges) if length == len(tokens) else 0
 
     def save(self, path: Path) -> None:
         """Write the pool to `path` (`.npz`), which then holds either the old or the new pool, whole."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        header = np.array([_FORMAT, self.vocabulary_size, self.max_tokens, len(self._segments)], np.int64)
-        arrays = {f"text_{number}": segment.text for number, segment in enumerate(self._segments)}
-        arrays |= {f"order_{number}": segment.order for number, segment in enumerate(self._segments)}
+        header = np.array([_FORMAT, self.vocabulary_size, self.max_tokens, len(self.segments)], np.int64)
+        arrays = {f"text_{number}": segment.text for number, segment in enumerate(self.segments)}
+        arrays |= {f"order_{number}": segment.order for number, segment in enumerate(self.segments)}
         with partial.open("wb") as file:
             np.savez(file, header=header, **arrays)
         os.replace(partial, path)
@@ -160,7 +145,7 @@ class RetrievalPool:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}  # reading checks the CRC-32 of every array
-        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damaged archives make zipfile raise errors of many kinds
             raise ValueError(f"{path}: cannot be read as a retrieval pool: {error}") from error
         header = arrays.get("header")
         if header is None or header.dtype != np.int64 or header.shape != (4,):
@@ -171,37 +156,17 @@ class RetrievalPool:
             pool = cls(int(header[1]), int(header[2]))
             for number in range(int(header[3])):
                 text, order = arrays[f"text_{number}"], arrays[f"order_{number}"]
-                pool._segments.append(_Segment.checked(text, order, pool._dtype, pool.vocabulary_size))
+                pool.segments.append(_Segment.checked(text, order, pool.dtype, pool.vocabulary_size))
         except KeyError as error:
             raise ValueError(f"{path}: lacks the array {error}") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         return pool
 
-    def _longest(self, context: np.ndarray) -> tuple[int, list[tuple[_Segment, int, int]]]:
-        """Length of the longest end of `context` (codes [1 to 8]) that occurs, and its suffixes per segment."""
-        size = context.size
-        # Row l is the last l + 1 codes; in the second half with the last one up by one: where their range ends.
-        padded = np.zeros((2, 2 * MAX_CONTEXT), self._dtype)
-        padded[:, MAX_CONTEXT - size : MAX_CONTEXT] = context
-        padded[1, MAX_CONTEXT - 1] += 1
-        packed = padded.take(_ENDS, axis=1).view(f"S{MAX_CONTEXT * self._dtype.itemsize}")
-        blocks = [segment.keys.searchsorted(packed[:, :, 0]).tolist() for segment in self._segments]
-        for length in range(size, 0, -1):
-            needle = context[size - length :].tobytes()
-            ranges = [
-                (segment, *segment.refine(needle, begin[length - 1], end[length - 1]))
-                for segment, (begin, end) in zip(self._segments, blocks, strict=True)
-            ]
-            ranges = [found for found in ranges if found[1] < found[2]]
-            if ranges:
-                return length, ranges
-        return 0, []
-
     def _evict(self) -> None:
         """Cut out the rarest branches: half of `max_tokens` is left."""
-        codes = np.concatenate([segment.text for segment in self._segments], dtype=self._dtype)
-        self._segments = []
+        codes = np.concatenate([segment.text for segment in self.segments], dtype=self.dtype)
+        self.segments = []
         segment = _Segment.sort(codes)
         size = codes.size
         # Frequency of the n-gram at each position: the run of equal neighbours among the sorted suffixes.
@@ -230,10 +195,10 @@ class RetrievalPool:
         stays = np.flatnonzero(kept)
         begins = ~kept[stays - 1]  # a text's first token follows a marker, so stays is never 0
         place = np.arange(stays.size) + np.cumsum(begins)
-        left = np.empty(stays.size + int(begins.sum()), self._dtype)
+        left = np.empty(stays.size + int(begins.sum()), self.dtype)
         left[place] = codes[stays]
         left[place[begins] - 1] = np.where(codes[stays[begins] - 1] == _START, _START, _CUT)
-        self._segments.append(_Segment.sort(left))
+        self.segments.append(_Segment.sort(left))
 
 
 class _Segment:
@@ -249,9 +214,8 @@ class _Segment:
         self.codes[: text.size] = text
         self.text = self.codes[: text.size]
         self.order = order
-        sampled = self.codes[order[::_STRIDE, None] + np.arange(MAX_CONTEXT)]
-        self.keys = sampled.view(f"S{MAX_CONTEXT * text.itemsize}").ravel()
-        self._order, self._bytes = order.data, self.codes.view(np.uint8).data
+        self._contexts, self._branches = self._stretches(MAX_CONTEXT), self._stretches(MAX_DEPTH)
+        self.keys = self._contexts[order[::_STRIDE]]
 
     @classmethod
     def sort(cls, text: np.ndarray) -> _Segment:
@@ -287,55 +251,141 @@ class _Segment:
             raise ValueError("order is no permutation of the text's positions")
         return cls(text, order)
 
-    def refine(self, needle: bytes, first_block: int, last_block: int) -> tuple[int, int]:
-        """First and one behind the last suffix that begins with `needle`, by what `keys` said of it."""
-        size, itemsize, codes = len(needle), self.codes.itemsize, self._bytes
+    def around(self, needles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The last search key before each needle, bytes [...], as a suffix's number; it and the 16 suffixes behind it.
 
-        def begin(position: int) -> bytes:
-            return codes[position * itemsize : position * itemsize + size].tobytes()
+        The numbers are int64 [...], the suffixes bytes [..., 17], the last of all repeated.
+        """
+        low = np.maximum(self.keys.searchsorted(needles) - 1, 0) * _STRIDE
+        return low, self._contexts[self.order.take(low[..., None] + _WINDOW, mode="clip")]
 
-        low, high = max(0, (first_block - 1) * _STRIDE), min(first_block * _STRIDE, len(self._order))
-        first = bisect_left(self._order, needle, low, high, key=begin)
-        if first == len(self._order) or begin(self._order[first]) != needle:
-            return first, first
-        low, high = max(first, (last_block - 1) * _STRIDE), min(last_block * _STRIDE, len(self._order))
-        return first, bisect_right(self._order, needle, low, high, key=begin)
+    def behind(self, first: int, last: int, step: int, length: int) -> np.ndarray:
+        """What follows the first `length` codes of every `step`th suffix from `first` on: bytes [r]."""
+        return self._branches[self.order[first + step // 2 : last : step] + length]
 
-    def rows(self, first: int, last: int, step: int, length: int, depth: int) -> np.ndarray:
-        """Codes [depth, (last - first) / step] behind the first `length` of every `step`th suffix from `first` on."""
-        behind = self.order[first + step // 2 : last : step] + length
-        return self.codes.take(behind + np.arange(depth, dtype=np.int32)[:, None])
+    def _stretches(self, length: int) -> np.ndarray:
+        """The `length` codes from each position on, as bytes that compare as they do; shares their memory."""
+        itemsize = self.codes.itemsize
+        return np.ndarray(self.codes.size - length, f"S{length * itemsize}", self.codes, strides=(itemsize,))
 
 
-def _tree(rows: np.ndarray, step: int, max_nodes: int, min_share: float, discount: float) -> TokenTree:
-    """The trie of sorted suffixes, cut to its best nodes.
+def _needles(texts: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """The ends of `texts`, int [any length] each, as a pool of `dtype` holds them: bytes [2, texts, 8].
 
-    rows: int32 [depth, r], the tokens of a suffix down each column, which stands for `step` suffixes; negative at its
-    end.
+    [0, i, l] is the last l + 1 codes of text i; [1, i, l] the same with the last one up by one, where suffixes that
+    begin with it end.
     """
-    depth, count = rows.shape
+    # A text that is shorter has zeros on the left, which no text of a pool has before its start.
+    ends = np.zeros((2, len(texts), 2 * MAX_CONTEXT), dtype)
+    for row, text in zip(ends[0], texts, strict=True):
+        tail = text[-MAX_CONTEXT:]
+        row[MAX_CONTEXT - len(tail) : MAX_CONTEXT] = tail + _SHIFT
+        if len(tail) < MAX_CONTEXT:  # the start is a code like any other: how texts begin is matched by it
+            row[MAX_CONTEXT - len(tail) - 1] = _START
+    ends[1] = ends[0]
+    ends[1, :, MAX_CONTEXT - 1] += 1
+    return ends.take(_ENDS, axis=2).view(f"S{MAX_CONTEXT * dtype.itemsize}")[..., 0]
+
+
+def _longest(
+    pools: Sequence[RetrievalPool], needles: np.ndarray
+) -> tuple[list[int], list[list[tuple[_Segment, int, int]]]]:
+    """Of each text: the length of its longest needle that its pool holds, and the suffixes that begin so per segment.
+
+    pools: one per text. needles: bytes [2, texts, lengths] as of `_needles`.
+    """
+    members: dict[_Segment, list[int]] = {}
+    for number, pool in enumerate(pools):
+        for segment in pool.segments:
+            members.setdefault(segment, []).append(number)
+    ranges: list[list[tuple[_Segment, int, int]]] = [[] for _ in pools]
+    if not members:
+        return [0] * len(pools), ranges
+    # From here on by pairs of a segment and a text.
+    segments = [segment for segment, texts in members.items() for _ in texts]
+    text = np.array([number for texts in members.values() for number in texts])
+    asked, around, done = needles[:, text], [], 0
+    for segment, texts in members.items():
+        around.append(segment.around(asked[:, done : done + len(texts)]))
+        done += len(texts)
+    low, suffixes = (np.concatenate(parts, axis=1) for parts in zip(*around, strict=True))
+    most = np.array([segment.order.size for segment in segments])
+    first, last = np.minimum(low + (suffixes < asked[..., None]).sum(-1), most[:, None])
+    lengths = ((last > first) * _LENGTHS[: first.shape[1]]).max(1)
+    longest = np.zeros(len(pools), np.int64)
+    np.maximum.at(longest, text, lengths)
+    lengths[lengths < longest.take(text)] = 0
+    chosen = lengths.nonzero()[0]
+    at = chosen, lengths.take(chosen) - 1
+    for pair, begin, end in zip(chosen.tolist(), first[at].tolist(), last[at].tolist(), strict=True):
+        ranges[text[pair]].append((segments[pair], begin, end))
+    return longest.tolist(), ranges
+
+
+def draft_trees(
+    pools: Sequence[RetrievalPool],
+    texts: Sequence[np.ndarray],
+    max_depths: Sequence[int],
+    max_nodes: int,
+    min_share: float,
+    discount: float,
+) -> list[TokenTree]:
+    """`RetrievalPool.draft` of many texts at once, int [any length] each, with a pool and a `max_depth` for each.
+
+    The pools may be the same or different ones, but of one vocabulary size.
+    """
+    parts: list[np.ndarray] = []
+    starts, steps = [0], []
+    for length, ranges in zip(*_longest(pools, _needles(texts, pools[0].dtype)), strict=True):
+        step = max(1, -(-sum(last - first for _, first, last in ranges) // _ROWS))
+        found = [segment.behind(first, last, step, length) for segment, first, last in ranges]
+        if len(found) > 1:
+            found = [np.sort(np.concatenate(found))]
+        parts += found
+        starts.append(starts[-1] + (found[0].size if found else 0))
+        steps.append(step)
+    if not parts:
+        return [EMPTY] * len(texts)
+    suffixes, counts = np.concatenate(parts), np.array(starts[1:]) - starts[:-1]
+    total = suffixes.size
+    # A column per suffix, those of a text next to each other; negative behind the end of a text.
+    depth = max(max_depths)
+    rows = suffixes.view(pools[0].dtype).reshape(total, MAX_DEPTH).T[:depth]
+    rows = np.subtract(rows, _SHIFT, dtype=np.int32)
     # A node is where a column first differs from the one before it, at this level or above.
-    begins = np.empty((depth, count), bool)
-    begins[:, 0] = True
+    begins = np.empty(rows.shape, bool)
     np.logical_or.accumulate(rows[:, 1:] != rows[:, :-1], axis=0, out=begins[:, 1:])
+    begins[:, [start for start in starts if start < total]] = True
     places = begins.ravel().nonzero()[0]  # by level, then column: parents first
     sizes = np.empty(places.size)
     sizes[:-1] = places[1:] - places[:-1]
     sizes[-1] = begins.size - places[-1]
-    frequent = sizes >= min_share * count
+    level, column = np.divmod(places, total)
+    owner = np.arange(counts.size).repeat(counts).take(column)
+    shares = sizes / counts.take(owner)
+    if discount:
+        shares *= (sizes / (sizes + (discount / np.array(steps)).take(owner))) ** (level + 1)
+    kept = shares >= min_share
+    if min(max_depths) < depth:
+        kept &= level < np.array(max_depths).take(owner)
     if rows.min() < 0:  # nothing follows the end of a text
-        frequent &= np.logical_and.accumulate(rows >= 0, axis=0).ravel().take(places)
-    node = frequent.nonzero()[0]
-    place, size = places.take(node), sizes.take(node)
-    shares = size / count * (size / (size + discount / step)) ** (place // count + 1)
-    if node.size > max_nodes or min_share:
-        # Among equals those nearer to the root, so that no node comes without its parent.
-        rank = shares - _TIE * node
-        best = rank.argsort()[: -max_nodes - 1 : -1]
-        best = best[: (-shares.take(best)).searchsorted(-min_share, "right")]
-        node, place, shares = node.take(best), place.take(best), shares.take(best)
-    number = np.full(places.size, -1, np.int32)
-    number[node] = np.arange(node.size)
-    parents = number.take(places.searchsorted(place - count, "right") - 1)
-    parents[place < count] = -1
-    return TokenTree(rows.ravel().take(place), parents, shares.astype(np.float32))
+        kept &= np.logical_and.accumulate(rows >= 0, axis=0).ravel().take(places)
+    node = kept.nonzero()[0]
+    # Best first within each text; among equals those nearer to the root, so that no node comes without its parent.
+    node = node.take(np.lexsort((-shares.take(node), owner.take(node))))
+    owner = owner.take(node)
+    number = np.arange(node.size) - owner.searchsorted(owner)
+    if node.size > max_nodes:
+        best = number < max_nodes
+        node, owner, number = node[best], owner[best], number[best]
+    numbers = np.full(places.size, -1, np.int32)
+    numbers[node] = number
+    place = places.take(node)
+    parents = numbers.take(places.searchsorted(place - total, "right") - 1)
+    parents[place < total] = -1
+    tokens, shares = rows.ravel().take(place), shares.take(node).astype(np.float32)
+    ends = owner.searchsorted(np.arange(len(texts)), "right").tolist()
+    return [
+        TokenTree(tokens[begin:end], parents[begin:end], shares[begin:end])
+        for begin, end in zip([0, *ends], ends, strict=False)
+    ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from genrec.knowledge.pool import RetrievalPool
+from genrec.knowledge.pool import MAX_NODES, RetrievalPool, draft_trees
 from genrec.knowledge.token_tree import TokenTree
 
 GLOBAL = "global"
@@ -25,12 +25,14 @@ class Pools:
     A group drafts from its own pool, and from the global one if its pool is empty or knows not even the last token.
 
     vocabulary_size: tokens are 0 to vocabulary_size - 1. max_tokens: most tokens per group. max_global_tokens: most
-    tokens of all texts together.
+    tokens of all texts together. sources: names of what was added, for those who must not add it again; saved with the
+    pools, and otherwise ignored.
     """
 
     def __init__(self, vocabulary_size: int, max_tokens: int = 1 << 24, max_global_tokens: int = 1 << 27) -> None:
         self.vocabulary_size, self.max_tokens = vocabulary_size, max_tokens
         self.by_group = {GLOBAL: RetrievalPool(vocabulary_size, max_global_tokens)}
+        self.sources: list[str] = []
 
     def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
         """Add `texts`, int [any length] each, to the pools of their `groups` and to the global one.
@@ -49,28 +51,60 @@ class Pools:
                 self.by_group[group] = RetrievalPool(self.vocabulary_size, self.max_tokens)
             self.by_group[group].add(own)
 
-    def draft(self, text: np.ndarray, group: str, **budget: Any) -> TokenTree:
-        """Token tree for the running `text` (int [n], without prompt). budget: as of `RetrievalPool.draft`."""
-        pool = self.by_group.get(group)
-        if pool is not None and (tree := pool.draft(text, **budget)).size:
-            return tree
-        return self.by_group[GLOBAL].draft(text, **budget)
+    def draft(
+        self,
+        texts: Sequence[np.ndarray],
+        groups: Sequence[str],
+        max_depths: Sequence[int],
+        *,
+        max_nodes: int = MAX_NODES,
+        min_share: float = 0.0,
+        discount: float = 0.0,
+    ) -> list[TokenTree]:
+        """Token trees for running `texts`, int [any length] each, without their prompts, of `groups`.
+
+        max_depths: 1 to 12, of each tree. All else as of `RetrievalPool.draft`.
+        """
+        everything = self.by_group[GLOBAL]
+        pools = [self.by_group.get(group, everything) for group in groups]
+        trees = draft_trees(pools, texts, max_depths, max_nodes, min_share, discount)
+        unknown = [at for at, tree in enumerate(trees) if not tree.size and pools[at] is not everything]
+        if unknown:
+            others = draft_trees(
+                [everything] * len(unknown),
+                [texts[at] for at in unknown],
+                [max_depths[at] for at in unknown],
+                max_nodes,
+                min_share,
+                discount,
+            )
+            for at, tree in zip(unknown, others, strict=True):
+                trees[at] = tree
+        return trees
 
     def save(self, folder: Path) -> None:
-        """Write the pools into `folder`: a file per group, and `pools.json`, which names them."""
+        """Write the pools into `folder`, which then holds either the old or the new ones, whole.
+
+        A file per group, and `pools.json`, which names them: files of the pools before have other names.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        files = {group: f"{number}.npz" for number, group in enumerate(self.by_group)}
+        before = {path: int(found[0]) for path in folder.glob("*.npz*") if (found := re.match(r"\d+", path.name))}
+        version = 1 + max(before.values(), default=-1)
+        files = {group: f"{version}-{number}.npz" for number, group in enumerate(self.by_group)}
         for group, file in files.items():
             self.by_group[group].save(folder / file)
         index = {
             "format": _FORMAT,
             "vocabulary_size": self.vocabulary_size,
             "max_tokens": self.max_tokens,
+            "sources": self.sources,
             "files": files,
         }
         partial = folder / f"{_INDEX}.partial"
         partial.write_text(json.dumps(index, indent=1), encoding="utf-8")
         os.replace(partial, folder / _INDEX)
+        for path in before:
+            path.unlink()
 
     @classmethod
     def load(cls, folder: Path) -> Pools:
@@ -81,6 +115,7 @@ class Pools:
             if index["format"] != _FORMAT:
                 raise ValueError(f"has format {index['format']}, this version reads {_FORMAT}; build the pools again")
             pools = cls(int(index["vocabulary_size"]), int(index["max_tokens"]))
+            pools.sources = list(map(str, index.get("sources", [])))
             files = {str(group): folder / Path(str(file)).name for group, file in index["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: cannot be read as an index of retrieval pools: {error}") from error

@@ -33,6 +33,18 @@ class TokenTree(NamedTuple):
             above = np.where(inside, self.parents[above], -1)
         return depths + 1
 
+    def best_branch(self) -> np.ndarray:
+        """Tokens of the branch with the largest sum of shares: of which most tokens are expected to hold. int32 [m]."""
+        expected = self.shares.astype(np.float64)
+        for node, parent in enumerate(self.parents.tolist()):
+            if parent >= 0:
+                expected[node] += expected[parent]
+        nodes, node = [], int(expected.argmax()) if self.size else -1
+        while node >= 0:
+            nodes.append(node)
+            node = int(self.parents[node])
+        return self.tokens[nodes[::-1]]
+
     @classmethod
     def chain(cls, tokens: np.ndarray) -> TokenTree:
         """A tree of one branch, int [n], held to be certain."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -21,9 +22,11 @@ from builders.build import Task
 from builders.cli import app
 from builders.dataset import DataError, Dataset, write_dataset
 from builders.knowledge.entities import Entities, read_entities
-from builders.knowledge.generate import Options, Report, generate
+from builders.knowledge.folder import grow_pools
+from builders.knowledge.generate import Options, Report, generate, locked
 from genrec.knowledge.decoder import Session
 from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
+from genrec.knowledge.pool import RetrievalPool
 from genrec.knowledge.pools import Pools
 
 USERS, NEW_TOKENS = 40, 16
@@ -151,6 +154,70 @@ def test_texts_of_a_killed_run_are_drafted_from_again(
     generate(knowledge_folder, users, out, options, silent)
     assert len(added[0]) == 10 and set(added[0]) == saved
     assert sum(map(len, added)) == USERS
+
+
+@pytest.fixture
+def copy(knowledge_folder: Path, tmp_path: Path) -> Path:
+    """A knowledge folder that a test may change."""
+    return Path(shutil.copytree(knowledge_folder, tmp_path / "folder"))
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_texts_of_all_shards_become_drafts_of_later_ones(
+    whole: tuple[Path, Report], copy: Path, users: Path, tmp_path: Path
+) -> None:
+    before, files = state(copy), [tmp_path / f"{number}.parquet" for number in range(2)]
+    for number, out in enumerate(files):
+        generate(copy, users, out, replace(GREEDY, shard=(number, 2)), silent)
+    assert state(copy) == before, "a run changes nothing of the folder, or other shards could not be resumed"
+    held = Pools.load(copy / "pools").by_group["global"].tokens
+    command = ["knowledge", "grow", str(copy), *map(str, files)]
+    for expected in (f"{USERS} texts added", "0 texts added"):  # again, as after a kill: nothing is counted twice
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0 and expected in result.output
+    pools, rows = Pools.load(copy / "pools"), [row for out in files for row in rows_of(out)]
+    assert pools.by_group["global"].tokens == held + sum(len(row["tokens"]) + 1 for row in rows)
+    assert sum(pool.tokens for pool in pools.by_group.values()) == 2 * pools.by_group["global"].tokens
+    again = tmp_path / "again.parquet"
+    generate(copy, users, again, GREEDY, silent)
+    assert rows_of(again) == rows_of(whole[0])
+
+
+def test_pools_are_the_old_or_the_new_ones_whatever_happens(
+    whole: tuple[Path, Report], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, save, saved = Pools.load(copy / "pools"), RetrievalPool.save, []
+
+    def breaks(self: RetrievalPool, path: Path) -> None:
+        saved.append(path)
+        if len(saved) == 3:
+            path.with_name(path.name + ".partial").write_bytes(b"PK")
+            raise Interrupted
+        save(self, path)
+
+    monkeypatch.setattr(RetrievalPool, "save", breaks)
+    with pytest.raises(Interrupted):
+        grow_pools(copy, [whole[0]])
+    monkeypatch.setattr(RetrievalPool, "save", save)
+    found = Pools.load(copy / "pools")
+    assert {g: p.tokens for g, p in found.by_group.items()} == {g: p.tokens for g, p in before.by_group.items()}
+    assert grow_pools(copy, [whole[0]]) == USERS
+    grown = Pools.load(copy / "pools")
+    assert len(list((copy / "pools").iterdir())) == len(grown.by_group) + 1, "files of other pools are left"
+
+    with locked(copy / "pools", ""), pytest.raises(ValueError, match="another process is adding texts"):
+        grow_pools(copy, [whole[0]])
+    (tmp_path / "none.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"none\.parquet: cannot be read as texts"):
+        grow_pools(copy, [tmp_path / "none.parquet"])
+    with pytest.raises(ValueError, match="give the folder that `genrec knowledge build` writes"):
+        grow_pools(tmp_path, [whole[0]])
+    Pools(10).save(copy / "pools")
+    with pytest.raises(ValueError, match=r"texts\.parquet: token \d+ is outside the pool's vocabulary"):
+        grow_pools(copy, [whole[0]])
 
 
 def test_other_arguments_are_refused_while_there_are_texts(

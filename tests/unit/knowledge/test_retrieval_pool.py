@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.knowledge import pool as pool_module
-from genrec.knowledge.pool import MAX_CONTEXT, MAX_NODES, RetrievalPool
+from genrec.knowledge.pool import MAX_CONTEXT, MAX_NODES, RetrievalPool, draft_trees
 from genrec.knowledge.pools import GLOBAL, Pools
 from genrec.knowledge.token_tree import TokenTree
 
@@ -108,6 +108,38 @@ def test_growing_in_batches_equals_building_at_once(batches: list[list[list[int]
     if counted([tokens for batch in batches for tokens in batch], text, 1)[0] <= 64:
         for ours, other in zip(grown.draft(np.array(text)), whole.draft(np.array(text)), strict=True):
             np.testing.assert_array_equal(ours, other)
+
+
+@given(
+    st.lists(texts, min_size=1, max_size=3),
+    st.lists(st.tuples(running, st.integers(0, 2), st.integers(1, 12)), min_size=1, max_size=9),
+    st.integers(1, MAX_NODES),
+    st.sampled_from([0.0, 0.1, 0.4]),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_drafting_many_texts_at_once_equals_one_by_one(
+    written: list[list[list[int]]],
+    asked: list[tuple[list[int], int, int]],
+    nodes: int,
+    min_share: float,
+    discount: float,
+) -> None:
+    pools = []
+    with pytest.MonkeyPatch.context() as patch:  # so that pools have several segments
+        patch.setattr(pool_module, "_SMALL", 0)
+        patch.setattr(pool_module, "_GROWTH", 1)
+        pools = [filled(of_one) for of_one in written]
+    chosen = [pools[number % len(pools)] for _, number, _ in asked]
+    together = draft_trees(
+        chosen, [np.array(text, np.int32) for text, _, _ in asked], [d for *_, d in asked], nodes, min_share, discount
+    )
+    for pool, (text, _, depth), tree in zip(chosen, asked, together, strict=True):
+        alone = pool.draft(
+            np.array(text, np.int32), max_nodes=nodes, max_depth=depth, min_share=min_share, discount=discount
+        )
+        for ours, other in zip(tree, alone, strict=True):
+            np.testing.assert_array_equal(ours, other)
+            assert ours.dtype == other.dtype
 
 
 def test_a_large_pool_finds_what_stands_anywhere_in_it() -> None:
@@ -247,12 +279,12 @@ def test_what_is_out_of_range_is_refused() -> None:
 def test_a_group_drafts_from_its_own_pool_first() -> None:
     pools = Pools(10)
     pools.add([np.array([1, 2]), np.array([1, 3]), np.array([7, 8])], ["a", "b", "b"])
-    assert branches(pools.draft(np.array([1]), "a")) == {(2,): 1.0}
-    assert branches(pools.draft(np.array([1]), "b")) == {(3,): 1.0}
-    assert branches(pools.draft(np.array([1]), GLOBAL)) == {(2,): 0.5, (3,): 0.5}
+    one, seven = np.array([1]), np.array([7])
     # Group a does not know token 7; nobody has heard of group c.
-    assert branches(pools.draft(np.array([7]), "a")) == {(8,): 1.0}
-    assert branches(pools.draft(np.array([1]), "c", max_nodes=1)).keys() <= {(2,), (3,)}
+    texts, groups = [one, one, one, seven, one], ["a", "b", GLOBAL, "a", "c"]
+    found = [branches(tree) for tree in pools.draft(texts, groups, [12, 12, 12, 12, 1])]
+    both = {(2,): 0.5, (3,): 0.5}
+    assert found == [{(2,): 1.0}, {(3,): 1.0}, both, {(8,): 1.0}, both]
     with pytest.raises(ValueError, match="2 texts were given with 1 groups"):
         pools.add([np.array([1]), np.array([2])], ["a"])
 
@@ -263,16 +295,22 @@ def test_pools_are_saved_and_loaded_with_any_group_names(tmp_path: Path) -> None
     pools.save(tmp_path / "pools")
     loaded = Pools.load(tmp_path / "pools")
     assert loaded.max_tokens == 500
-    assert branches(loaded.draft(np.array([1]), "user:category:DIY & más/..")) == {(2,): 1.0}
-    assert loaded.by_group[GLOBAL].tokens == 6
-    (tmp_path / "pools" / "1.npz").unlink()
-    with pytest.raises(ValueError, match=r"1\.npz: cannot be read"):
+    (tree,) = loaded.draft([np.array([1])], ["user:category:DIY & más/.."], [12])
+    assert branches(tree) == {(2,): 1.0}
+    assert loaded.by_group[GLOBAL].tokens == 6 and not loaded.sources
+    loaded.sources.append("a file")
+    for _ in range(2):  # what is saved takes the place of what was there
+        loaded.save(tmp_path / "again")
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["1-0.npz", "1-1.npz", "pools.json"]
+    assert Pools.load(tmp_path / "again").sources == ["a file"]
+    (tmp_path / "pools" / "0-1.npz").unlink()
+    with pytest.raises(ValueError, match=r"0-1\.npz: cannot be read"):
         Pools.load(tmp_path / "pools")
     for index, message in (
         ("{", "cannot be read as an index"),
         ('{"format": 2}', "has format 2"),
         ('{"format": 1, "vocabulary_size": 10, "max_tokens": 5, "files": {}}', "names no pool of the group 'global'"),
-        ('{"format": 1, "vocabulary_size": 9, "max_tokens": 5, "files": {"global": "0.npz"}}', "vocabulary of 10"),
+        ('{"format": 1, "vocabulary_size": 9, "max_tokens": 5, "files": {"global": "0-0.npz"}}', "vocabulary of 10"),
     ):
         (tmp_path / "pools" / "pools.json").write_text(index)
         with pytest.raises(ValueError, match=message):

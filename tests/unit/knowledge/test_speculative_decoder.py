@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from genrec.knowledge.decoder import Generated, Request, SpeculativeDecoder, Verification, _Packed
-from genrec.knowledge.drafter import PoolDrafter, PromptLookupDrafter
+from genrec.knowledge.drafter import PoolDrafter, PromptLookupDrafter, RunningText
 from genrec.knowledge.packed import PackedCache, PackedModel
 from genrec.knowledge.pools import Pools
 from genrec.knowledge.token_tree import EMPTY, TokenTree
@@ -83,8 +83,8 @@ class Scripted:
         self.tree = tree
         self.added: list[tuple[list[int], str]] = []
 
-    def draft(self, tokens: np.ndarray, start: int, group: str, max_depth: int) -> TokenTree:
-        return self.tree(int(group), tokens[start:])
+    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
+        return [self.tree(int(text.group), text.tokens[text.start :]) for text in texts]
 
     def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
         self.added += [(text.tolist(), group) for text, group in zip(texts, groups, strict=True)]
@@ -366,7 +366,8 @@ def test_statistics_count_by_depth(qwen: PreTrainedModel) -> None:
 
 def test_prompt_lookup_copies_what_followed_the_first_occurrence() -> None:
     def drafted(tokens: list[int], depth: int = 12, **options: int) -> list[int]:
-        return PromptLookupDrafter(**options).draft(np.array(tokens, np.int32), 1, "", depth).tokens.tolist()
+        (tree,) = PromptLookupDrafter(**options).draft([RunningText(np.array(tokens, np.int32), 1, "", depth)])
+        return tree.tokens.tolist()
 
     assert drafted([1, 2, 3, 4, 1, 2]) == [3, 4, 1, 2]
     assert drafted([5, 2, 9, 1, 2, 3, 1, 2], max_tokens=2) == [3, 1]

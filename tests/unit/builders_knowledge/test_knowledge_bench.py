@@ -1,0 +1,54 @@
+"""The benchmark of knowledge texts: every command works, on few texts of a model that was hardly trained."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from builders.dataset import Dataset, write_dataset
+from genrec.knowledge.model import KnowledgeModel
+from perf.knowledge import BASELINE, DARE, Of, app, held_out_requests
+
+
+@pytest.fixture(scope="module")
+def folders(knowledge_folder: Path, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    shop = tmp_path_factory.mktemp("bench") / "shop"
+    write_dataset(dataset, shop)
+    return [str(knowledge_folder), str(shop)]
+
+
+@pytest.mark.slow
+def test_compare_writes_tables_and_a_plot(folders: list[str], tmp_path: Path) -> None:
+    options = ["--entities", "4", "--batch-sizes", "1,2", "--threads", "1", "--of", "items"]
+    result = CliRunner().invoke(app, ["compare", *folders, str(tmp_path / "out"), *options])
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["texts"] == 4 and results["of"] == "items" and len(results["ablations"]) == 13
+    assert all(len(cells) == 2 for cells in results["runs"].values())
+    tables = (tmp_path / "out" / "tables.md").read_text()
+    assert tables.count(f"| {BASELINE} |") == tables.count(f"| {DARE} |") == 3
+    assert "DARE with one thing changed" in tables and "16 at once, ms for each: p50" in tables
+    assert (tmp_path / "out" / "speed.svg").stat().st_size > 1000
+
+
+def test_users_and_items_are_those_held_out(folders: list[str]) -> None:
+    model, shop = KnowledgeModel(Path(folders[0])), Path(folders[1])
+    kinds = {of: [r.group.partition(":")[0] for r in held_out_requests(model, shop, 6, of)] for of in Of}
+    assert kinds == {Of.both: ["user"] * 3 + ["item"] * 3, Of.users: ["user"] * 6, Of.items: ["item"] * 6}
+
+
+@pytest.mark.slow
+def test_equality_is_with_the_texts_of_transformers(folders: list[str]) -> None:
+    result = CliRunner().invoke(app, ["equality", *folders, "--entities", "4", "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    assert re.findall(r"batch (\d): 4 of 4 are the same", result.output) == ["1", "8"]
+
+
+def test_a_pool_of_many_texts(folders: list[str]) -> None:
+    result = CliRunner().invoke(app, ["pool", *folders, "--texts", "500"])
+    assert result.exit_code == 0, result.output
+    assert "500 texts" in result.output and "16 at once" in result.output and "peak memory" in result.output
