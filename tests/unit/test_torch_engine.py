@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from builders.config import BackboneShape
 from genrec.bundle import Bundle
 from genrec.engines import open_engine
 from genrec.engines.graphs import Buckets, Call, CudaGraphs, RecordedDraft, call_again
 from genrec.engines.torch import TorchEngine
 from genrec.model.autoregressive import AutoregressiveModel
-from genrec.model.backbone import BackboneModel, backbone_config
+from genrec.model.backbone import BackboneModel
 from genrec.model.fused import CausalAttention
 from genrec.model.layers import LayerCache
 from genrec.model.nezha import NezhaModel
@@ -35,17 +36,8 @@ CPU = torch.device("cpu")
 
 def model_of(decoder: str = "draft_head", kv_heads: int = 2) -> BackboneModel:
     torch.manual_seed(0)
-    config = backbone_config(
-        "qwen3",
-        vocab_size=LAYOUT.vocabulary_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=kv_heads,
-        head_dim=8,
-        max_position_embeddings=64,
-    )
+    shape = BackboneShape(hidden_size=32, intermediate_size=64, layers=2, heads=4, kv_heads=kv_heads, head_dim=8)
+    config = shape.config(LAYOUT)
     if decoder == "beam_search":
         model: BackboneModel = AutoregressiveModel(config, LAYOUT.sid_tokens)
     else:
@@ -253,8 +245,8 @@ def test_the_prefill_can_be_compiled_as_one_graph() -> None:
         ({"precision": "fp8"}, "precision 'fp8' is unknown; use one of float32, bf16"),
         ({"buckets": Buckets((1,), (64,))}, "CUDA graphs need a CUDA device, not cpu: leave the buckets out"),
         (
-            {"buckets": Buckets((1,), (32, 65)), "capture": call_again},
-            "length 65 is above the model's 64 positions; leave it out",
+            {"buckets": Buckets((1,), (32, 513)), "capture": call_again},
+            "length 513 is above the model's 512 positions; leave it out",
         ),
     ],
 )
