@@ -12,7 +12,7 @@ import numpy as np
 from builders.dataset import Dataset, Holdout
 from genrec.bundle import Bundle
 from genrec.catalog import Catalog
-from genrec.engines.base import Engine
+from genrec.engines.base import Drafts, Engine
 from genrec.prompt import PromptLayout
 from genrec.verifier import Verified, Verifier
 
@@ -159,6 +159,12 @@ def mean_metrics(ranks: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[st
 def metrics(rows: np.ndarray, targets: np.ndarray, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
     """`mean_metrics` of ranked rows, int32 [E, K], and targets, int32 [E]."""
     return mean_metrics(target_ranks(rows, targets), cutoffs)
+
+
+def likeness(ours: Drafts, theirs: Drafts) -> dict[str, float]:
+    """Share of the ten best drafts that both have, and by how much the scores in one place differ at most."""
+    overlap = np.mean([np.isin(a[:10], b[:10]).mean() for a, b in zip(ours.codes, theirs.codes, strict=True)])
+    return {"overlap": float(overlap), "gap": float(np.abs(ours.scores[:, :10] - theirs.scores[:, :10]).max())}
 
 
 def require_catalog(bundle: Bundle, dataset: Dataset) -> None:

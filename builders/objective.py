@@ -174,6 +174,8 @@ def dropped(values: Tensor, probability: float) -> Tensor:
     eighth of a training step.
     """
     cut = round(256 * probability)
+    if not cut:
+        return values
     words = torch.empty(-(-values.numel() // 8), dtype=torch.int64, device=values.device).random_(-(2**63), None)
     kept = words.view(torch.uint8)[: values.numel()].view(values.shape) >= cut
     return values * (kept.to(values.dtype) * (256 / (256 - cut)))

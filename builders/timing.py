@@ -10,15 +10,30 @@ from typing import TypeVar
 Name = TypeVar("Name")
 
 
+def in_turn(
+    calls: Mapping[Name, Callable[[], object]],
+    rounds: int,
+    timed: Callable[[Callable[[], object]], float],
+    warm_up: int = 1,
+) -> dict[Name, list[float]]:
+    """What `timed` says of every call, measured in turn, round by round, behind `warm_up` rounds that do not count."""
+    times: dict[Name, list[float]] = {name: [] for name in calls}
+    for number in range(-warm_up, rounds):
+        for name, call in calls.items():
+            spent = timed(call)
+            if number >= 0:
+                times[name].append(spent)
+    return times
+
+
 def medians(
     calls: Mapping[Name, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[Name, float]:
     """Median seconds of each call by `clock`, measured in turn, round by round; one more round before warms up."""
-    times: dict[Name, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            began = clock()
-            call()
-            if number:
-                times[name].append(clock() - began)
-    return {name: statistics.median(spent) for name, spent in times.items()}
+
+    def timed(call: Callable[[], object]) -> float:
+        began = clock()
+        call()
+        return clock() - began
+
+    return {name: statistics.median(spent) for name, spent in in_turn(calls, rounds, timed).items()}

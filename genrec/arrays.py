@@ -1,4 +1,4 @@
-"""Plain arrays on disk: one `.npy` file each, memory-mapped on load, never pickled."""
+"""Plain arrays on disk, never pickled: one `.npy` file each, memory-mapped on load, or several in an archive."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ def save_array(path: Path, array: np.ndarray) -> None:
     """Write `array` to `path` (`.npy`), making the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def load_archive(path: Path, what: str) -> dict[str, np.ndarray]:
+    """All arrays of an archive (`.npz`), read and checked against their CRC-32, by name.
+
+    what: is held there, in words. Raises ValueError that names the file and what is wrong with it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception as error:  # damaged archives make zipfile raise errors of many kinds
+        raise ValueError(f"{path}: cannot be read as a {what}: {error}") from error
 
 
 def load_array(path: Path, dtype: str | type, shape: tuple[int | None, ...]) -> np.ndarray:

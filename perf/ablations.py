@@ -4,7 +4,8 @@ python perf/ablations.py DATA build/ablations --epochs 6
 
 What helps becomes the default, so it is the validation items that are ranked (`Interactions.without_last`); the test
 items, with --test, are for the figures of what was chosen.
-A variant that OUT already has a result of is not run again; a run that was cut off goes on.
+A variant that OUT already has a result of is not run again, a run that was cut off goes on; those of the test items
+are kept apart, in OUT/test.
 """
 
 from __future__ import annotations
@@ -157,7 +158,9 @@ class Ablation:
         dataset = read_dataset(data)
         if dataset.items.sids is None or dataset.items.levels is None:
             raise ValueError(f"{data}: has no semantic IDs; give a dataset with them")
-        self.out, self.training, self.beam_width, self.test = out, training, beam_width, test
+        self.out = out / "test" if test else out
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.training, self.beam_width, self.test = training, beam_width, test
         self.sids, self.space = dataset.items.sids, SemanticIdSpace(dataset.items.levels)
         self.split = split_leave_one_out(dataset.interactions if test else dataset.interactions.without_last())
         self.catalog = Catalog.build(dataset.items.item_ids, self.sids, popularity(self.split, len(dataset.items)))
@@ -250,7 +253,6 @@ def main(
     for variant in chosen:
         if variant not in VARIANTS:
             raise typer.BadParameter(f"variant {variant!r} is unknown; use some of {', '.join(VARIANTS)}")
-    out.mkdir(parents=True, exist_ok=True)
     ablation = Ablation(data, out, TrainingConfig(epochs=epochs, seed=seed), beam_width, users, test)
     results = [ablation.run(variant) for variant in chosen]
     table = Table("variant", "parameters", "minutes", "Hit@10", "NDCG@10", "last loss")

@@ -30,10 +30,12 @@ import typer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from builders.config import BackboneShape, HeadShape
+from builders.evaluate import likeness
 from builders.machine import provenance
 from builders.plan.hardware import Hardware
 from builders.plan.work import DECODE, ENGINES, PRECISIONS, PREFILL, Batch, Part, Shape, Work, total, work_of
 from builders.steps import Report, StepFailed
+from builders.timing import in_turn
 from genrec.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD
 from genrec.engines.base import Drafts
 from genrec.engines.graphs import Buckets, Capture, CudaGraphs, call_again
@@ -58,7 +60,7 @@ ITEMS = 100_000  # of the random catalogue whose prefixes mask the beams
 # scores in the same place. With random weights the best lie close together, and rounding in half precision changes
 # some; answers to another prompt share hardly any. `perf.precision` is the test of a trained model.
 OVERLAP, GAPS = 0.5, {"float32": 1e-3, "bf16": 0.5}
-Calls = Mapping[str, Callable[[], object]]
+WARM_UP = 2  # rounds before those that count
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,6 @@ def milliseconds(call: Callable[[], object], device: torch.device) -> float:
     return start.elapsed_time(end)
 
 
-def in_turn(calls: Calls, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of every call, one of each a round; two rounds before warm up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(-2, rounds):
-        for name, call in calls.items():
-            spent = milliseconds(call, device)
-            if number >= 0:
-                times[name].append(spent)
-    return times
-
-
 def measured_rates(device: torch.device, rounds: int) -> dict[str, float]:
     """What the device reaches: GFLOP/s of square matrix products in either precision, GB/s of a copy."""
     size, values = (8192, 2**29) if device.type == "cuda" else (512, 2**22)
@@ -107,7 +98,8 @@ def measured_rates(device: torch.device, rounds: int) -> dict[str, float]:
     single, source = half.float(), torch.zeros(values, device=device, dtype=torch.bfloat16)
     copy = torch.empty_like(source)
     calls = {"bf16": lambda: half @ half, "float32": lambda: single @ single, "copy": lambda: copy.copy_(source)}
-    ms = {name: median(spent) for name, spent in in_turn(calls, rounds, device).items()}
+    times = in_turn(calls, rounds, partial(milliseconds, device=device), WARM_UP)
+    ms = {name: median(spent) for name, spent in times.items()}
     rates = {name: 2 * size**3 / ms[name] / 1e6 for name in ("bf16", "float32")}
     return rates | {"copy": 2 * source.nbytes / ms["copy"] / 1e6}
 
@@ -209,12 +201,6 @@ def calls_of(bench: Bench, cell: Cell, compiled: bool) -> dict[str, Callable[[],
     return calls
 
 
-def likeness(ours: Drafts, theirs: Drafts) -> dict[str, float]:
-    """Share of the ten best drafts that both have, and by how much the scores in one place differ at most."""
-    overlap = np.mean([np.isin(a[:10], b[:10]).mean() for a, b in zip(ours.codes, theirs.codes, strict=True)])
-    return {"overlap": float(overlap), "gap": float(np.abs(ours.scores[:, :10] - theirs.scores[:, :10]).max())}
-
-
 def require_alike(found: Mapping[str, float], what: str, precision: str = "bf16") -> str:
     """`likeness` in words. Raises StepFailed where it is more than rounding in that precision."""
     said = f"{what}: {found['overlap']:.1%} of the ten best, scores within {found['gap']:.2g}"
@@ -293,7 +279,7 @@ def run_cell(
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
     calls = calls_of(bench, cell, compiled)
-    times = in_turn(calls, rounds, bench.device)
+    times = in_turn(calls, rounds, partial(milliseconds, device=bench.device), WARM_UP)
     eager, graph = calls["engine, eager"](), calls["engine, graph"]()
     checks = {
         "graph": likeness(graph, eager),

@@ -16,7 +16,7 @@ import numpy as np
 import typer
 
 from builders.dataset import read_dataset, split_leave_one_out
-from builders.evaluate import Ranking, metrics, rank_offline, require_catalog, sample_users
+from builders.evaluate import Ranking, likeness, metrics, rank_offline, require_catalog, sample_users
 from builders.machine import provenance
 from builders.steps import Report, StepFailed
 from builders.tensorrt_llm import api
@@ -74,9 +74,7 @@ def check_golden(engine: Engine, bundle: Bundle) -> str:
 def check_parity(ours: Engine, reference: Engine, bundle: Bundle, histories: list[np.ndarray], targets: Any) -> str:
     """Quality and the first ten drafts against the PyTorch engine in float32."""
     prompts = [bundle.layout.encode(bundle.catalog.sids[history]) for history in histories[:200]]
-    mine, theirs = ours.draft(prompts), reference.draft(prompts)
-    overlap = np.mean([np.isin(a[:10], b[:10]).mean() for a, b in zip(mine.codes, theirs.codes, strict=True)])
-    gap = float(np.abs(mine.scores[:, :10] - theirs.scores[:, :10]).max())
+    found = likeness(ours.draft(prompts), reference.draft(prompts))
 
     def ranked(engine: Engine) -> Ranking:
         verifier = Verifier(bundle.catalog, bundle.index)
@@ -85,10 +83,11 @@ def check_parity(ours: Engine, reference: Engine, bundle: Bundle, histories: lis
     a, b = (metrics(ranked(engine).rows, targets) for engine in (ours, reference))
     worst = max(abs(a[name] - b[name]) for name in ("hit@10", "ndcg@10"))
     said = (
-        f"{overlap:.1%} of the ten best drafts are the same, scores within {gap:.3g}; Hit@10 {a['hit@10']:.4f} and "
-        f"{b['hit@10']:.4f}, NDCG@10 {a['ndcg@10']:.4f} and {b['ndcg@10']:.4f}, of {len(histories)} users"
+        f"{found['overlap']:.1%} of the ten best drafts are the same, scores within {found['gap']:.3g}; "
+        f"Hit@10 {a['hit@10']:.4f} and {b['hit@10']:.4f}, "
+        f"NDCG@10 {a['ndcg@10']:.4f} and {b['ndcg@10']:.4f}, of {len(histories)} users"
     )
-    if overlap < OVERLAP or worst > HIT_TOLERANCE:
+    if found["overlap"] < OVERLAP or worst > HIT_TOLERANCE:
         raise StepFailed(said)
     return said
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genrec.arrays import load_archive
 from genrec.knowledge.pools import GLOBAL
 
 _FORMAT = 1
@@ -148,11 +149,7 @@ class GroupRouter:
     @classmethod
     def load(cls, path: Path) -> GroupRouter:
         """The router in `path`. Raises ValueError that names the file and what is wrong with it."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except Exception as error:  # damaged archives make zipfile raise errors of many kinds
-            raise ValueError(f"{path}: cannot be read as a group router: {error}") from error
+        arrays = load_archive(path, "group router")
         if arrays.get("format") != _FORMAT:
             raise ValueError(f"{path}: has router format {arrays.get('format')}, this version reads {_FORMAT}")
         try:

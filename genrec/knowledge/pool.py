@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genrec.arrays import load_archive
 from genrec.knowledge.token_tree import EMPTY, TokenTree
 
 MAX_NODES = 64
@@ -142,11 +143,7 @@ class RetrievalPool:
     @classmethod
     def load(cls, path: Path) -> RetrievalPool:
         """The pool in `path`. Raises ValueError that names the file and what is wrong with it."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}  # reading checks the CRC-32 of every array
-        except Exception as error:  # damaged archives make zipfile raise errors of many kinds
-            raise ValueError(f"{path}: cannot be read as a retrieval pool: {error}") from error
+        arrays = load_archive(path, "retrieval pool")
         header = arrays.get("header")
         if header is None or header.dtype != np.int64 or header.shape != (4,):
             raise ValueError(f"{path}: is not a retrieval pool: it has no valid header")
