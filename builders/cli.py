@@ -94,7 +94,8 @@ def build(
     head_scales: Annotated[
         str, _training("The draft head's learning rates as factors on it: code embeddings, transitions, projections.")
     ] = "1,1,1",
-    dropout: Annotated[float, _training("", min=0, max=0.9)] = _DEFAULT.dropout,
+    dropout: Annotated[float, _training("In the backbone.", min=0, max=0.9)] = _DEFAULT.dropout,
+    head_dropout: Annotated[float, _training("Within the draft head.", min=0, max=0.9)] = _DEFAULT.head_dropout,
     tokens_per_batch: Annotated[int, _training("Packed tokens of a batch.", min=1)] = _DEFAULT.tokens_per_batch,
     auxiliary_weight: Annotated[
         float, _training("Weight of the next-token loss on the history.", min=0)
@@ -123,6 +124,7 @@ def build(
         transition_scale=transitions,
         projection_scale=projections,
         dropout=dropout,
+        head_dropout=head_dropout,
         tokens_per_batch=tokens_per_batch,
         auxiliary_weight=auxiliary_weight,
         patience=patience,
@@ -329,7 +331,11 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
     engine: Annotated[str, typer.Option(help="onnx, or torch where it is installed.")] = "onnx",
     masked: Annotated[bool, typer.Option(help="Draft only prefixes that exist.")] = True,
-    threads: Annotated[int, typer.Option(help="Threads of the ONNX engine; 0 for one per core.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the ONNX engine; 0 for one per core.")] = 0,
+    instances: Annotated[
+        int,
+        typer.Option(min=1, help="ONNX engines side by side, of --threads each: more throughput, less speed alone."),
+    ] = 1,
     max_batch_size: Annotated[int, typer.Option(min=1)] = 16,
     timeout_ms: Annotated[
         int, typer.Option(min=1, help="Deadline of requests that bring none; late ones are refused.")
@@ -358,7 +364,9 @@ def serve(
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca and tls_cert is None):
         raise ValueError("TLS takes both --tls-cert and --tls-key; --tls-client-ca goes with them")
     tls = ServerTls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
-    deployment = Deployment(engine, threads, masked, max_batch_size, timeout_ms, knowledge, verification, texts_at_once)
+    deployment = Deployment(
+        engine, threads, instances, masked, max_batch_size, timeout_ms, knowledge, verification, texts_at_once
+    )
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
     options = {"tls": tls, "exit_timeout": exit_timeout_s}
     with prepare_server(bundle_path, deployment, host=host, **ports, **options) as server:

@@ -61,6 +61,7 @@ class TrainingConfig:
 
     learning_rate: the backbone's. code_embedding_scale, transition_scale, projection_scale: factors on it for the
     draft head's three kinds of parameters; the paper, on a pretrained backbone, uses 100, 10 and 1.
+    dropout, head_dropout: in the backbone and within the draft head, see `add_dropout`.
     tokens_per_batch: packed tokens, padding included, per process. auxiliary_weight: of the next-token loss on the
     history. patience: epochs without a better validation metric before training stops early, 0 for never; with a
     validation metric the best epoch's weights are kept either way. freeze_backbone: train the draft head and the
@@ -75,6 +76,7 @@ class TrainingConfig:
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     dropout: float = 0.1
+    head_dropout: float = 0.0
     tokens_per_batch: int = 2048
     auxiliary_weight: float = 0.5
     gradient_clip: float = 1.0

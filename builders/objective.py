@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -181,12 +182,31 @@ def dropped(values: Tensor, probability: float) -> Tensor:
     return values * (kept.to(values.dtype) * (256 / (256 - cut)))
 
 
-def add_dropout(backbone: PreTrainedModel, probability: float) -> Callable[[], None]:
-    """Dropout on the embeddings and on what each attention and feed-forward block adds to the residual, in training.
+def add_dropout(model: nn.Module, probability: float, head_probability: float = 0.0) -> Callable[[], None]:
+    """Dropout in training: of a causal language model, and of its draft head if it has one.
 
-    transformers' Qwen3 and Llama have none there. Returns the function that takes it out again.
+    probability: on the embeddings and on what each attention and feed-forward block adds to the residual, where
+    transformers' Qwen3 and Llama have none. head_probability: on the hidden states that a `DraftHead` reads, on its
+    states before R_l, and on what each transition adds. Returns the function that takes it out again.
     """
+    backbone = cast(PreTrainedModel, model.model)
+    outputs = [backbone.get_input_embeddings()]
+    outputs += [block for layer in backbone.layers for block in (layer.self_attn, layer.mlp)]
+    hooks = [place.register_forward_hook(_dropped_output(probability)) for place in outputs]
+    if head_probability and isinstance(model, NezhaModel):
+        head = model.draft_head
+        hooks += [place.register_forward_hook(_dropped_output(head_probability)) for place in head.transition_outputs]
+        for place in (head.initial_state, *head.projections, *head.state_projections):
+            hooks.append(place.register_forward_pre_hook(_dropped_input(head_probability)))
 
+    def take_out() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return take_out
+
+
+def _dropped_output(probability: float) -> Callable[..., Tensor | tuple]:
     def drop(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
         if not module.training:
             return output
@@ -194,12 +214,11 @@ def add_dropout(backbone: PreTrainedModel, probability: float) -> Callable[[], N
             return (dropped(output[0], probability), *output[1:])
         return dropped(output, probability)
 
-    places = [backbone.get_input_embeddings()]
-    places += [block for layer in backbone.layers for block in (layer.self_attn, layer.mlp)]
-    hooks = [place.register_forward_hook(drop) for place in places]
+    return drop
 
-    def take_out() -> None:
-        for hook in hooks:
-            hook.remove()
 
-    return take_out
+def _dropped_input(probability: float) -> Callable[..., tuple]:
+    def drop(module: nn.Module, inputs: tuple) -> tuple:
+        return (dropped(inputs[0], probability), *inputs[1:]) if module.training else inputs
+
+    return drop

@@ -8,16 +8,18 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 Name = TypeVar("Name")
+Call = TypeVar("Call")
+Timed = TypeVar("Timed")
 
 
 def in_turn(
-    calls: Mapping[Name, Callable[[], object]],
+    calls: Mapping[Name, Call],
     rounds: int,
-    timed: Callable[[Callable[[], object]], float],
+    timed: Callable[[Call], Timed],
     warm_up: int = 1,
-) -> dict[Name, list[float]]:
+) -> dict[Name, list[Timed]]:
     """What `timed` says of every call, measured in turn, round by round, behind `warm_up` rounds that do not count."""
-    times: dict[Name, list[float]] = {name: [] for name in calls}
+    times: dict[Name, list[Timed]] = {name: [] for name in calls}
     for number in range(-warm_up, rounds):
         for name, call in calls.items():
             spent = timed(call)

@@ -54,7 +54,7 @@ def train(
     run = _Run(objective, sources, config, accelerator)
     if state_path is not None and state_path.exists():
         run.load(state_path)
-    take_out = add_dropout(model.model, config.dropout)
+    take_out = add_dropout(model, config.dropout, config.head_dropout)
     step, saved = 0, time.monotonic()
     try:
         for epoch, plan in enumerate(run.plans):

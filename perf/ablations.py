@@ -245,15 +245,18 @@ def main(
     beam_width: Annotated[int, typer.Option(min=1)] = 20,
     users: Annotated[Optional[int], typer.Option(help="Users to rank; all by default.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Rank the test items, not the validation items.")] = False,
+    dropout: Annotated[float, typer.Option(help="In the backbone.")] = TrainingConfig.dropout,
+    head_dropout: Annotated[float, typer.Option(help="Within the draft head.")] = TrainingConfig.head_dropout,
     variants: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(VARIANTS),
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
-    """Train every variant with the default recipe and print what each is worth."""
+    """Train every variant with one recipe and print what each is worth."""
     chosen = variants.split(",")
     for variant in chosen:
         if variant not in VARIANTS:
             raise typer.BadParameter(f"variant {variant!r} is unknown; use some of {', '.join(VARIANTS)}")
-    ablation = Ablation(data, out, TrainingConfig(epochs=epochs, seed=seed), beam_width, users, test)
+    training = TrainingConfig(epochs=epochs, dropout=dropout, head_dropout=head_dropout, seed=seed)
+    ablation = Ablation(data, out, training, beam_width, users, test)
     results = [ablation.run(variant) for variant in chosen]
     table = Table("variant", "parameters", "minutes", "Hit@10", "NDCG@10", "last loss")
     for result in results:

@@ -125,27 +125,37 @@ def _overhead(raw: dict[str, Any], out: Path) -> Iterable[str]:
     yield save_figure(_parts_figure(raw["cells"]), out, "parts")
     rows = []
     for cell in raw["cells"]:
-        p50 = {name: float(np.median(spent)) for name, spent in cell["times"].items()}
-        seen = " / ".join(f"{value:.1f}" for value in np.percentile(cell["times"]["ensemble"], [50, 95, 99]))
+        p50 = _p50(cell)
+        served = np.percentile(np.concatenate(cell["times"]["ensemble"]), [50, 95, 99])
         rates = {name: median(values) for name, values in cell["saturated"].items()}
-        best = max(value for name, value in rates.items() if name != "ensemble")
+        best = max((name for name in rates if name != "ensemble"), key=lambda name: rates[name])
         rows.append(
             (
                 cell["name"],
                 f"{cell['parameters'] / 1e6:.1f}",
                 *(f"{p50[name]:.2f}" for name in ("prefill", "head and beam", "engine", "verifier")),
-                seen,
-                f"{p50['ensemble'] / p50['prefill']:.2f}",
-                f"{best:.1f}",
+                " / ".join(f"{value:.1f}" for value in served),
+                f"{_ratio(*(map(median, cell['times'][name]) for name in ('ensemble', 'prefill'))):.2f}",
+                f"{rates[best]:.1f}",
                 f"{rates['ensemble']:.1f}",
-                f"{rates['ensemble'] / best:.0%}",
+                f"{_ratio(cell['saturated']['ensemble'], cell['saturated'][best]):.0%}",
             )
         )
     titles = ("cell", "M parameters", "prefill p50 ms", "head and beam", "engine, both in one graph", "verifier")
-    served = ("ensemble p50 / p95 / p99", "ensemble / prefill", "engine requests/s, best batch", "ensemble requests/s")
-    yield from markdown_table((*titles, *served, "share"), rows)
+    more = ("ensemble p50 / p95 / p99", "ensemble / prefill", "engine requests/s, best batch", "ensemble requests/s")
+    yield from markdown_table((*titles, *more, "share"), rows)
+    yield ""
+    yield "Both ratios are medians of those of single turns or rounds: the machine is less even than its parts."
     yield ""
     yield from _settings([raw["settings"]])
+
+
+def _p50(cell: dict[str, Any]) -> dict[str, float]:
+    return {name: float(np.median(np.concatenate(turns))) for name, turns in cell["times"].items()}
+
+
+def _ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
+    return median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
 def _parts_figure(cells: Sequence[dict[str, Any]]) -> Figure:
@@ -167,7 +177,7 @@ def _parts_figure(cells: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _part(cell: dict[str, Any], part: str) -> float:
-    p50 = {name: float(np.median(spent)) for name, spent in cell["times"].items()}
+    p50 = _p50(cell)
     if part == "serving":
         return max(0.0, p50["ensemble"] - p50["prefill"] - p50["head and beam"] - p50["verifier"])
     return p50[part]

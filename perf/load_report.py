@@ -30,6 +30,7 @@ class Result:
         self.raw = json.loads((path / RESULTS).read_text())
         self.settings = self.raw["settings"]
         self.name = path.name
+        self.instances = self.settings.get("instances", 1)
         self.closed = _medians(self.raw["closed"], "concurrency")
         self.open = _medians(self.raw["open"], "rate")
         self.locust = self.raw["locust"]
@@ -74,7 +75,7 @@ def write_report(out: Path, paths: Sequence[Path]) -> Path:
 
 def _settings(results: Sequence[Result]) -> Iterable[str]:
     keys = [key for key in results[0].settings if key != "machine"]
-    rows = [(key, *(_short(result.settings[key]) for result in results)) for key in keys]
+    rows = [(key, *(_short(result.settings.get(key, "")) for result in results)) for key in keys]
     machines = [f"{m['processor']}, {m['cores']} cores" for m in (result.settings["machine"] for result in results)]
     return markdown_table(("", *(result.name for result in results)), [*rows, ("machine", *machines)], left=(0,))
 
@@ -114,7 +115,7 @@ def _open_table(results: Sequence[Result]) -> Iterable[str]:
     for result in results:
         saturated = max(closed["throughput"] for closed in result.closed)
         for run in result.open:
-            predicted = _predicted_p99(run["value"], saturated, result.closed[0]["p50"])
+            predicted = _predicted_p99(run["value"], saturated, result.closed[0]["p50"], result.instances)
             against = ("", "") if predicted is None else (f"{predicted:.1f}", f"{run['p99'] / predicted:.2f}")
             rows.append(
                 (
@@ -126,19 +127,19 @@ def _open_table(results: Sequence[Result]) -> Iterable[str]:
                     *against,
                 )
             )
-    titles = ("", "arrivals/s", "of saturation", "p50 ms", "p95 ms", "p99 ms", "batch", "p99 of M/D/1", "p99 / M/D/1")
+    titles = ("", "arrivals/s", "of saturation", "p50 ms", "p95 ms", "p99 ms", "batch", "p99 of M/D/c", "p99 / M/D/c")
     return markdown_table(titles, rows, left=(0,))
 
 
-def _predicted_p99(rate: float, saturated: float, alone_ms: float) -> float | None:
-    """Of an M/D/1 queue, ms: it serves a request in 1 / saturated; what one takes alone beyond that is added.
+def _predicted_p99(rate: float, saturated: float, alone_ms: float, instances: int) -> float | None:
+    """Of an M/D/c queue, ms: each of c engines serves a request in c / saturated; what one takes alone beyond is added.
 
     None where arrivals come as fast as they are served, or faster.
     """
     if rate > MAX_UTILISATION * saturated:
         return None
-    service = 1e3 / saturated
-    return latency_quantiles(rate / 1e3, [service], 1, [0.99])[0] + max(0.0, alone_ms - service)
+    service = 1e3 * instances / saturated
+    return latency_quantiles(rate / 1e3, [service], instances, [0.99])[0] + max(0.0, alone_ms - service)
 
 
 def _steps_table(results: Sequence[Result]) -> Iterable[str]:

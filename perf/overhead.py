@@ -17,6 +17,7 @@ from genrec_client import Recommender
 from rich.console import Console
 
 from builders.machine import provenance
+from builders.timing import in_turn
 from genrec.bundle import Bundle
 from genrec.engines import open_engine
 from genrec.verifier import Verifier
@@ -27,13 +28,18 @@ from perf.parts import Parts
 
 RESULTS = "overhead.json"
 CELLS = tuple(Cell(size, 20, 4, beam) for size in ("3M", "25M", "110M") for beam in (128, 512))
+TURN_S = 0.7  # of one call, at most
 PAUSE_S = 0.1  # between two of them: ONNX Runtime's threads go on spinning for a while
 BATCHES = (1, 2, 4, 8, 16)
 console = Console(stderr=True, soft_wrap=True)
 
 
-def measure(bundle: Bundle, asked: list[np.ndarray], rounds: int, seconds: float, threads: int, raw: Path) -> dict:
-    """Milliseconds of each call, one request after the other, in turn; and requests per second at saturation."""
+def measure(
+    bundle: Bundle, asked: list[np.ndarray], turns: int, rounds: int, seconds: float, threads: int, raw: Path
+) -> dict:
+    """Milliseconds of each call, one request after the other, a list for each turn; and requests per second at
+    saturation, a figure for each round. Calls take their turns quickly, so that a machine that slows down slows all.
+    """
     ids = [[bundle.catalog.item_ids[row] for row in history] for history in asked]
     prompts = [bundle.layout.encode(bundle.catalog.sids[history]) for history in asked]
     engine, parts = open_engine(bundle, threads=threads), Parts(bundle, threads)
@@ -41,7 +47,6 @@ def measure(bundle: Bundle, asked: list[np.ndarray], rounds: int, seconds: float
     hidden = [parts.prefill(prompt) for prompt in prompts]
     drafts = [engine.draft([prompt]) for prompt in prompts]
     top_k = np.array([bundle.manifest.limits.default_top_k])
-    times: dict[str, list[float]] = {}
     with load_test(bundle, asked, raw, threads=threads) as test:
         with Recommender(test.server.grpc_url, timeout_s=60.0) as client:
             calls: dict[str, Callable[[int], Any]] = {
@@ -51,14 +56,15 @@ def measure(bundle: Bundle, asked: list[np.ndarray], rounds: int, seconds: float
                 "verifier": lambda at: verifier.verify(drafts[at].codes, drafts[at].scores, [asked[at]], top_k),
                 "ensemble": lambda at: client.recommend(ids[at]),
             }
-            for number in range(rounds + 1):  # the first round warms up
-                for name, call in calls.items():
-                    time.sleep(PAUSE_S)
-                    spent = _timed(call, len(asked), seconds)
-                    if number:
-                        times.setdefault(name, []).extend(spent)
+
+            def after_a_pause(call: Callable[[int], Any]) -> list[float]:
+                time.sleep(PAUSE_S)
+                return _timed(call, len(asked), TURN_S)
+
+            times = in_turn(calls, turns, after_a_pause)
         saturated: dict[str, list[float]] = {"ensemble": [], **{f"engine, batch {size}": [] for size in BATCHES}}
-        wanted = max(2 * BATCHES[-1], round(1e3 * seconds / float(np.median(times["engine"]))))
+        alone = float(np.median(np.concatenate(times["engine"])))
+        wanted = max(2 * BATCHES[-1], round(1e3 * seconds / alone))
         for number in range(rounds):
             saturated["ensemble"].append(test.analyzer(Load(wanted, BATCHES[-1]), number)["throughput"])
             for size in BATCHES:
@@ -82,23 +88,24 @@ def _timed(call: Callable[[int], Any], count: int, seconds: float) -> list[float
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of bundles, raw results, and `overhead.json`.")],
-    rounds: Annotated[int, typer.Option(min=1)] = 3,
-    seconds: Annotated[float, typer.Option(help="Of one measurement in one round, at most.")] = 3.0,
+    turns: Annotated[int, typer.Option(min=1, help="Of every call, one request at a time.")] = 12,
+    rounds: Annotated[int, typer.Option(min=1, help="At saturation.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Of one measurement at saturation, at most.")] = 3.0,
     threads: Annotated[int, typer.Option(help="Of the engine; 0 for one per core.")] = 0,
 ) -> None:
     """Measure backbones of three sizes at two beam widths."""
     found: dict[str, Any] = {
-        "settings": provenance(threads=threads or "one per core", rounds=rounds),
+        "settings": provenance(threads=threads or "one per core", turns=turns, rounds=rounds),
         "cells": [],
     }
     for cell in CELLS:
         console.rule(cell.name)
         bundle = cell_bundle(cell, "NEZHA", out / "bundles")
         raw = out / "raw" / "overhead" / cell.name
-        result = measure(bundle, histories(cell), rounds, seconds, threads, raw)
+        result = measure(bundle, histories(cell), turns, rounds, seconds, threads, raw)
         for name, spent in result["times"].items():
-            p50, p95, p99 = np.percentile(spent, [50, 95, 99])
-            console.print(f"{name}: p50 {p50:.2f} p95 {p95:.2f} p99 {p99:.2f} ms of {len(spent)}")
+            p50, p95, p99 = np.percentile(np.concatenate(spent), [50, 95, 99])
+            console.print(f"{name}: p50 {p50:.2f} p95 {p95:.2f} p99 {p99:.2f} ms of {sum(map(len, spent))}")
         console.print({name: round(float(np.median(rates)), 1) for name, rates in result["saturated"].items()})
         found["cells"].append({"name": cell.name, "parameters": bundle.manifest.training["parameters"], **result})
         (out / RESULTS).write_text(json.dumps(found, indent=1) + "\n")

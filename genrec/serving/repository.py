@@ -20,18 +20,29 @@ KNOWLEDGE = "knowledge"
 class Deployment:
     """What a deployment decides. threads: of the engine, 0 for one per core. timeout_ms: for requests without one.
 
+    instances: ONNX engines that take batches side by side, each a process with the weights and `threads` of its own.
     knowledge: a knowledge folder, whose texts the model `knowledge` then writes, `texts_at_once` of them together;
     verification: of their drafts, "greedy" or "relaxed".
     """
 
     engine: str = "onnx"
     threads: int = 0
+    instances: int = 1
     masked: bool = True
     max_batch_size: int = 16
     timeout_ms: int = 1000
     knowledge: Path | None = None
     verification: str = "relaxed"
     texts_at_once: int = 8
+
+    def __post_init__(self) -> None:
+        if self.instances < 1:
+            raise ValueError(f"instances is {self.instances}; it must be at least 1")
+        if self.instances > 1 and (self.engine != "onnx" or not self.threads):
+            raise ValueError(
+                f"instances is {self.instances} with engine {self.engine} and threads {self.threads}; only onnx "
+                "engines stand side by side, each with threads of its own: set threads, or instances to 1"
+            )
 
     @property
     def models(self) -> list[str]:
@@ -83,6 +94,8 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
         "masked": "true" if deployment.masked else "false",
         "timeout_ms": str(deployment.timeout_ms),
     }
+    if "engine" in config.parameters:
+        config.instance_group[0].count = deployment.instances
     for name, parameter in config.parameters.items():
         parameter.string_value = values[name]
     width = bundle.space.beams(bundle.manifest.beam_width)

@@ -261,6 +261,8 @@ def test_the_engine_gets_as_many_threads_as_the_pod_has_cpus(
 ) -> None:
     assert f"--threads={threads}" in server(chart({"resources": resources}))["args"]
     assert "--threads=5" in server(chart({"resources": resources, "server": {"threads": 5}}))["args"]
+    shared = server(chart({"resources": resources, "server": {"instances": 2}}))["args"]
+    assert "--instances=2" in shared and f"--threads={max(1, threads // 2)}" in shared
 
 
 def selects(selector: dict[str, str], manifests: Manifests) -> bool:

@@ -1,28 +1,46 @@
-"""The PyTorch engine behind the same ensemble: what it answers is what ONNX Runtime answers."""
+"""Other engines behind the same ensemble answer what one of ONNX Runtime answers."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 from genrec_client import Recommender, RecommendRequest
 
 from builders.dataset import Dataset, split_leave_one_out
 from builders.evaluate import sample_users
 from genrec.bundle import Bundle
-from genrec.serving.repository import Deployment
+from genrec.serving.repository import Deployment, render_repository
 from genrec.serving.serve import serve_bundle
 
+DEPLOYMENTS = (Deployment(), Deployment(engine="torch"), Deployment(threads=1, instances=2))
 
-def test_both_engines_answer_the_same(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+
+def test_all_deployments_answer_the_same(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
     histories, _ = sample_users(split_leave_one_out(dataset.interactions).test, 40)
     ids = bundle.catalog.item_ids.astype(object)
     requests = [RecommendRequest(ids[history].tolist(), top_k=20) for history in histories]
-    answers = {}
-    for engine in ("onnx", "torch"):
-        with serve_bundle(bundle.path, Deployment(engine=engine), log_path=tmp_path / engine) as server:
+    answers = []
+    for deployment in DEPLOYMENTS:
+        with serve_bundle(bundle.path, deployment, log_path=tmp_path / "log") as server:
             with Recommender(server.grpc_url, timeout_s=10.0) as client:
-                answers[engine] = client.recommend_many(requests, concurrency=8, return_exceptions=False)
-    same = 0
-    for onnx, torch in zip(answers["onnx"], answers["torch"], strict=True):
-        np.testing.assert_allclose([i.score for i in onnx.items], [i.score for i in torch.items], atol=1e-4)
-        same += onnx.item_ids == torch.item_ids
-    assert same >= 38, "more lists differ than near ties explain"
+                answers.append(client.recommend_many(requests, concurrency=8, return_exceptions=False))
+    for others in answers[1:]:
+        same = 0
+        for one, other in zip(answers[0], others, strict=True):
+            np.testing.assert_allclose([i.score for i in one.items], [i.score for i in other.items], atol=1e-4)
+            same += one.item_ids == other.item_ids
+        assert same >= 38, "more lists differ than near ties explain"
+
+
+def test_only_the_backbone_has_instances(bundle: Bundle, tmp_path: Path) -> None:
+    models = render_repository(bundle, tmp_path / "models", Deployment(threads=1, instances=3))
+    counts = {path.parent.name: path.read_text().count("count: 3") for path in models.glob("*/config.pbtxt")}
+    assert counts == {"preprocessing": 0, "backbone": 1, "verifier": 0, "recommend": 0}
+
+
+@pytest.mark.parametrize(
+    "refused", [{"instances": 0}, {"instances": 2}, {"instances": 2, "threads": 1, "engine": "tensorrt_llm"}]
+)
+def test_instances_need_threads_of_their_own(refused: dict) -> None:
+    with pytest.raises(ValueError, match=f"instances is {refused['instances']}"):
+        Deployment(**refused)

@@ -248,14 +248,25 @@ def test_a_frozen_backbone_keeps_all_but_the_placeholders_embeddings() -> None:
     assert rows == list(LAYOUT.placeholders)
 
 
-def test_dropout_acts_in_training_alone_and_can_be_taken_out() -> None:
+@pytest.mark.parametrize(("backbone", "head"), [(0.5, 0.0), (0.0, 0.5)])
+def test_dropout_acts_in_training_alone_and_can_be_taken_out(backbone: float, head: float) -> None:
     objective = new_objective()
     batch = PackedBatch(SIDS[:10].reshape(2, 5, 2), np.ones((2, 4), bool))
-    take_out = add_dropout(objective.model.model, 0.5)
+    take_out = add_dropout(objective.model, backbone, head)
     assert objective.train()(batch).item() != objective.train()(batch).item()
     assert objective.eval()(batch).item() == objective.eval()(batch).item()
     take_out()
     assert objective.train()(batch).item() == objective.eval()(batch).item()
+
+
+def test_dropout_of_the_head_reaches_every_level_and_leaves_the_backbone_alone() -> None:
+    model = new_objective().model.train()
+    add_dropout(model, 0.0, 0.5)
+    hidden, codes = torch.randn(7, SPACE.depth + 1, 16), torch.zeros(7, SPACE.depth, dtype=torch.int64)
+    for one, other in zip(*(model.draft_head.logits(hidden, codes) for _ in range(2)), strict=True):
+        assert (one != other).any(1).all()
+    states = [model.causal_states(torch.arange(8)[None]) for _ in range(2)]
+    assert torch.equal(*states)
 
 
 def test_two_processes_share_the_batches_and_end_with_the_same_weights(tmp_path: Path) -> None:

@@ -49,17 +49,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- regexReplaceAll "^[a-z0-9]+://" .Values.bundle.location "" | trimSuffix "/" -}}
 {{- end -}}
 
-{{/* Engine threads. ONNX Runtime counts the node's cores, not the container's. */}}
+{{/* Threads of each engine. ONNX Runtime counts the node's cores, not the container's. */}}
 {{- define "genrec.threads" -}}
 {{- if .Values.server.threads -}}
 {{- .Values.server.threads -}}
 {{- else -}}
 {{- $cpu := toString (dig "limits" "cpu" (dig "requests" "cpu" "1" .Values.resources) .Values.resources) -}}
 {{- if hasSuffix "m" $cpu -}}
-{{- max 1 (ceil (divf (trimSuffix "m" $cpu | float64) 1000)) -}}
-{{- else -}}
-{{- max 1 (ceil (float64 $cpu)) -}}
+{{- $cpu = divf (trimSuffix "m" $cpu | float64) 1000 -}}
 {{- end -}}
+{{- max 1 (floor (divf (ceil (float64 $cpu)) .Values.server.instances)) -}}
 {{- end -}}
 {{- end -}}
 

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from builders.dataset import Dataset, write_dataset
 from genrec.knowledge.model import KnowledgeModel
+from perf import downstream
 from perf.knowledge import BASELINE, DARE, Of, app, held_out_requests
 
 
@@ -33,6 +35,24 @@ def test_compare_writes_tables_and_a_plot(folders: list[str], tmp_path: Path) ->
     assert tables.count(f"| {BASELINE} |") == tables.count(f"| {DARE} |") == 3
     assert "DARE with one thing changed" in tables and "16 at once, ms for each: p50" in tables
     assert (tmp_path / "out" / "speed.svg").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_downstream_compares_written_texts_and_keeps_them(folders: list[str], tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(downstream.main)
+    words = [*folders, str(tmp_path), "--users", "100", "--max-new-tokens", "6"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / downstream.RESULTS).read_text())["rows"]
+    assert [(row["texts"], row["against"]) for row in rows] == [
+        ("greedy", "none"), ("relaxed", "none"), ("made-up", "none"), ("relaxed", "greedy"),
+    ]  # fmt: skip
+    assert all(row["low"] <= row["relative"] <= row["high"] and 0.3 < row["auc"] < 1 for row in rows)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    assert len(written) == 5
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
 
 
 def test_users_and_items_are_those_held_out(folders: list[str]) -> None:
