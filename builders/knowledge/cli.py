@@ -37,7 +37,7 @@ def build(
     ] = 1000,
     harder: Annotated[bool, _training("On texts with twice the novelty.")] = False,
     texts: Annotated[Optional[int], _training("Texts to train on; a number for minutes by default.", min=1)] = None,
-    epochs: Annotated[int, _training("", min=1)] = 1,
+    epochs: Annotated[Optional[int], _training("The recipe's number by default.", min=1)] = None,
     seed: Annotated[int, _training("")] = 0,
 ) -> None:
     """Make a knowledge folder: language model, catalogue, groups of users and items, retrieval pools.
@@ -51,7 +51,7 @@ def build(
     from builders.knowledge.language_model import QUICK
     from builders.progress import track
 
-    training = replace(QUICK.training, epochs=epochs, seed=seed)
+    training = replace(QUICK.training, epochs=epochs or QUICK.training.epochs, seed=seed)
     config = replace(QUICK, texts=texts or QUICK.texts, training=training)
     with track("knowledge folder") as task:
         build_folder(
