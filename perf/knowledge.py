@@ -13,10 +13,11 @@ import datetime
 import json
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from builders.dataset import read_dataset
 from builders.knowledge.folder import training_histories
 from builders.knowledge.texts import KnowledgeText, item_texts, split_texts, user_texts
 from builders.machine import this_commit, this_machine
+from builders.timing import in_turn
 from genrec.knowledge.decoder import GREEDY, Generated, Request, Verification
 from genrec.knowledge.drafter import Drafter, PoolDrafter, PromptLookupDrafter
 from genrec.knowledge.model import RELAXED, KnowledgeModel
@@ -41,6 +43,7 @@ _COLUMNS = ("batch", "tokens/s", "speed-up", "tokens/step", "accepted", "outside
 app = typer.Typer(help=__doc__)
 console = Console()
 Way = tuple[Drafter | None, Verification]
+Cell = tuple[str, int]  # name of a way, batch size
 
 
 class Of(str, Enum):
@@ -118,6 +121,29 @@ def measure(model: KnowledgeModel, way: Way, batch_size: int, requests: Sequence
     }
 
 
+def in_rounds(
+    model: KnowledgeModel, cells: Mapping[Cell, Way], requests: Sequence[Request], rounds: int
+) -> dict[Cell, dict[str, Any]]:
+    """`measure` of every cell, a way and its batch size, in turn, round by round: a machine that slows down slows all.
+
+    Speed and share of time are medians, `rates` the speed of every round; counts and texts are the same in all.
+    """
+    runs = in_turn(
+        {cell: cell for cell in cells}, rounds, lambda cell: measure(model, cells[cell], cell[1], requests), 0
+    )
+    return {
+        cell: found[0]
+        | {name: median(run[name] for run in found) for name in ("tokens_per_s", "outside_model")}
+        | {"rates": [run["tokens_per_s"] for run in found]}
+        for cell, found in runs.items()
+    }
+
+
+def speed_up(cell: dict[str, Any], baseline: dict[str, Any]) -> float:
+    """Median over the rounds, of both in the same."""
+    return median(one / other for one, other in zip(cell["rates"], baseline["rates"], strict=True))
+
+
 def differing(texts: Sequence[Sequence[int]], plain: Sequence[Sequence[int]]) -> int:
     """Texts that are not the plain ones, token for token."""
     return sum(text != other for text, other in zip(texts, plain, strict=True))
@@ -159,7 +185,8 @@ def compare(
     data: Annotated[Path, typer.Argument(help="The demo shop that it was built on.")],
     out: Annotated[Path, typer.Argument(help="Folder of the results.")],
     entities: Annotated[int, typer.Option(min=2)] = 100,
-    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,4,8,16,32",
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "8,16,32,64",
+    rounds: Annotated[int, typer.Option(min=1, help="In which everything is measured once, in turn.")] = 3,
     threads: Annotated[int, typer.Option(help="Of PyTorch; 0 for one per core.")] = 0,
     of: Annotated[Of, typer.Option(help="Whose texts.")] = Of.both,
     ablate: Annotated[bool, typer.Option(help="Ablations too, at the best batch size.")] = True,
@@ -176,23 +203,23 @@ def compare(
     sizes = [int(size) for size in batch_sizes.split(",")]
     compared = ways(model)
     measure(model, compared[DARE], sizes[-1], requests[: sizes[-1]])  # warm-up
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in compared}
-    for size in sizes:  # in turn, so that a machine that slows down slows all of them
-        for name, way in compared.items():
-            runs[name].append(measure(model, way, size, requests))
+    cells = in_rounds(model, {(name, size): compared[name] for size in sizes for name in compared}, requests, rounds)
+    runs = {name: [cells[name, size] for size in sizes] for name in compared}
     plain = {cell["batch_size"]: cell["texts"] for cell in runs[BASELINE]}
-    best = {name: max(cells, key=lambda cell: cell["tokens_per_s"]) for name, cells in runs.items()}
-    tries = {}
+    best = {name: max(found, key=lambda cell: cell["tokens_per_s"]) for name, found in runs.items()}
+    tries, base = {}, best[BASELINE]
     if ablate:
         size = best[DARE]["batch_size"]
-        tries = {name: measure(model, way, size, requests) for name, way in ablations(model).items()}
+        changed = {(name, size): way for name, way in ({DARE: compared[DARE]} | ablations(model)).items()}
+        changed[BASELINE, base["batch_size"]] = compared[BASELINE]
+        tries = {name: cell for (name, _), cell in in_rounds(model, changed, requests, rounds).items()}
     everything = model.pools.by_group[GLOBAL]
     lookup = {at_once: lookup_ms(everything, plain[sizes[0]], at_once) for at_once in (1, 16)}
 
-    def table(title: str, rows: dict[str, dict[str, Any]]) -> list[str]:
+    def table(title: str, rows: dict[str, dict[str, Any]], base: dict[str, Any]) -> list[str]:
         shown = [f"{title}:", "", f"| | {' | '.join(_COLUMNS)} |", f"| --- |{' ---: |' * len(_COLUMNS)}"]
         for name, cell in rows.items():
-            cell["speed_up"] = cell["tokens_per_s"] / best[BASELINE]["tokens_per_s"]
+            cell["speed_up"] = speed_up(cell, base)
             cell["texts_differ"] = differing(cell["texts"], plain[cell["batch_size"]])
             shown.append(
                 f"| {name} | {cell['batch_size']} | {cell['tokens_per_s']:.0f} | {cell['speed_up']:.2f} | "
@@ -201,13 +228,13 @@ def compare(
             )
         return [*shown, ""]
 
-    tables = table(f"{len(requests)} texts, each way at its best batch size", best)
+    tables = table(f"{len(requests)} texts, each way at its best batch size", best, base)
     for size in sizes:
         at = {name: next(cell for cell in cells if cell["batch_size"] == size) for name, cells in runs.items()}
-        tables += table(f"{size} at once", at)
+        tables += table(f"{size} at once", at, base)
     if tries:
-        tables += table("DARE with one thing changed", tries)
-    tables.append(f"DARE against ReSD: {best[DARE]['tokens_per_s'] / best[RESD]['tokens_per_s']:.2f}.")
+        tables += table("DARE with one thing changed, measured again with its baseline", tries, tries[BASELINE])
+    tables.append(f"DARE against ReSD: {speed_up(best[DARE], best[RESD]):.2f}.")
     for at_once, times in lookup.items():
         quantiles = ", ".join(f"{name} {value}" for name, value in times.items())
         tables.append(f"Lookup in a pool of {everything.tokens} tokens, {at_once} at once, ms for each: {quantiles}.")
@@ -215,7 +242,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     plot(runs, out / "speed.svg")
     (out / "tables.md").write_text("\n".join(tables) + "\n")
-    for cell in (*(cell for cells in runs.values() for cell in cells), *tries.values()):
+    for cell in (*cells.values(), *tries.values()):
         del cell["texts"]
     results = {
         "runs": runs,
@@ -223,6 +250,7 @@ def compare(
         "lookup_ms": lookup,
         "pool_tokens": everything.tokens,
         "texts": len(requests),
+        "rounds": rounds,
         "threads": torch.get_num_threads(),
         "relaxed": asdict(RELAXED),
         "of": of.value,

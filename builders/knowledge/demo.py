@@ -18,7 +18,7 @@ from genrec.knowledge.model import KnowledgeModel
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 
-USERS, SHOWN, TEXTS_AT_ONCE, OWN_TEXTS = 200, 5, 16, 300
+USERS, SHOWN, TEXTS_AT_ONCE = 200, 5, 32
 
 
 def run_knowledge_demo(data: Path, bundle: Path, folder: Path, console: Console) -> None:
@@ -29,7 +29,6 @@ def run_knowledge_demo(data: Path, bundle: Path, folder: Path, console: Console)
             build_folder(
                 dataset,
                 folder,
-                own_texts=OWN_TEXTS,
                 progress=lambda step, steps, loss: task(step, steps, f"loss {loss:.2f}"),
             )
     # Users whose texts the model was not trained on.

@@ -272,7 +272,8 @@ class Session:
             return started
         sizes = np.array([text.start for text in started])
         width = int(sizes.max())
-        self._cache.reserve(width)
+        # All that the texts may come to: a cache that grows is copied, and its memory taken, again.
+        self._cache.reserve(max(text.tokens.size for text in started))
         owner = np.repeat(np.arange(sizes.size), sizes)
         ends = np.cumsum(sizes)
         place = np.arange(owner.size) - (ends - sizes)[owner]
@@ -316,7 +317,7 @@ class Session:
         """Verify `trees`, of the running texts, in one pass; write what is accepted and the model's own next tokens."""
         packed = _Packed.of(trees, np.array([text.tokens[text.size - 1] for text in self._running]))
         cached = np.array([text.size - 1 for text in self._running])
-        self._cache.reserve(int((cached + packed.sizes).max()))
+        self._cache.reserve(int((cached + packed.sizes).max()))  # a tree may have more nodes than its text has room
         packing = self._packing(packed, cached)
         began = perf_counter()
         logits = self._model.logits(

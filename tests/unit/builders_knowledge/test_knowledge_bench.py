@@ -25,14 +25,20 @@ def folders(knowledge_folder: Path, dataset: Dataset, tmp_path_factory: pytest.T
 
 @pytest.mark.slow
 def test_compare_writes_tables_and_a_plot(folders: list[str], tmp_path: Path) -> None:
-    options = ["--entities", "4", "--batch-sizes", "1,2", "--threads", "1", "--of", "items"]
+    options = ["--entities", "4", "--batch-sizes", "1,2", "--rounds", "2", "--threads", "1", "--of", "items"]
     result = CliRunner().invoke(app, ["compare", *folders, str(tmp_path / "out"), *options])
     assert result.exit_code == 0, result.output
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["texts"] == 4 and results["of"] == "items" and len(results["ablations"]) == 13
+    assert results["texts"] == 4 and results["of"] == "items" and len(results["ablations"]) == 15
     assert all(len(cells) == 2 for cells in results["runs"].values())
+    base = next(cell for cell in results["runs"][BASELINE] if cell["speed_up"] == 1)
+    for cells in results["runs"].values():
+        for cell in cells:
+            assert len(cell["rates"]) == 2 and min(cell["rates"]) <= cell["tokens_per_s"] <= max(cell["rates"])
+            ratios = [ours / theirs for ours, theirs in zip(cell["rates"], base["rates"], strict=True)]
+            assert min(ratios) <= cell["speed_up"] <= max(ratios)
     tables = (tmp_path / "out" / "tables.md").read_text()
-    assert tables.count(f"| {BASELINE} |") == tables.count(f"| {DARE} |") == 3
+    assert tables.count(f"| {BASELINE} |") == tables.count(f"| {DARE} |") == 4
     assert "DARE with one thing changed" in tables and "16 at once, ms for each: p50" in tables
     assert (tmp_path / "out" / "speed.svg").stat().st_size > 1000
 
