@@ -36,8 +36,8 @@ def build(
         int, typer.Option(min=0, help="Texts that the model writes for its pools to begin with.")
     ] = 1000,
     harder: Annotated[bool, _training("On texts with twice the novelty.")] = False,
-    texts: Annotated[Optional[int], _training("Texts to train on; a number for minutes by default.", min=1)] = None,
-    epochs: Annotated[Optional[int], _training("The recipe's number by default.", min=1)] = None,
+    texts: Annotated[Optional[int], _training("Texts to train on; the recipe's number by default.", min=1)] = None,
+    epochs: Annotated[Optional[int], _training("Likewise.", min=1)] = None,
     seed: Annotated[int, _training("")] = 0,
 ) -> None:
     """Make a knowledge folder: language model, catalogue, groups of users and items, retrieval pools.
@@ -48,11 +48,12 @@ def build(
 
     from builders.dataset import read_dataset
     from builders.knowledge.folder import build_folder
-    from builders.knowledge.language_model import QUICK
+    from builders.knowledge.language_model import LanguageModelConfig
     from builders.progress import track
 
-    training = replace(QUICK.training, epochs=epochs or QUICK.training.epochs, seed=seed)
-    config = replace(QUICK, texts=texts or QUICK.texts, training=training)
+    default = LanguageModelConfig()
+    training = replace(default.training, epochs=epochs or default.training.epochs, seed=seed)
+    config = replace(default, texts=texts or default.texts, training=training)
     with track("knowledge folder") as task:
         build_folder(
             read_dataset(data),

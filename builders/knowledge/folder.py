@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from builders.dataset import Dataset, split_leave_one_out
 from builders.knowledge.generate import add_texts, locked, read_texts
-from builders.knowledge.language_model import QUICK, LanguageModelConfig, train_language_model
+from builders.knowledge.language_model import LanguageModelConfig, train_language_model
 from builders.knowledge.texts import item_texts, split_texts, user_texts
 from builders.train import Progress
 from genrec.bundle import sha256_of
@@ -28,7 +28,7 @@ def build_folder(
     path: Path,
     *,
     checkpoint: Path | None = None,
-    config: LanguageModelConfig = QUICK,
+    config: LanguageModelConfig = LanguageModelConfig(),
     harder: bool = False,
     own_texts: int = 1000,
     progress: Progress = lambda step, steps, loss: None,

@@ -31,7 +31,7 @@ _TRAINING = TrainingConfig(epochs=2, learning_rate=2e-3, warmup_share=0.03, drop
 class LanguageModelConfig:
     """A recipe. vocabulary: tokens, 258 or more. texts: how many of those given are trained on, drawn at random."""
 
-    texts: int = 4500
+    texts: int = 1500
     vocabulary: int = 3000
     hidden_size: int = 256
     layers: int = 4
@@ -39,9 +39,6 @@ class LanguageModelConfig:
     kv_heads: int = 4
     max_tokens: int = 1024
     training: TrainingConfig = field(default=_TRAINING)
-
-
-QUICK = LanguageModelConfig(texts=1500)
 
 
 def train_language_model(
