@@ -28,7 +28,7 @@ def build_folder(
     path: Path,
     *,
     checkpoint: Path | None = None,
-    config: LanguageModelConfig = LanguageModelConfig(),
+    config: LanguageModelConfig | None = None,
     harder: bool = False,
     own_texts: int = 1000,
     progress: Progress = lambda step, steps, loss: None,
@@ -57,7 +57,7 @@ def build_folder(
     else:
         users, items = user_texts(dataset, harder=harder), item_texts(dataset, harder=harder)
         texts = [*split_texts(users)[0], *split_texts(items)[0]]
-        train_language_model(texts, work / CHECKPOINT, config, progress=progress)
+        train_language_model(texts, work / CHECKPOINT, config or LanguageModelConfig(), progress=progress)
         entities = [text.entity for text in texts]
     Pools(len(AutoTokenizer.from_pretrained(work / CHECKPOINT))).save(work / POOLS)
     model = KnowledgeModel(work)
