@@ -169,11 +169,19 @@ class Ablation:
         self.histories, self.targets = sample_users(self.split.test, users)
 
     def run(self, variant: str) -> dict:
-        """Train and rank one variant; its result is kept in the folder and used again."""
+        """Train and rank one variant; its result is kept in the folder and used again.
+
+        Raises ValueError if the folder holds a result of other settings.
+        """
         path = self.out / f"{variant.replace(' ', '-')}.json"
-        if path.exists():
-            return json.loads(path.read_text())
         training = replace(self.training, auxiliary_weight=0.0) if variant == "no auxiliary loss" else self.training
+        if path.exists():
+            result = json.loads(path.read_text())
+            ours = {"training": asdict(training), "beam_width": self.beam_width, "users": len(self.targets)}
+            for name, value in ours.items():
+                if result[name] != value:
+                    raise ValueError(f"{path} has {name} {result[name]}, asked for is {value}; use another folder")
+            return result
         objective = self._objective(variant, training)
         train_split = self.split.train
         windows = make_windows(train_split.offsets, train_split.rows, self.layout.max_history)
@@ -245,8 +253,10 @@ def main(
     beam_width: Annotated[int, typer.Option(min=1)] = 20,
     users: Annotated[Optional[int], typer.Option(help="Users to rank; all by default.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Rank the test items, not the validation items.")] = False,
-    dropout: Annotated[float, typer.Option(help="In the backbone.")] = TrainingConfig.dropout,
-    head_dropout: Annotated[float, typer.Option(help="Within the draft head.")] = TrainingConfig.head_dropout,
+    dropout: Annotated[float, typer.Option(min=0, max=0.9, help="In the backbone.")] = TrainingConfig.dropout,
+    head_dropout: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Within the draft head.")
+    ] = TrainingConfig.head_dropout,
     variants: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(VARIANTS),
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:

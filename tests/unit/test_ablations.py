@@ -52,6 +52,8 @@ def test_variants_are_trained_once_and_never_on_what_is_ranked(data: Path, tmp_p
     assert (tmp_path / "baseline.json").exists()  # the teacher
     assert all(0 <= result["ndcg@10"] <= result["hit@10"] <= 1 for result in results.values())
     assert ablation.run("reference") == results["reference"]  # from its file
+    with pytest.raises(ValueError, match="use another folder"):
+        Ablation(data, tmp_path, replace(TRAINING, dropout=0.2), beam_width=20, users=20).run("reference")
 
     # Neither the test items nor the ones that are ranked here, nor the ones before those, are trained on.
     sizes = np.diff(dataset.interactions.offsets)
