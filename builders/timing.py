@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 Name = TypeVar("Name")
@@ -26,6 +26,11 @@ def in_turn(
             if number >= 0:
                 times[name].append(spent)
     return times
+
+
+def median_ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
+    """Median of the ratios of what was measured in the same rounds: a machine that slows down slows both."""
+    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
 def medians(

@@ -16,6 +16,7 @@ import typer
 from matplotlib.figure import Figure
 
 from builders.page import COLOURS, markdown_table, save_figure, tidy
+from builders.timing import median_ratio
 from perf import bench, catalog_size, overhead
 
 PAGE = "report.md"
@@ -135,10 +136,10 @@ def _overhead(raw: dict[str, Any], out: Path) -> Iterable[str]:
                 f"{cell['parameters'] / 1e6:.1f}",
                 *(f"{p50[name]:.2f}" for name in ("prefill", "head and beam", "engine", "verifier")),
                 " / ".join(f"{value:.1f}" for value in served),
-                f"{_ratio(*(map(median, cell['times'][name]) for name in ('ensemble', 'prefill'))):.2f}",
+                f"{median_ratio(*(map(median, cell['times'][name]) for name in ('ensemble', 'prefill'))):.2f}",
                 f"{rates[best]:.1f}",
                 f"{rates['ensemble']:.1f}",
-                f"{_ratio(cell['saturated']['ensemble'], cell['saturated'][best]):.0%}",
+                f"{median_ratio(cell['saturated']['ensemble'], cell['saturated'][best]):.0%}",
             )
         )
     titles = ("cell", "M parameters", "prefill p50 ms", "head and beam", "engine, both in one graph", "verifier")
@@ -152,10 +153,6 @@ def _overhead(raw: dict[str, Any], out: Path) -> Iterable[str]:
 
 def _p50(cell: dict[str, Any]) -> dict[str, float]:
     return {name: float(np.median(np.concatenate(turns))) for name, turns in cell["times"].items()}
-
-
-def _ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
-    return median(one / other for one, other in zip(ours, theirs, strict=True))
 
 
 def _parts_figure(cells: Sequence[dict[str, Any]]) -> Figure:

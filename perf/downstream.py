@@ -48,10 +48,8 @@ def written_texts(folder: Path, users: Path, items: Path, out: Path, options: Op
         if not path.exists():
             report = generate(folder, source, path, options, track)
             console.print(f"{path.name}: {report.tokens_per_s:.0f} tokens/s, {report.tokens_per_step:.2f} per step")
-        table = pq.read_table(path, columns=["id", "text"])
-        found.append(
-            {name: text for name, text in zip(*(table[at].to_pylist() for at in range(2)), strict=True) if text}
-        )
+        rows = pq.read_table(path, columns=["id", "text"]).to_pylist()
+        found.append({row["id"]: row["text"] for row in rows if row["text"]})
     return EntityTexts(*found)
 
 

@@ -31,7 +31,7 @@ from builders.dataset import read_dataset
 from builders.knowledge.folder import training_histories
 from builders.knowledge.texts import KnowledgeText, item_texts, split_texts, user_texts
 from builders.machine import this_commit, this_machine
-from builders.timing import in_turn
+from builders.timing import in_turn, median_ratio
 from genrec.knowledge.decoder import GREEDY, Generated, Request, Verification
 from genrec.knowledge.drafter import Drafter, PoolDrafter, PromptLookupDrafter
 from genrec.knowledge.model import RELAXED, KnowledgeModel
@@ -128,9 +128,8 @@ def in_rounds(
 
     Speed and share of time are medians, `rates` the speed of every round; counts and texts are the same in all.
     """
-    runs = in_turn(
-        {cell: cell for cell in cells}, rounds, lambda cell: measure(model, cells[cell], cell[1], requests), 0
-    )
+    calls = {cell: (way, cell[1]) for cell, way in cells.items()}
+    runs = in_turn(calls, rounds, lambda call: measure(model, *call, requests), warm_up=0)
     return {
         cell: found[0]
         | {name: median(run[name] for run in found) for name in ("tokens_per_s", "outside_model")}
@@ -140,8 +139,7 @@ def in_rounds(
 
 
 def speed_up(cell: dict[str, Any], baseline: dict[str, Any]) -> float:
-    """Median over the rounds, of both in the same."""
-    return median(one / other for one, other in zip(cell["rates"], baseline["rates"], strict=True))
+    return median_ratio(cell["rates"], baseline["rates"])
 
 
 def differing(texts: Sequence[Sequence[int]], plain: Sequence[Sequence[int]]) -> int:

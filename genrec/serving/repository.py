@@ -94,7 +94,7 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
         "masked": "true" if deployment.masked else "false",
         "timeout_ms": str(deployment.timeout_ms),
     }
-    if "engine" in config.parameters:
+    if config.name == "backbone":
         config.instance_group[0].count = deployment.instances
     for name, parameter in config.parameters.items():
         parameter.string_value = values[name]
