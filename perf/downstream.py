@@ -2,8 +2,9 @@
 
 python -m perf.downstream build/knowledge build/shop build/downstream
 
-Texts that OUT holds already are not written again. The made-up texts that the small model was trained on are compared
-too: what texts without its mistakes would be worth. A model of one's own is not compared with them.
+Texts that OUT holds already are not written again; those of another folder or of other settings are refused. The
+made-up texts that the small model was trained on are compared too: what texts without its mistakes would be worth. A
+model of one's own is not compared with them.
 """
 
 from __future__ import annotations
@@ -41,13 +42,15 @@ def drawn_users(dataset: Dataset, count: int, path: Path) -> None:
 
 
 def written_texts(folder: Path, users: Path, items: Path, out: Path, options: Options) -> EntityTexts:
-    """What the folder's model writes of both files; kept in `out`."""
+    """What the folder's model writes of both files; kept in `out`, and written once.
+
+    Raises ValueError if `out` has texts of another folder, of other entities or options.
+    """
     found = []
     for kind, source in (("users", users), ("items", items)):
         path = out / f"{kind}-{options.verification}.parquet"
-        if not path.exists():
-            report = generate(folder, source, path, options, track)
-            console.print(f"{path.name}: {report.tokens_per_s:.0f} tokens/s, {report.tokens_per_step:.2f} per step")
+        report = generate(folder, source, path, options, track)
+        console.print(f"{path.name}: {report.tokens_per_s:.0f} tokens/s, {report.tokens_per_step:.2f} per step")
         rows = pq.read_table(path, columns=["id", "text"]).to_pylist()
         found.append({row["id"]: row["text"] for row in rows if row["text"]})
     return EntityTexts(*found)
@@ -66,8 +69,7 @@ def main(
     dataset = read_dataset(data)
     out.mkdir(parents=True, exist_ok=True)
     source = out / "users.parquet"
-    if not source.exists():
-        drawn_users(dataset, users, source)
+    drawn_users(dataset, users, source)
     sets = {}
     for verification in (GREEDY, RELAXED):
         options = Options(verification=verification, batch_size=16, max_new_tokens=max_new_tokens)

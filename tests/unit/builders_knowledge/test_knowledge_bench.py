@@ -44,7 +44,7 @@ def test_compare_writes_tables_and_a_plot(folders: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_downstream_compares_written_texts_and_keeps_them(folders: list[str], tmp_path: Path) -> None:
+def test_downstream_compares_written_texts_and_writes_them_once(folders: list[str], tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(downstream.main)
     words = [*folders, str(tmp_path), "--users", "100", "--max-new-tokens", "6"]
@@ -55,10 +55,14 @@ def test_downstream_compares_written_texts_and_keeps_them(folders: list[str], tm
         ("greedy", "none"), ("relaxed", "none"), ("made-up", "none"), ("relaxed", "greedy"),
     ]  # fmt: skip
     assert all(row["low"] <= row["relative"] <= row["high"] and 0.3 < row["auc"] < 1 for row in rows)
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    written = {path: path.read_bytes() for path in tmp_path.glob("*.parquet")}
     assert len(written) == 5
-    assert CliRunner().invoke(app, words).exit_code == 0
-    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 0, again.output
+    assert written == {path: path.read_bytes() for path in tmp_path.glob("*.parquet")}
+    for words[-1], words[-3], refused in (("7", "100", "max-new-tokens 6, now 7"), ("6", "90", "entities sha256")):
+        other = CliRunner().invoke(app, words)
+        assert isinstance(other.exception, ValueError) and refused in str(other.exception)
 
 
 def test_users_and_items_are_those_held_out(folders: list[str]) -> None:
