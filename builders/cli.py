@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from builders.config import BackboneShape, BuildConfig, HeadShape, TrainingConfig
+from builders.config import DROPOUTS, BackboneShape, BuildConfig, HeadShape, TrainingConfig
 from builders.knowledge.cli import app as knowledge_app
 from builders.plan.cli import plan
 
@@ -34,6 +34,10 @@ def _option(panel: str, text: str, **limits: Any) -> Any:
 _backbone = partial(_option, "Backbone")
 _training = partial(_option, "Training")
 _DEFAULT = TrainingConfig()
+
+
+def _by_decoder(text: str, place: int) -> str:
+    return f"{text}; by default " + ", ".join(f"{each[place]} for {name}" for name, each in DROPOUTS.items()) + "."
 
 
 def main() -> None:
@@ -94,8 +98,8 @@ def build(
     head_scales: Annotated[
         str, _training("The draft head's learning rates as factors on it: code embeddings, transitions, projections.")
     ] = "1,1,1",
-    dropout: Annotated[float, _training("In the backbone.", min=0, max=0.9)] = _DEFAULT.dropout,
-    head_dropout: Annotated[float, _training("Within the draft head.", min=0, max=0.9)] = _DEFAULT.head_dropout,
+    dropout: Annotated[Optional[float], _training(_by_decoder("In the backbone", 0), min=0, max=0.9)] = None,
+    head_dropout: Annotated[Optional[float], _training(_by_decoder("Within the draft head", 1), min=0, max=0.9)] = None,
     tokens_per_batch: Annotated[int, _training("Packed tokens of a batch.", min=1)] = _DEFAULT.tokens_per_batch,
     auxiliary_weight: Annotated[
         float, _training("Weight of the next-token loss on the history.", min=0)
@@ -116,6 +120,7 @@ def build(
     from builders.progress import track
     from genrec.bundle import Limits
 
+    usual = DROPOUTS.get(decoder, (0.0, 0.0))  # an unknown decoder is refused further on
     code_embeddings, transitions, projections = (float(scale) for scale in head_scales.split(","))
     training = TrainingConfig(
         epochs=epochs,
@@ -123,8 +128,8 @@ def build(
         code_embedding_scale=code_embeddings,
         transition_scale=transitions,
         projection_scale=projections,
-        dropout=dropout,
-        head_dropout=head_dropout,
+        dropout=usual[0] if dropout is None else dropout,
+        head_dropout=usual[1] if head_dropout is None else head_dropout,
         tokens_per_batch=tokens_per_batch,
         auxiliary_weight=auxiliary_weight,
         patience=patience,

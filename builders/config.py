@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genrec.bundle import Limits
-from genrec.checkpoint_shapes import DRAFT_HEAD
+from genrec.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -84,6 +84,11 @@ class TrainingConfig:
     freeze_backbone: bool = False
     precision: str = "no"
     seed: int = 0
+
+
+# dropout and head_dropout that are better for each decoder after a dozen epochs (docs/quality.md): the draft head
+# learns faster and overfits first.
+DROPOUTS = {DRAFT_HEAD: (0.2, 0.1), BEAM_SEARCH: (0.1, 0.0)}
 
 
 @dataclass(frozen=True)

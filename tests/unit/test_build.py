@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from builders.build import Track, build_bundle, export_bundle
+from builders.cli import app
 from builders.config import BuildConfig
 from builders.dataset import Dataset, split_leave_one_out
 from genrec.bundle import CHECKPOINT, Bundle
@@ -84,3 +86,22 @@ def test_a_beam_too_narrow_to_be_served_is_refused(
 
 def test_everyone_may_read_a_bundle(bundle: Bundle) -> None:
     assert [path for path in bundle.path.rglob("*") if path.is_file() and path.stat().st_mode & 0o044 != 0o044] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], (0.2, 0.1)),
+        (["--decoder", "beam_search"], (0.1, 0.0)),
+        (["--dropout", "0", "--head-dropout", "0.3"], (0.0, 0.3)),
+    ],
+)
+def test_dropout_is_the_decoders_own_unless_given(
+    words: list[str], expected: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[BuildConfig] = []
+    monkeypatch.setattr("builders.dataset.read_dataset", lambda data: None)
+    monkeypatch.setattr("builders.build.build_bundle", lambda data, out, config, track: asked.append(config))
+    result = CliRunner().invoke(app, ["build", str(tmp_path), str(tmp_path / "bundle"), *words])
+    assert result.exit_code == 0, result.output
+    assert (asked[0].training.dropout, asked[0].training.head_dropout) == expected
