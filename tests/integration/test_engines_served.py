@@ -9,7 +9,6 @@ from genrec_client import Recommender, RecommendRequest
 from builders.dataset import Dataset, split_leave_one_out
 from builders.evaluate import sample_users
 from genrec.bundle import Bundle
-from genrec.engines.base import Engine
 from genrec.serving.repository import Deployment, render_repository
 from genrec.serving.serve import serve_bundle
 
@@ -28,11 +27,8 @@ def test_all_deployments_answer_the_same(bundle: Bundle, dataset: Dataset, tmp_p
     for deployment, others in zip(DEPLOYMENTS[1:], answers[1:], strict=True):
         same = 0
         for user, (one, other) in enumerate(zip(answers[0], others, strict=True)):
-            # Below what a wrong token of a prompt does to some score: 1e-2 and more.
             scores = ([item.score for item in items] for items in (one.items, other.items))
-            np.testing.assert_allclose(
-                *scores, rtol=0, atol=Engine.score_tolerance, err_msg=f"user {user}, {deployment}"
-            )
+            np.testing.assert_allclose(*scores, atol=1e-4, err_msg=f"user {user}, {deployment}")
             same += one.item_ids == other.item_ids
         assert same >= 38, f"{deployment}: more lists differ than near ties explain"
 
