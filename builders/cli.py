@@ -408,9 +408,9 @@ def _print_quality(quality: dict) -> None:
     rankings = {name: values for name, values in quality.items() if isinstance(values, dict)}
     columns = list(dict.fromkeys(column for values in rankings.values() for column in values))
     for column in ["", *columns]:
-        table.add_column(column, justify="right" if column else "left")
+        table.add_column(column.replace("_", " "), justify="right" if column else "left")  # wraps at the spaces
     for name, values in rankings.items():
-        table.add_row(name, *(f"{values[c]:.4f}" if c in values else "" for c in columns))
+        table.add_row(name.replace("_", " "), *(f"{values[c]:.4f}" if c in values else "" for c in columns))
     console.print(table)
 
 

@@ -92,7 +92,7 @@ class _Run:
         self.plans = [self._plan(sources, epoch) for epoch in range(config.epochs)]
         self.steps = sum(map(len, self.plans))
         groups = parameter_groups(objective.model, config)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
         warmup = max(1, int(config.warmup_share * self.steps))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
