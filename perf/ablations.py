@@ -185,6 +185,7 @@ class Ablation:
         objective = self._objective(variant, training)
         train_split = self.split.train
         windows = make_windows(train_split.offsets, train_split.rows, self.layout.max_history)
+        resumed = path.with_suffix(".pt").exists()
         started = time.perf_counter()
         with track(variant) as task:
             curves = train(
@@ -202,7 +203,7 @@ class Ablation:
         result = {
             "variant": variant,
             "parameters": sum(parameter.numel() for parameter in objective.model.parameters()),
-            "train_seconds": seconds,
+            "train_seconds": None if resumed else seconds,  # of the whole training or not known
             "users": len(self.targets),
             "beam_width": self.beam_width,
             "ranked": "test" if self.test else "validation",
@@ -273,7 +274,7 @@ def main(
         table.add_row(
             result["variant"],
             f"{result['parameters']:,}",
-            f"{result['train_seconds'] / 60:.1f}",
+            f"{result['train_seconds'] / 60:.1f}" if result["train_seconds"] else "",
             f"{result['hit@10']:.4f}",
             f"{result['ndcg@10']:.4f}",
             f"{result['curves']['losses'][-1]:.3f}",
