@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,15 @@ Progress = Callable[[int, int, float], None]  # (step, steps, loss)
 
 @dataclass(frozen=True)
 class Curves:
-    """What a run measured, per epoch: mean training loss, and the validation metric if there was one."""
+    """What a run measured, per epoch: mean training loss, and the validation metric if there was one.
+
+    seconds: spent on training and validation, over all the processes that a run which was cut off took, but for what
+    each had done since it last saved its state.
+    """
 
     losses: list[float]
     validation: list[float]
+    seconds: float = field(compare=False)
 
     @property
     def best_epoch(self) -> int:
@@ -56,6 +61,7 @@ def train(
         run.load(state_path)
     take_out = add_dropout(model, config.dropout, config.head_dropout)
     step, saved = 0, time.monotonic()
+    began = saved - run.seconds
     try:
         for epoch, plan in enumerate(run.plans):
             if run.stopped:
@@ -67,17 +73,19 @@ def train(
                 loss = run.take_step(sources[source].batch(examples, config.seed, epoch), step)
                 progress(step, run.steps, loss)
                 if state_path is not None and time.monotonic() - saved > save_every_s:
+                    run.seconds = time.monotonic() - began
                     run.save(state_path)
                     saved = time.monotonic()
             if len(run.losses) == epoch:
                 run.end_epoch(validate)
     finally:
         take_out()
+    run.seconds = time.monotonic() - began
     if state_path is not None:
         run.save(state_path)
     run.keep_best()
     model.to("cpu").eval()
-    return Curves(run.losses, run.validation)
+    return Curves(run.losses, run.validation, run.seconds)
 
 
 class _Run:
@@ -100,6 +108,7 @@ class _Run:
         )
         self.prepared, self.optimizer = accelerator.prepare(objective, self.optimizer)
         self.step = 0
+        self.seconds = 0.0
         self.epoch_losses: list[float] = []
         self.losses: list[float] = []
         self.validation: list[float] = []
@@ -162,7 +171,8 @@ class _Run:
         """Write the state, atomically."""
         if not self.accelerator.is_main_process:
             return
-        state = {name: getattr(self, name) for name in ("step", "epoch_losses", "losses", "validation", "best")}
+        kept = ("step", "seconds", "epoch_losses", "losses", "validation", "best")
+        state = {name: getattr(self, name) for name in kept}
         for name in ("model", "optimizer", "schedule"):
             state[name] = getattr(self, name).state_dict()
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ are kept apart, in OUT/test.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -185,8 +184,6 @@ class Ablation:
         objective = self._objective(variant, training)
         train_split = self.split.train
         windows = make_windows(train_split.offsets, train_split.rows, self.layout.max_history)
-        resumed = path.with_suffix(".pt").exists()
-        started = time.perf_counter()
         with track(variant) as task:
             curves = train(
                 objective,
@@ -195,7 +192,6 @@ class Ablation:
                 state_path=path.with_suffix(".pt"),
                 progress=lambda step, steps, loss: task(step, steps, f"loss {loss:.3f}"),
             )
-        seconds = time.perf_counter() - started
         objective.model.save_checkpoint(path.with_suffix(""))
         engine = TorchEngine(objective.model, self.index.prefixes, self.beam_width)
         verifier = Verifier(self.catalog, self.index)
@@ -203,7 +199,6 @@ class Ablation:
         result = {
             "variant": variant,
             "parameters": sum(parameter.numel() for parameter in objective.model.parameters()),
-            "train_seconds": None if resumed else seconds,  # of the whole training or not known
             "users": len(self.targets),
             "beam_width": self.beam_width,
             "ranked": "test" if self.test else "validation",
@@ -254,6 +249,7 @@ def main(
     beam_width: Annotated[int, typer.Option(min=1)] = 20,
     users: Annotated[Optional[int], typer.Option(help="Users to rank; all by default.")] = None,
     test: Annotated[bool, typer.Option("--test", help="Rank the test items, not the validation items.")] = False,
+    learning_rate: Annotated[float, typer.Option(min=1e-7)] = TrainingConfig.learning_rate,
     dropout: Annotated[float, typer.Option(min=0, max=0.9, help="In the backbone.")] = TrainingConfig.dropout,
     head_dropout: Annotated[
         float, typer.Option(min=0, max=0.9, help="Within the draft head.")
@@ -266,7 +262,7 @@ def main(
     for variant in chosen:
         if variant not in VARIANTS:
             raise typer.BadParameter(f"variant {variant!r} is unknown; use some of {', '.join(VARIANTS)}")
-    training = TrainingConfig(epochs=epochs, dropout=dropout, head_dropout=head_dropout, seed=seed)
+    training = TrainingConfig(epochs, learning_rate, dropout=dropout, head_dropout=head_dropout, seed=seed)
     ablation = Ablation(data, out, training, beam_width, users, test)
     results = [ablation.run(variant) for variant in chosen]
     table = Table("variant", "parameters", "minutes", "Hit@10", "NDCG@10", "last loss")
@@ -274,7 +270,7 @@ def main(
         table.add_row(
             result["variant"],
             f"{result['parameters']:,}",
-            f"{result['train_seconds'] / 60:.1f}" if result["train_seconds"] else "",
+            f"{result['curves']['seconds'] / 60:.1f}",
             f"{result['hit@10']:.4f}",
             f"{result['ndcg@10']:.4f}",
             f"{result['curves']['losses'][-1]:.3f}",

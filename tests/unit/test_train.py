@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,6 +180,8 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Pat
     curves = run(whole)
 
     def stop(step: int, steps: int, loss: float) -> None:
+        if step == 1:
+            time.sleep(1)
         if step == steps // 2:
             raise Interrupted
 
@@ -187,13 +190,16 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Pat
         run(new_objective(), state, stop, 0)
     steps: list[int] = []
     resumed = new_objective(seed=9)
-    assert run(resumed, state, lambda step, total, loss: steps.append(step)) == curves
+    began = time.monotonic()
+    ended = run(resumed, state, lambda step, total, loss: steps.append(step))
+    assert ended == curves
     assert steps[0] > 1
+    assert ended.seconds > time.monotonic() - began  # what was spent before the interruption counts
     for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     # A finished run has nothing left to do; a state of other settings is not taken up.
     steps.clear()
-    run(resumed, state, lambda step, *_: steps.append(step))
+    assert run(resumed, state, lambda step, *_: steps.append(step)).seconds >= ended.seconds
     assert steps == []
     config = replace(config, seed=5)
     run(new_objective(), state, lambda step, *_: steps.append(step))
