@@ -78,7 +78,7 @@ class TrainingConfig:
     dropout: float = 0.1
     head_dropout: float = 0.0
     tokens_per_batch: int = 2048
-    auxiliary_weight: float = 0.0
+    auxiliary_weight: float = 0.5
     gradient_clip: float = 1.0
     patience: int = 0
     freeze_backbone: bool = False

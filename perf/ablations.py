@@ -134,7 +134,7 @@ VARIANTS = (
     "GRU cell",
     "wide transitions",
     "narrow transitions",
-    "auxiliary loss",
+    "no auxiliary loss",
     "distilled",
 )
 
@@ -173,7 +173,7 @@ class Ablation:
         Raises ValueError if the folder holds a result of other settings.
         """
         path = self.out / f"{variant.replace(' ', '-')}.json"
-        training = replace(self.training, auxiliary_weight=0.5) if variant == "auxiliary loss" else self.training
+        training = replace(self.training, auxiliary_weight=0.0) if variant == "no auxiliary loss" else self.training
         if path.exists():
             result = json.loads(path.read_text())
             ours = {"training": asdict(training), "beam_width": self.beam_width, "users": len(self.targets)}
