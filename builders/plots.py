@@ -219,9 +219,14 @@ def _legend(figure: Figure, results: Results, more: Sequence[Line2D] = ()) -> No
 
 
 def _place(figure: Figure, handles: Sequence[Line2D], columns: int) -> None:
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, handlelength=3.2
-    )
+    """A legend below, of `columns` columns or as many as fit."""
+    for fewer in range(columns, 0, -1):
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=fewer, frameon=False, fontsize=9, handlelength=3.2
+        )
+        if fewer == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _history(excluded: bool) -> str:

@@ -14,7 +14,7 @@ from builders.bootstrap import relative_difference
 from builders.cli import app
 from builders.comparison import reference_of
 from builders.evaluate import mean_metrics, user_values
-from builders.plots import difference_figure, quality_figure, training_figure
+from builders.plots import difference_figure, quality_figure, time_figure, training_figure
 from builders.report import write_report
 from builders.results import (
     POOLED,
@@ -25,6 +25,7 @@ from builders.results import (
     Floor,
     Machine,
     Record,
+    Reference,
     Results,
     Run,
     Trained,
@@ -267,6 +268,17 @@ def test_figures_that_have_nothing_to_show_are_left_out(tmp_path: Path) -> None:
     assert quality_figure(alone, False) is not None
     page = write_report(alone, tmp_path).read_text()
     assert "differences" not in page.lower().split("## what was measured")[0] and "training.svg" not in page
+
+
+def test_a_legend_is_no_wider_than_its_figure() -> None:
+    results = made_up({f"a model of a rather long name, {number}": [0] for number in range(4)})
+    published = Reference(name="somebody else's, published", metrics={"hit@10": 0.1, "ndcg@10": 0.1})
+    results.record = results.record.model_copy(update={"references": [published]})
+    figures = [quality_figure(results, False), time_figure(results), training_figure(results)]
+    for figure in [*figures, difference_figure(results, True)]:
+        assert figure is not None
+        figure.draw_without_rendering()
+        assert figure.legends[0].get_window_extent().width <= figure.bbox.width
 
 
 def test_the_report_command_merges(tmp_path: Path) -> None:
