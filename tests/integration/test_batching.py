@@ -75,18 +75,24 @@ def test_the_same_answers_in_batches_as_alone(
 ) -> None:
     start = {step: statistics(wire, step) for step in ("backbone", "verifier")}
     alone = recommender.recommend_many(requests, concurrency=1, return_exceptions=False)
-    middle = {step: statistics(wire, step, start[step][0] + 200) for step in start}
-    batched = recommender.recommend_many(requests, concurrency=64, return_exceptions=False)
-    end = {step: statistics(wire, step, middle[step][0] + 200) for step in start}
-    for step in start:
-        # Nobody else may use the server meanwhile, or this says nothing.
-        assert middle[step][0] - start[step][0] == middle[step][1] - start[step][1] == 200
-        assert end[step][0] - middle[step][0] == 200
+    before = {step: statistics(wire, step, start[step][0] + 200) for step in start}
+    # Nobody else may use the server meanwhile, or this says nothing.
+    assert all(before[step][i] - start[step][i] == 200 for step in start for i in (0, 1))
+    batches = {}
+    for _ in range(3):  # how many requests meet in a batch is up to the scheduler of a busy machine
+        batched = recommender.recommend_many(requests, concurrency=64, return_exceptions=False)
+        after = {step: statistics(wire, step, before[step][0] + 200) for step in before}
+        assert all(after[step][0] - before[step][0] == 200 for step in before)
+        batches = {step: after[step][1] - before[step][1] for step in before}
+        assert len(alone) == len(batched) == 200
+        for one, other in zip(alone, batched, strict=True):
+            assert_same(one, other)
+        before = after
         # `preprocessing` joins only requests with the same optional inputs, so that these batches stay small.
-        assert end[step][1] - middle[step][1] < 150, f"{step} hardly formed batches"
-    assert len(alone) == len(batched) == 200
-    for one, other in zip(alone, batched, strict=True):
-        assert_same(one, other)
+        if max(batches.values()) < 150:
+            break
+    else:
+        pytest.fail(f"200 requests hardly formed batches: {batches}")
     assert len({answer.item_ids for answer in alone}) > 100, "the answers do not tell the requests apart"
 
 

@@ -42,9 +42,9 @@ def model_of(decoder: str = "draft_head", kv_heads: int = 2) -> BackboneModel:
         model: BackboneModel = AutoregressiveModel(config, LAYOUT.sid_tokens)
     else:
         model = NezhaModel(config, SPACE.levels, 24, 48)
-    for parameter in model.parameters():  # far from symmetric, so that a wrong wiring shows
+    for parameter in model.parameters():  # far from symmetric, so that a wrong wiring shows; with 0.3, logits reach 500
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
 
 
@@ -95,8 +95,7 @@ def test_a_draft_from_buckets_is_the_draft_without(decoder: str) -> None:
         assert ours.codes.shape == (len(items), 20)
         np.testing.assert_array_equal(np.isfinite(ours.scores), np.isfinite(theirs.scores))
         finite = np.isfinite(theirs.scores)
-        # With these weights scores go into the thousands.
-        np.testing.assert_allclose(ours.scores[finite], theirs.scores[finite], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(ours.scores[finite], theirs.scores[finite], rtol=1e-5, atol=2e-5)
         assert (ours.codes == theirs.codes)[finite].mean() > 0.9  # neighbours whose scores tie may change places
 
     check()
