@@ -254,6 +254,7 @@ def main(
     head_dropout: Annotated[
         float, typer.Option(min=0, max=0.9, help="Within the draft head.")
     ] = TrainingConfig.head_dropout,
+    auxiliary_weight: Annotated[float, typer.Option(min=0)] = TrainingConfig.auxiliary_weight,
     variants: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(VARIANTS),
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
@@ -262,7 +263,14 @@ def main(
     for variant in chosen:
         if variant not in VARIANTS:
             raise typer.BadParameter(f"variant {variant!r} is unknown; use some of {', '.join(VARIANTS)}")
-    training = TrainingConfig(epochs, learning_rate, dropout=dropout, head_dropout=head_dropout, seed=seed)
+    training = TrainingConfig(
+        epochs,
+        learning_rate,
+        dropout=dropout,
+        head_dropout=head_dropout,
+        auxiliary_weight=auxiliary_weight,
+        seed=seed,
+    )
     ablation = Ablation(data, out, training, beam_width, users, test)
     results = [ablation.run(variant) for variant in chosen]
     table = Table("variant", "parameters", "minutes", "Hit@10", "NDCG@10", "last loss")
