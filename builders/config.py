@@ -57,7 +57,7 @@ class HeadShape:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Hyperparameters of one run; the defaults are the recipe of the reference run (docs/quality.md).
+    """Hyperparameters of one run; the defaults, with its DROPOUTS, are the reference run's (docs/quality.md).
 
     learning_rate: the backbone's. code_embedding_scale, transition_scale, projection_scale: factors on it for the
     draft head's three kinds of parameters; the paper, on a pretrained backbone, uses 100, 10 and 1.

@@ -61,7 +61,6 @@ def train(
         run.load(state_path)
     take_out = add_dropout(model, config.dropout, config.head_dropout)
     step, saved = 0, time.monotonic()
-    began = saved - run.seconds
     try:
         for epoch, plan in enumerate(run.plans):
             if run.stopped:
@@ -73,14 +72,12 @@ def train(
                 loss = run.take_step(sources[source].batch(examples, config.seed, epoch), step)
                 progress(step, run.steps, loss)
                 if state_path is not None and time.monotonic() - saved > save_every_s:
-                    run.seconds = time.monotonic() - began
                     run.save(state_path)
                     saved = time.monotonic()
             if len(run.losses) == epoch:
                 run.end_epoch(validate)
     finally:
         take_out()
-    run.seconds = time.monotonic() - began
     if state_path is not None:
         run.save(state_path)
     run.keep_best()
@@ -108,7 +105,7 @@ class _Run:
         )
         self.prepared, self.optimizer = accelerator.prepare(objective, self.optimizer)
         self.step = 0
-        self.seconds = 0.0
+        self.began = time.monotonic()
         self.epoch_losses: list[float] = []
         self.losses: list[float] = []
         self.validation: list[float] = []
@@ -125,6 +122,11 @@ class _Run:
         order = np.random.default_rng([config.seed, epoch, 1]).permutation(len(batches))
         whole = len(batches) // accelerator.num_processes * accelerator.num_processes
         return [batches[i] for i in order[accelerator.process_index : whole : accelerator.num_processes]]
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, before an interruption too."""
+        return time.monotonic() - self.began
 
     @property
     def stopped(self) -> bool:
@@ -186,6 +188,7 @@ class _Run:
             return
         for name in ("model", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(state.pop(name))
+        self.began -= state.pop("seconds", 0.0)
         for name, value in state.items():
             setattr(self, name, value)
 

@@ -264,8 +264,8 @@ def main(
         if variant not in VARIANTS:
             raise typer.BadParameter(f"variant {variant!r} is unknown; use some of {', '.join(VARIANTS)}")
     training = TrainingConfig(
-        epochs,
-        learning_rate,
+        epochs=epochs,
+        learning_rate=learning_rate,
         dropout=dropout,
         head_dropout=head_dropout,
         auxiliary_weight=auxiliary_weight,

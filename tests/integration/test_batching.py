@@ -78,7 +78,6 @@ def test_the_same_answers_in_batches_as_alone(
     before = {step: statistics(wire, step, start[step][0] + 200) for step in start}
     # Nobody else may use the server meanwhile, or this says nothing.
     assert all(before[step][i] - start[step][i] == 200 for step in start for i in (0, 1))
-    batches = {}
     for _ in range(3):  # how many requests meet in a batch is up to the scheduler of a busy machine
         batched = recommender.recommend_many(requests, concurrency=64, return_exceptions=False)
         after = {step: statistics(wire, step, before[step][0] + 200) for step in before}
