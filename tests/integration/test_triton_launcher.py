@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
-from genrec.serving import triton
 from genrec.serving.triton import (
+    STUB_NAME,
     TritonError,
     TritonInstall,
     TritonNotFoundError,
@@ -28,6 +28,7 @@ from genrec.serving.triton import (
     find_triton,
     prepare_backends,
 )
+from genrec.serving.triton import install as triton_install
 
 CONFIG = """
 backend: "python"
@@ -200,7 +201,7 @@ sys.exit(TritonServer(sys.argv[1], ["slow"], log_path=sys.argv[2]).run_forever()
 
 
 def in_background(code: str, repository: Path, log: Path) -> subprocess.Popen[str]:
-    env = os.environ | {"PYTHONPATH": str(Path(triton.__file__).parents[2])}
+    env = os.environ | {"PYTHONPATH": str(Path(triton_install.__file__).parents[3])}
     command = [sys.executable, "-c", code, str(repository), str(log)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
@@ -250,7 +251,7 @@ def test_a_server_that_was_killed_leaves_nothing(install: TritonInstall, reposit
 
 def test_a_crashed_model_process_ends_the_foreground(install: TritonInstall, repository: Path, tmp_path: Path) -> None:
     process, _, shm_prefix, _ = in_foreground(repository, tmp_path / "log")
-    stubs = [entry for entry in processes(shm_prefix) if triton.STUB_NAME in entry[1].split()[0]]
+    stubs = [entry for entry in processes(shm_prefix) if STUB_NAME in entry[1].split()[0]]
     assert len(stubs) == 1
     os.kill(stubs[0][0], signal.SIGSEGV)
     assert process.wait(60) == 1
@@ -259,8 +260,8 @@ def test_a_crashed_model_process_ends_the_foreground(install: TritonInstall, rep
 
 def test_no_server_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(triton, "DEFAULT_PREFIX", tmp_path)
-    monkeypatch.setattr(triton, "WHEEL", "no-such-wheel")
+    monkeypatch.setattr(triton_install, "DEFAULT_PREFIX", tmp_path)
+    monkeypatch.setattr(triton_install, "WHEEL", "no-such-wheel")
     with pytest.raises(TritonNotFoundError, match=r"pip install genrec-triton\[triton\]"):
         find_triton()
 
@@ -273,7 +274,7 @@ def test_an_installed_server_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     binary.touch(mode=0o755)
     (tmp_path / "TRITON_VERSION").write_text("2.99.0\n")
     (python_backend / "libtriton_python.so").touch()
-    stub = python_backend / triton.STUB_NAME
+    stub = python_backend / STUB_NAME
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
     install = find_triton()
@@ -292,7 +293,7 @@ def test_a_wheel_without_a_stub_for_this_python(tmp_path: Path) -> None:
     (backend / "libtriton_python.so").touch()
     for version in ("3.6", "3.7"):
         (stubs / version).mkdir(parents=True)
-        (stubs / version / triton.STUB_NAME).touch()
+        (stubs / version / STUB_NAME).touch()
     install = TritonInstall(tmp_path / "tritonserver", (), tmp_path / "backends", stubs, "wheel 1")
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
     with pytest.raises(TritonNotFoundError, match=f"has no stub for Python {running}; it has 3.6, 3.7"):
@@ -302,7 +303,7 @@ def test_a_wheel_without_a_stub_for_this_python(tmp_path: Path) -> None:
 def test_backends_can_be_prepared_again(install: TritonInstall, tmp_path: Path) -> None:
     first = prepare_backends(install, tmp_path)
     assert prepare_backends(install, tmp_path) == first
-    assert {"libtriton_python.so", triton.STUB_NAME} <= {path.name for path in (first / "python").iterdir()}
+    assert {"libtriton_python.so", STUB_NAME} <= {path.name for path in (first / "python").iterdir()}
 
 
 def test_error_lines() -> None:

@@ -1,28 +1,14 @@
-"""Finds a Triton Inference Server and runs it as a child process.
-
-An installed ``tritonserver`` (as in NVIDIA's container images) is used where there is one; otherwise the server inside
-the ``nvidia-pytriton`` wheel, which is a complete ``tritonserver`` with the Python backend and needs no container::
-
-    with TritonServer("served/model_repository", models=["recommend"]) as server:
-        client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
-
-Linux only, as Triton is. This file is also run as a script: see :func:`_launch`.
-"""
+"""One Triton server as a child process."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import importlib.metadata
 import os
-import re
-import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -34,200 +20,17 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING
 
+from genrec.serving.triton import launch
+from genrec.serving.triton.errors import TritonError, TritonStartError
+from genrec.serving.triton.install import STUB_NAME, TritonInstall, find_triton, prepare_backends
+from genrec.serving.triton.log import error_lines
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-WHEEL = "nvidia-pytriton"
-DEFAULT_PREFIX = Path("/opt/tritonserver")
-STUB_NAME = "triton_python_backend_stub"
-SHM_DIR = Path("/dev/shm")
-HOW_TO_INSTALL = (
-    "install one with `pip install genrec-triton[triton]` (the server inside the nvidia-pytriton wheel), or put an "
-    "installed `tritonserver` on PATH"
-)
 _LOG_LINES_KEPT = 5000
 _POLL_SECONDS = 0.05
 _CRASH_CHECK_SECONDS = 2.0
-# I0102 03:04:05.678901 1234 file.cc:56] "message, escaped as in C"
-_LOG_ENTRY = re.compile(r"(?P<severity>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ \d+ [\w.]+:\d+\] (?P<text>.*)")
-# what every server without a GPU says
-_HARMLESS_ERRORS = ("CudaDriverHelper has not been initialized", "CUDA driver version is insufficient")
-
-
-class TritonError(RuntimeError):
-    """Something about finding or running the server that its operator has to fix."""
-
-
-class TritonNotFoundError(TritonError):
-    """There is no Triton server, or no Python backend that fits the running interpreter."""
-
-
-class TritonStartError(TritonError):
-    """The server did not become ready. The message holds the server's own error lines.
-
-    Attributes:
-        returncode: exit status of the server, or None when it was still running at the time limit.
-        log: the recent log lines, whole.
-    """
-
-    def __init__(self, message: str, returncode: int | None = None, log: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.returncode = returncode
-        self.log = list(log)
-
-
-@dataclass(frozen=True)
-class TritonInstall:
-    """Where the parts of a Triton server lie.
-
-    Attributes:
-        binary: the ``tritonserver`` executable.
-        library_dirs: what the dynamic loader has to search in addition to the system's folders.
-        backends_dir: the folder with one sub-folder for each backend.
-        stubs_dir: the folder with one Python stub for each Python version (``3.11/triton_python_backend_stub``),
-            or None where the Python backend is already complete.
-        version: Triton's version, or the wheel's where Triton's is not recorded; None when unknown.
-    """
-
-    binary: Path
-    library_dirs: tuple[Path, ...]
-    backends_dir: Path
-    stubs_dir: Path | None = None
-    version: str | None = None
-
-    @property
-    def python_backend_dir(self) -> Path | None:
-        """The folder of ``libtriton_python.so``, or None when this server has no Python backend."""
-        folder = self.backends_dir / "python"
-        return folder if (folder / "libtriton_python.so").is_file() else None
-
-
-def find_triton() -> TritonInstall:
-    """The server to run: ``tritonserver`` on PATH, else in ``/opt/tritonserver``, else in the nvidia-pytriton wheel.
-
-    Raises:
-        TritonNotFoundError: there is none; the message says how to get one.
-    """
-    on_path = shutil.which("tritonserver")
-    for candidate in (Path(on_path) if on_path else None, DEFAULT_PREFIX / "bin" / "tritonserver"):
-        if candidate is not None and os.access(candidate, os.X_OK):
-            return _installed(candidate.resolve())
-    from_wheel = _from_wheel()
-    if from_wheel is None:
-        raise TritonNotFoundError(
-            f"no Triton server found on PATH, in {DEFAULT_PREFIX} or in a wheel: {HOW_TO_INSTALL}"
-        )
-    return from_wheel
-
-
-def _installed(binary: Path) -> TritonInstall:
-    prefix = binary.parent.parent
-    version_file = prefix / "TRITON_VERSION"
-    return TritonInstall(
-        binary=binary,
-        library_dirs=tuple(folder for folder in (prefix / "lib",) if folder.is_dir()),
-        backends_dir=prefix / "backends",
-        version=version_file.read_text().strip() if version_file.is_file() else None,
-    )
-
-
-def _from_wheel() -> TritonInstall | None:
-    # Through the wheel's metadata: importing pytriton takes a second and installs signal and exit handlers.
-    try:
-        wheel = importlib.metadata.distribution(WHEEL)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    root = Path(str(wheel.locate_file("pytriton/tritonserver")))
-    binary = root / "bin" / "tritonserver"
-    if not binary.is_file():
-        return None
-    return TritonInstall(
-        binary=binary,
-        library_dirs=(Path(str(wheel.locate_file("nvidia_pytriton.libs"))),),
-        backends_dir=root / "backends",
-        stubs_dir=root / "python_backend_stubs",
-        version=f"{WHEEL} {wheel.version}",
-    )
-
-
-def prepare_backends(install: TritonInstall, target_dir: str | os.PathLike[str]) -> Path:
-    """The folder for ``--backend-directory`` with a Python backend for the running interpreter.
-
-    Args:
-        install: the server.
-        target_dir: written to only for a server from a wheel, whose stubs lie apart from its backend; there
-            ``<target_dir>/python`` is made (or made anew) out of links to the wheel's files.
-
-    Returns:
-        ``target_dir``, or the server's own folder when its backends are complete.
-
-    Raises:
-        TritonNotFoundError: no Python backend, or none for this Python version.
-    """
-    backend = install.python_backend_dir
-    running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if backend is None:
-        raise TritonNotFoundError(f"{install.binary} has no Python backend in {install.backends_dir}")
-    if install.stubs_dir is None:
-        built_for = _python_of_stub(backend / STUB_NAME)
-        if built_for not in (None, running):
-            raise TritonNotFoundError(
-                f"the Python backend in {backend} is built for Python {built_for}, but this is Python {running}: "
-                f"install genrec-triton for Python {built_for}, or replace {STUB_NAME} there"
-            )
-        return install.backends_dir
-
-    stub = install.stubs_dir / running / STUB_NAME
-    if not stub.is_file():
-        available = sorted((p.parent.name for p in install.stubs_dir.glob(f"*/{STUB_NAME}")), key=_version_key)
-        raise TritonNotFoundError(
-            f"{install.version or install.binary} has no stub for Python {running}; it has {', '.join(available)}"
-        )
-    target = Path(target_dir).absolute()
-    folder = target / "python"
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = [backend / "libtriton_python.so", backend / "triton_python_backend_utils.py", stub]
-    # The stub needs libpython by name. A link beside it finds the running interpreter's own one (pyenv, uv, conda)
-    # without putting the rest of that interpreter's library folder in front of the server's libraries.
-    libpython = _shared_libpython()
-    for source in sources + ([libpython] if libpython else []):
-        link = folder / source.name
-        link.unlink(missing_ok=True)
-        try:
-            link.symlink_to(source)
-        except OSError:  # a filesystem without links
-            shutil.copy2(source, link)
-    return target
-
-
-def _version_key(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
-
-
-def _python_of_stub(stub: Path) -> str | None:
-    """The Python version that a stub is linked with, as ``3.12``; None when that cannot be told."""
-    try:
-        match = re.search(rb"libpython(3\.\d+)\.so", stub.read_bytes())
-    except OSError:
-        return None
-    return match.group(1).decode() if match else None
-
-
-def _shared_libpython() -> Path | None:
-    name = str(sysconfig.get_config_var("INSTSONAME"))
-    if ".so" not in name:
-        return None
-    for folder in (sysconfig.get_config_var("LIBDIR"), os.path.join(sys.base_prefix, "lib")):
-        if folder and (Path(folder) / name).is_file():
-            return Path(folder) / name
-    return None
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listens on now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -511,7 +314,7 @@ class TritonServer:
             if port is None:
                 continue
             if port == 0:
-                while (port := free_port(self.host)) in (*ports.values(), *self._wanted_ports.values()):
+                while (port := _free_port(self.host)) in (*ports.values(), *self._wanted_ports.values()):
                     pass
             elif port in ports.values():
                 raise TritonStartError(f"{endpoint} port {port} is asked for twice")
@@ -578,13 +381,13 @@ class TritonServer:
         self._run_dir = Path(tempfile.mkdtemp(prefix="genrec-triton-"))
         self._log.clear()
         backends = prepare_backends(install, self._run_dir / "backends")
-        launch = [str(os.getpid()), self._shm_prefix, str(self._run_dir), str(self.exit_timeout + 5)]
+        given = [str(os.getpid()), self._shm_prefix, str(self._run_dir), str(self.exit_timeout + 5)]
         log_file: IO[bytes] | None = None
         if self._log_path is not None:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             log_file = self._log_path.open("wb")
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, *launch, str(install.binary), *self._arguments(backends)],
+            [sys.executable, "-I", "-S", launch.__file__, *given, str(install.binary), *self._arguments(backends)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -664,45 +467,17 @@ class TritonServer:
     def _clean_up(self) -> None:
         if self._process is None or self._run_dir is None:
             return
-        _remove_leftovers(self._process.pid, self._shm_prefix, str(self._run_dir))
+        launch.remove_leftovers(self._process.pid, self._shm_prefix, str(self._run_dir))
         self._run_dir = None
         if self._pump is not None:
             self._pump.join(2)
 
 
-def error_lines(log: Iterable[str], limit: int = 40) -> list[str]:
-    """The lines of a Triton log that say what went wrong.
-
-    Those are the error lines (``E0102 03:04:05.6 ...``) with their messages unescaped, such as the traceback of a
-    ``model.py``, and what the dynamic loader, a Python process or Triton's last words put there without that prefix.
-
-    Args:
-        log: lines of a log, oldest first.
-        limit: lines to return at most; the middle is left out.
-    """
-    kept: dict[str, None] = {}  # ordered, and each line once: Triton repeats a failure at every level that it passes
-    following = False
-    for line in log:
-        entry = _LOG_ENTRY.match(line)
-        if entry:
-            following = entry["severity"] in "EF" and not any(noise in line for noise in _HARMLESS_ERRORS)
-            line = entry["text"]
-            if line.startswith('"') and line.endswith('"'):
-                line = re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), line[1:-1])
-        elif line.startswith(
-            "[libprotobuf ERROR"
-        ):  # what is wrong with a config.pbtxt, which the error line leaves out
-            kept[re.sub(r"^\[.*?\] ", "", line)] = None
-            continue
-        elif line.startswith(("Traceback (most recent", "error:")) or "error while loading shared libraries" in line:
-            following = True
-        if following:
-            kept.update((part, None) for part in line.splitlines() if part.strip(" ;"))
-    lines = list(kept)
-    if len(lines) > limit:
-        half = limit // 2
-        lines = [*lines[:half], f"... {len(lines) - 2 * half} lines left out ...", *lines[-half:]]
-    return lines
+def _free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nothing listens on now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def _answers(url: str) -> bool:
@@ -725,53 +500,3 @@ def _signal_handlers(signals: Sequence[signal.Signals], handler: object) -> Iter
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-def _remove_leftovers(group: int, shm_prefix: str, run_dir: str) -> None:
-    """Removes what a server left: processes of its group, its shared memory, its folder of links."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-    if shm_prefix:
-        for leftover in SHM_DIR.glob(f"{shm_prefix}*"):
-            leftover.unlink(missing_ok=True)
-    shutil.rmtree(run_dir, ignore_errors=True)
-
-
-def _launch(parent_pid: int, shm_prefix: str, run_dir: str, grace: float, command: Sequence[str]) -> None:
-    """Becomes the server, after leaving a guard process behind. Runs in the child, before ``tritonserver``.
-
-    The guard ends the server when the process that started it dies. It watches process handles (pidfd) instead of using
-    PR_SET_PDEATHSIG, because that fires when the starting *thread* ends, needs code between fork and exec in a process
-    with threads, and cannot remove the shared memory of a server that had to be killed.
-    """
-    server_pid = os.getpid()
-    try:
-        parent, server = os.pidfd_open(parent_pid), os.pidfd_open(server_pid)
-    except OSError as error:
-        print(f"no guard process, the server may outlive its parent: pidfd_open: {error}", file=sys.stderr, flush=True)
-    else:
-        if os.getppid() != parent_pid:  # it died before its handle was opened
-            sys.exit(1)
-        if os.fork() == 0:
-            os.setsid()
-            null = os.open(os.devnull, os.O_RDWR)
-            for stream in range(3):
-                os.dup2(null, stream)
-            _guard(parent, server, server_pid, grace)
-            _remove_leftovers(server_pid, shm_prefix, run_dir)
-            os._exit(0)
-    os.execv(command[0], list(command))
-
-
-def _guard(parent: int, server: int, server_pid: int, grace: float) -> None:
-    """Returns when the server has ended; ends it when the parent has."""
-    ended = select.select([parent, server], [], [])[0]
-    if server not in ended:
-        os.kill(server_pid, signal.SIGTERM)
-        if not select.select([server], [], [], grace)[0]:
-            os.kill(server_pid, signal.SIGKILL)
-            select.select([server], [], [])
-
-
-if __name__ == "__main__":
-    _launch(int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]), sys.argv[5:])
