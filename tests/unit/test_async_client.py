@@ -375,13 +375,13 @@ def test_no_users_no_requests_and_no_concurrency_is_refused(server: FaultyServer
 
 
 @asynccontextmanager
-async def heartbeat() -> AsyncIterator[list[float]]:
-    """When a task that wants to run every 10 ms got to run."""
+async def heartbeat(every_s: float = 0.01) -> AsyncIterator[list[float]]:
+    """When a task that wants to run every `every_s`, 0 for whenever it is its turn, got to run."""
     beats = [time.monotonic()]
 
     async def beat() -> None:
         while True:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(every_s)
             beats.append(time.monotonic())
 
     task = asyncio.create_task(beat())
@@ -424,21 +424,12 @@ def test_the_loop_runs_on_while_calls_wait(holding: HoldingServer, server: Fault
 
 def test_requests_that_are_refused_at_once_do_not_hold_up_the_loop(server: FaultyServer) -> None:
     async def use(recommender: AsyncRecommender) -> tuple[int, int]:
-        turns = 0
-
-        async def take_turns() -> None:
-            nonlocal turns
-            while True:
-                await asyncio.sleep(0)
-                turns += 1
-
-        task = asyncio.create_task(take_turns())
-        got = await recommender.recommend_many(
-            (RecommendRequest([1.5]) for _ in range(2_000)),  # type: ignore[list-item]
-            concurrency=8,
-        )
-        task.cancel()
-        return len(got), turns
+        async with heartbeat(every_s=0) as beats:
+            got = await recommender.recommend_many(
+                (RecommendRequest([1.5]) for _ in range(2_000)),  # type: ignore[list-item]
+                concurrency=8,
+            )
+            return len(got), len(beats) - 1  # the first is the start
 
     refused, turns = using(server.url, use)
     assert refused == 2_000
