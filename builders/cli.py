@@ -87,6 +87,9 @@ def build(
     heads: Annotated[int, _backbone("", min=1)] = 4,
     state_size: Annotated[int, _backbone("Of a beam's state in the draft head.", min=1)] = HeadShape.state_size,
     transition_size: Annotated[int, _backbone("Of the draft head's transitions.", min=1)] = HeadShape.transition_size,
+    attention_heads: Annotated[
+        int, _backbone("With which these read the history; 0 for transitions that do not.", min=0)
+    ] = HeadShape.attention_heads,
     checkpoint: Annotated[
         Optional[Path], _backbone("Start from this Hugging Face folder of the Qwen3 or Llama family, or from a bundle.")
     ] = None,
@@ -143,7 +146,7 @@ def build(
         max_query=max_query,
         beam_width=beam_width,
         decoder=decoder,
-        head=HeadShape(state_size, transition_size),
+        head=HeadShape(state_size, transition_size, attention_heads),
         limits=Limits(top_k=max_top_k, default_top_k=min(10, max_top_k)),
         shape=BackboneShape(family, hidden_size, 3 * hidden_size, layers, heads, heads),
         checkpoint=checkpoint,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genrec.bundle import Limits
-from genrec.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD
+from genrec.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD, require_attention_heads
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -49,10 +49,17 @@ class BackboneShape:
 
 @dataclass(frozen=True)
 class HeadShape:
-    """Sizes of what every beam of the draft head computes; see `DraftHead`."""
+    """Sizes of what every beam of the draft head computes; see `DraftHead`.
+
+    attention_heads: with which the transitions read the history, 0 for transitions that do not.
+    """
 
     state_size: int = 128
     transition_size: int = 256
+    attention_heads: int = 4
+
+    def __post_init__(self) -> None:
+        require_attention_heads(self.attention_heads, self.state_size)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel, last_positions
+from genrec.model.draft_head import History
 from genrec.model.nezha import NezhaModel
 from genrec.model.packing import pack_rows, packed_structure
 from genrec.prompt import PromptLayout
@@ -74,23 +75,27 @@ class NezhaObjective(Objective):
         """The loss of a batch, a scalar."""
         device = self.model.input_embeddings().device
         if isinstance(batch, PromptBatch):
-            token_ids, lengths = padded(batch.prompts)
-            hidden = self.model.causal_states(token_ids.to(device))
-            states = last_positions(hidden, lengths.to(device), self.layout.space.depth + 1)
-            return self.head_loss(states, torch.from_numpy(batch.targets.astype(np.int64)).to(device))
-        hidden, states = self.packed_states(batch, device)
+            depth = self.layout.space.depth
+            token_ids, lengths = (each.to(device) for each in padded(batch.prompts))
+            hidden, inputs = self.model.causal_states(token_ids)
+            states = last_positions(hidden, lengths, depth + 1)
+            history = self.model.history(self._last_norm(inputs), lengths, depth)
+            targets = torch.from_numpy(batch.targets.astype(np.int64)).to(device)
+            return self.head_loss(states[:, None], history, targets[:, None])
+        hidden, states, history = self.packed_states(batch, device)
         sids = torch.from_numpy(batch.sids.astype(np.int64)).to(device)
         targets = sids[:, 1:].masked_fill(~torch.from_numpy(batch.counted).to(device)[..., None], IGNORED)
-        loss = self.head_loss(states, targets)
+        loss = self.head_loss(states, history, targets)
         if self.auxiliary_weight:
             loss = loss + self.auxiliary_weight * self._history_loss(hidden, sids, batch.counted)
         return loss
 
-    def packed_states(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Hidden states of packed rows [R, S, d], and of them h_0 .. h_L of each group [R, N - 1, L + 1, d]."""
+    def packed_states(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, History | None]:
+        """Hidden states of packed rows [R, S, d], of them h_0 .. h_L of each group [R, N - 1, L + 1, d], and what the
+        transitions read."""
         layout, items = self.layout, batch.sids.shape[1]
         structure = packed_structure(len(layout.prefix), layout.space.depth, items)
-        hidden = self.model.hidden_states(
+        hidden, inputs = self.model.hidden_states(
             pack_rows(layout, batch.sids).to(device),
             structure.positions[None].to(device),
             structure.allowed.to(device),
@@ -99,11 +104,24 @@ class NezhaObjective(Objective):
         first = len(layout.prefix) + layout.space.depth - 1
         last_history = hidden[:, first : structure.history_end : layout.space.depth]
         placeholders = hidden[:, structure.history_end :].unflatten(1, (items - 1, -1))
-        return hidden, torch.cat([last_history[:, :, None], placeholders], 2)
+        states = torch.cat([last_history[:, :, None], placeholders], 2)
+        return hidden, states, self.packed_history(inputs[:, : structure.history_end], items)
 
-    def head_loss(self, states: Tensor, targets: Tensor) -> Tensor:
-        """states [..., L + 1, d], targets int64 [..., L], IGNORED where a target does not count."""
-        logits = self.model.draft_head.logits(states, targets.clamp(min=0))
+    def packed_history(self, inputs: Tensor, items: int) -> History | None:
+        """Of rows of `items` items, from the states before the last layer of all but placeholders, [R, S, d]."""
+        if not self.model.draft_head.attention_heads:
+            return None
+        depth, groups = self.layout.space.depth, torch.arange(items - 1, device=inputs.device)
+        ends = len(self.layout.prefix) + depth * (groups + 1)  # group g is asked for what follows item g
+        seen = torch.arange(inputs.shape[1], device=inputs.device) < ends[:, None]
+        return History(self._last_norm(inputs), seen[None])
+
+    def _last_norm(self, inputs: Tensor) -> Tensor:
+        return self.model.model.layers[-1].input_layernorm(inputs)
+
+    def head_loss(self, states: Tensor, history: History | None, targets: Tensor) -> Tensor:
+        """states [B, Q, L + 1, d], targets int64 [B, Q, L], IGNORED where a target does not count."""
+        logits = self.model.draft_head.logits(states, targets.clamp(min=0), history)
         losses = [level_loss(each, targets[..., level]) for level, each in enumerate(logits)]
         return torch.stack(losses).mean()
 
@@ -133,7 +151,7 @@ class AutoregressiveObjective(Objective):
             tails = self.layout.tokens_of(batch.targets)[:, :-1]
             prompts = [np.concatenate([prompt, tail]) for prompt, tail in zip(batch.prompts, tails, strict=True)]
             token_ids, lengths = padded(prompts)
-            hidden = self.model.causal_states(token_ids.to(device))
+            hidden, _ = self.model.causal_states(token_ids.to(device))
             logits = self._logits(last_positions(hidden, lengths.to(device), self.layout.space.depth))
             targets = torch.from_numpy(batch.targets.astype(np.int64)).to(device)
         else:
@@ -148,7 +166,7 @@ class AutoregressiveObjective(Objective):
         tokens = self.layout.tokens_of(batch.sids).reshape(rows, -1)[:, :-1]
         prefix = np.tile(np.asarray(self.layout.prefix, np.int32), (rows, 1))
         token_ids = torch.from_numpy(np.concatenate([prefix, tokens], 1).astype(np.int64))
-        hidden = self.model.causal_states(token_ids.to(self.model.input_embeddings().device))
+        hidden, _ = self.model.causal_states(token_ids.to(self.model.input_embeddings().device))
         first = len(self.layout.prefix) + depth - 1  # the last token of a row's first item
         return self._logits(hidden[:, first:].unflatten(1, (items - 1, depth)))
 
@@ -195,7 +213,8 @@ def add_dropout(model: nn.Module, probability: float, head_probability: float = 
     hooks = [place.register_forward_hook(_dropped_output(probability)) for place in outputs]
     if head_probability and isinstance(model, NezhaModel):
         head = model.draft_head
-        hooks += [place.register_forward_hook(_dropped_output(head_probability)) for place in head.transition_outputs]
+        added = [*head.transition_outputs, *(head.transition_mixes if head.attention_heads else ())]
+        hooks += [place.register_forward_hook(_dropped_output(head_probability)) for place in added]
         for place in (head.initial_state, *head.projections, *head.state_projections):
             hooks.append(place.register_forward_pre_hook(_dropped_input(head_probability)))
 

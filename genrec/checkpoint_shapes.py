@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from genrec.prompt import PromptLayout
 
@@ -83,7 +84,8 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     if decoder_of(config) == BEAM_SEARCH:
         return shapes
-    state, wide = config[DRAFT_HEAD]["state_size"], config[DRAFT_HEAD]["transition_size"]
+    settings = head_arguments(config[DRAFT_HEAD] | {"levels": levels})
+    state, wide = settings["state_size"], settings["transition_size"]
     shapes["draft_head.initial_state.weight"] = [state, d]
     for level, size in enumerate(levels):
         shapes[f"draft_head.projections.{level}.weight"] = [size, d]
@@ -94,7 +96,27 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
         shapes[f"draft_head.transition_inputs.{level}.bias"] = [2 * wide]
         shapes[f"draft_head.transition_states.{level}.weight"] = [2 * wide, state]
         shapes[f"draft_head.transition_outputs.{level}.weight"] = [state, wide]
+    if settings["attention_heads"]:
+        for name in ("keys", "values"):
+            shapes[f"draft_head.transition_{name}.weight"] = [state, d]
+        for level in range(len(levels) - 1):
+            for name in ("queries", "mixes"):
+                shapes[f"draft_head.transition_{name}.{level}.weight"] = [state, state]
     return shapes
+
+
+def head_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`DraftHead`'s arguments but the hidden size, as `config.json` says. Raises LookupError, ValueError."""
+    arguments = {name: settings[name] for name in ("levels", "state_size", "transition_size")}
+    heads = settings.get("attention_heads", 0)  # older checkpoints do not say
+    require_attention_heads(heads, arguments["state_size"])
+    return arguments | {"attention_heads": heads}
+
+
+def require_attention_heads(heads: int, state_size: int) -> None:
+    """Raises ValueError for a number of heads that the draft head cannot read the history with."""
+    if heads < 0 or (heads and state_size % heads):
+        raise ValueError(f"attention heads {heads} must divide the state size {state_size}, or be 0 to read no history")
 
 
 def decoder_of(config: dict) -> str:

@@ -34,7 +34,7 @@ from genrec.catalog import Catalog
 from genrec.engines.torch import TorchEngine
 from genrec.item_index import ItemIndex
 from genrec.model.autoregressive import AutoregressiveModel
-from genrec.model.draft_head import DraftHead
+from genrec.model.draft_head import DraftHead, History
 from genrec.model.nezha import NezhaModel
 from genrec.model.packing import pack_rows
 from genrec.prompt import PromptLayout
@@ -45,15 +45,15 @@ from genrec.verifier import Verifier
 class IndependentHead(DraftHead):
     """No transitions: every level sees h_0, none sees the codes before it."""
 
-    def _next(self, level: int, code: Tensor, state: Tensor) -> Tensor:
+    def _next(self, level: int, code: Tensor, state: Tensor, *rest: object) -> Tensor:
         return state
 
 
 class HeadWithoutHistoryState(DraftHead):
     """s_1 = 0 instead of h_0."""
 
-    def logits(self, hidden: Tensor, codes: Tensor) -> list[Tensor]:
-        return super().logits(_without_first(hidden), codes)
+    def logits(self, hidden: Tensor, codes: Tensor, history: History | None) -> list[Tensor]:
+        return super().logits(_without_first(hidden), codes, history)
 
     def beam(self, hidden: Tensor, *rest: object) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return super().beam(_without_first(hidden), *rest)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ class PaperHead(DraftHead):
     def _logits(self, level: int, hidden: Tensor, state: Tensor) -> Tensor:
         return self.projections[level](hidden + state)
 
-    def _next(self, level: int, code: Tensor, state: Tensor) -> Tensor:
+    def _next(self, level: int, code: Tensor, state: Tensor, *rest: object) -> Tensor:
         embedded = self.embeddings[level](code)
         after = self.transition_cells[level](embedded.flatten(0, -2), state.flatten(0, -2))
         return after.view_as(embedded)
@@ -81,18 +81,20 @@ class PaperHead(DraftHead):
 class ModelWithoutPlaceholders(NezhaModel):
     """Every level reads the last history token: h_l = h_0. Its prompts end there."""
 
-    def prefill(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        return self.read_prompts(token_ids, lengths, 1)[0].float().expand(-1, len(self.levels) + 1, -1)
+    def prefill(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, History | None]:
+        hidden, _, inputs = self.read_prompts(token_ids, lengths, 1, keep=False)
+        return hidden.float().expand(-1, len(self.levels) + 1, -1), self.history(inputs, lengths, 0)
 
 
 class ObjectiveWithoutPlaceholders(NezhaObjective):
     """The draft head's loss on rows that hold nothing but history."""
 
-    def packed_states(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+    def packed_states(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, History | None]:
         depth = self.layout.space.depth
-        hidden = self.model.causal_states(pack_rows(self.layout, batch.sids).to(device))
+        hidden, inputs = self.model.causal_states(pack_rows(self.layout, batch.sids).to(device))
         last = hidden[:, len(self.layout.prefix) + depth - 1 :: depth]
-        return hidden, last[:, :, None].expand(-1, -1, depth + 1, -1)
+        states = last[:, :, None].expand(-1, -1, depth + 1, -1)
+        return hidden, states, self.packed_history(inputs, batch.sids.shape[1])
 
 
 class DistilledObjective(NezhaObjective):
@@ -111,13 +113,14 @@ class DistilledObjective(NezhaObjective):
             self._taught = [logits.log_softmax(-1) for logits in self.teacher[0].packed_logits(batch)]
         return super().forward(batch)
 
-    def head_loss(self, states: Tensor, targets: Tensor) -> Tensor:
+    def head_loss(self, states: Tensor, history: History | None, targets: Tensor) -> Tensor:
         counted = targets[..., 0] != IGNORED
         losses = []
-        for each, taught in zip(self.model.draft_head.logits(states, targets.clamp(min=0)), self._taught, strict=True):
+        found = self.model.draft_head.logits(states, targets.clamp(min=0), history)
+        for each, taught in zip(found, self._taught, strict=True):
             divergence = F.kl_div(each.log_softmax(-1), taught, reduction="none", log_target=True).sum(-1)
             losses.append((divergence * counted).sum() / counted.sum())
-        return 0.5 * super().head_loss(states, targets) + 0.5 * torch.stack(losses).mean()
+        return 0.5 * super().head_loss(states, history, targets) + 0.5 * torch.stack(losses).mean()
 
 
 def _without_first(hidden: Tensor) -> Tensor:
@@ -128,6 +131,7 @@ VARIANTS = (
     "reference",
     "baseline",
     "no transitions",
+    "no history reading",
     "no h_0",
     "no placeholders",
     "paper head",
@@ -224,6 +228,8 @@ class Ablation:
             return AutoregressiveObjective(AutoregressiveModel(config, layout.sid_tokens), bare)
         size = BuildConfig().head
         size = replace(size, transition_size=WIDTHS.get(variant, size.transition_size))
+        if variant in ("no transitions", "no history reading"):
+            size = replace(size, attention_heads=0)
         if variant == "no placeholders":
             return ObjectiveWithoutPlaceholders(
                 ModelWithoutPlaceholders(config, self.space.levels, **asdict(size)), bare, weight

@@ -114,7 +114,7 @@ def limits(config: Mapping[str, Any], cell: Cell, rates: Mapping[str, float]) ->
     hardware = {name: Hardware(name, rates[name], rates["copy"], 0.0) for name in ("bf16", "float32")}
 
     def parts(decoder: str, stage: str, precision: str) -> tuple[Part, ...]:
-        found = work_of(Shape.of_config(config, 0, 0), decoder, batch, PRECISIONS[precision], engine)
+        found = work_of(Shape.of_config(config), decoder, batch, PRECISIONS[precision], engine)
         return tuple(causal(part) for part in found if part.stage == stage)
 
     prefill = parts(DRAFT_HEAD, PREFILL, "bf16")
@@ -143,7 +143,7 @@ class Bench:
         self.layout = PromptLayout.contiguous(space, max_history=-(-tokens // space.depth) + 1)
         config, head = shape.config(self.layout), HeadShape()
         torch.manual_seed(0)
-        self.nezha = NezhaModel(config, space.levels, head.state_size, head.transition_size).eval().to(device)
+        self.nezha = NezhaModel(config, space.levels, **asdict(head)).eval().to(device)
         # The same backbone: neither decoder changes it.
         self.baseline = AutoregressiveModel(config, self.layout.sid_tokens, self.nezha.model).eval().to(device)
         self.trie = PrefixTrie.build(space, self.rng.integers(0, space.levels, (ITEMS, space.depth)))
@@ -174,14 +174,16 @@ def calls_of(bench: Bench, cell: Cell, compiled: bool) -> dict[str, Callable[[],
     histories = [prompt[: cell.tokens] for prompt in prompts]
     token_ids = torch.tensor(np.stack(prompts), device=device)
     lengths = torch.full((cell.batch,), cell.tokens + depth, dtype=torch.int32, device=device)
-    masks = [[torch.tensor(a, device=device) for a in arrays] for arrays in (bench.trie.bits, bench.trie.first_child)]
-    hidden = model.prefill(token_ids, lengths)
+    bits, first_child = (
+        [torch.tensor(a, device=device) for a in arrays] for arrays in (bench.trie.bits, bench.trie.first_child)
+    )
+    hidden, history = model.prefill(token_ids, lengths)
 
     def prefill() -> tuple[torch.Tensor, ...]:
-        return (model.prefill(token_ids, lengths),)
+        return model.prefill(token_ids, lengths)[:1]
 
     def head() -> tuple[torch.Tensor, ...]:
-        return model.draft_head.beam(hidden, *masks, cell.beam)
+        return model.draft_head.beam(hidden, history, bits, first_child, cell.beam)
 
     calls: dict[str, Callable[[], Any]] = {
         "prefill, eager": prefill,
@@ -192,7 +194,7 @@ def calls_of(bench: Bench, cell: Cell, compiled: bool) -> dict[str, Callable[[],
     if compiled:
         torch.compiler.reset()  # shapes of earlier cells count against what may be compiled of one function
         fast = torch.compile(model.prefill, fullgraph=True, dynamic=False)
-        calls["prefill, compiled, graph"] = capture(lambda: (fast(token_ids, lengths),))
+        calls["prefill, compiled, graph"] = capture(lambda: fast(token_ids, lengths)[:1])
     for name, decoder, asked in (("engine", model, prompts), ("beam search", bench.baseline, histories)):
         own = Buckets((cell.batch,), (len(asked[0]),))
         eager, graphs = bench.engine(decoder, cell.beam), bench.engine(decoder, cell.beam, buckets=own, capture=capture)

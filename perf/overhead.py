@@ -44,14 +44,14 @@ def measure(
     prompts = [bundle.layout.encode(bundle.catalog.sids[history]) for history in asked]
     engine, parts = open_engine(bundle, threads=threads), Parts(bundle, threads)
     verifier = Verifier(bundle.catalog, bundle.index)
-    hidden = [parts.prefill(prompt) for prompt in prompts]
+    states = [parts.prefill(prompt) for prompt in prompts]
     drafts = [engine.draft([prompt]) for prompt in prompts]
     top_k = np.array([bundle.manifest.limits.default_top_k])
     with load_test(bundle, asked, raw, threads=threads) as test:
         with Recommender(test.server.grpc_url, timeout_s=60.0) as client:
             calls: dict[str, Callable[[int], Any]] = {
                 "prefill": lambda at: parts.prefill(prompts[at]),
-                "head and beam": lambda at: parts.head(hidden[at]),
+                "head and beam": lambda at: parts.head(states[at]),
                 "engine": lambda at: engine.draft([prompts[at]]),
                 "verifier": lambda at: verifier.verify(drafts[at].codes, drafts[at].scores, [asked[at]], top_k),
                 "ensemble": lambda at: client.recommend(ids[at]),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -46,12 +47,12 @@ def random_models(sizes: str, space: SemanticIdSpace, items: int) -> dict[str, B
     """Both decoders over backbones of HIDDENxLAYERS, random weights."""
     models: dict[str, BackboneModel] = {}
     layout = PromptLayout.contiguous(space, items)
-    head = HeadShape()
+    head = asdict(HeadShape())
     for size in sizes.split(","):
         hidden, layers = map(int, size.split("x"))
         config = BackboneShape("qwen3", hidden, 3 * hidden, layers).config(layout)
         torch.manual_seed(0)
-        models[f"{size}, {DRAFT_HEAD}"] = NezhaModel(config, space.levels, head.state_size, head.transition_size).eval()
+        models[f"{size}, {DRAFT_HEAD}"] = NezhaModel(config, space.levels, **head).eval()
         models[f"{size}, {BEAM_SEARCH}"] = AutoregressiveModel(config, layout.sid_tokens).eval()
     return models
 
@@ -68,9 +69,12 @@ def engine_calls(model: BackboneModel, tokens: int, beam_width: int, trie: Prefi
     export_prefill(model, folder / "prefill.onnx")
     calls = {"prefill": _call(folder / "prefill.onnx", prompt)}
     if isinstance(model, NezhaModel):
-        hidden = rng.standard_normal((1, len(model.levels) + 1, model.config.hidden_size), np.float32)
+        size = model.config.hidden_size
+        states = {"hidden": rng.standard_normal((1, len(model.levels) + 1, size), np.float32)}
+        if model.draft_head.attention_heads:
+            states |= {"history": rng.standard_normal((1, own, size), np.float32), "seen": np.ones((1, 1, own), bool)}
         export_head(model, beam_width, masks, folder / "head.onnx")
-        return calls | {"decode": _call(folder / "head.onnx", {"hidden": hidden} | masks)}
+        return calls | {"decode": _call(folder / "head.onnx", states | masks)}
     export_onnx(model, folder / "draft.onnx", beam_width)
     return calls | {"draft": _call(folder / "draft.onnx", prompt | masks)}
 
@@ -78,7 +82,7 @@ def engine_calls(model: BackboneModel, tokens: int, beam_width: int, trie: Prefi
 def predicted_ms(model: BackboneModel, batch: Batch, hardware: Hardware) -> dict[str, float]:
     """Milliseconds of both stages."""
     config = model.config.to_dict() | {model.DECODER: model.settings()}
-    shape = Shape.of_config(config, HeadShape.state_size, HeadShape.transition_size)
+    shape = Shape.of_config(config)
     parts = work_of(shape, model.DECODER, batch, PRECISIONS["float32"], ENGINES["onnx"])
     return {stage: hardware.total_ms(tuple(p for p in parts if p.stage == stage)) for stage in (PREFILL, DECODE)}
 

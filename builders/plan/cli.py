@@ -57,6 +57,7 @@ def plan(
     levels: Annotated[Optional[str], _model("Codes per level; 256,256,256 by default.")] = None,
     state_size: Annotated[_Count, _model("Of the draft head; 128 by default.", min=1)] = None,
     transition_size: Annotated[_Count, _model("Of the draft head; 256 by default.", min=1)] = None,
+    attention_heads: Annotated[_Count, _model("With which it reads the history; 4 by default.", min=0)] = None,
     device: Annotated[
         Optional[str], _hardware("Published peak figures, times the two sustained shares: " + ", ".join(PRESETS))
     ] = None,
@@ -100,6 +101,7 @@ def plan(
         "levels": levels,
         "state_size": state_size,
         "transition_size": transition_size,
+        "attention_heads": attention_heads,
     }
     given = {name: value for name, value in sizes.items() if value is not None}
     if bundle_path:
@@ -150,7 +152,7 @@ def _shape_of_bundle(bundle: Bundle) -> tuple[Shape, str]:
     path = bundle.path / CHECKPOINT / "config.json"
     try:
         config = json.loads(path.read_text())
-        return Shape.of_config(config, HeadShape.state_size, HeadShape.transition_size), decoder_of(config)
+        return Shape.of_config(config), decoder_of(config)
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be used: {error!r}; `genrec check` says what is wrong") from error
 
@@ -174,8 +176,7 @@ def _shape_of_options(given: dict[str, Any]) -> Shape:
         "kv_heads": heads,
         "head_dim": hidden // heads,
         "vocabulary": 2 + len(levels) + sum(levels),
-        "state_size": HeadShape.state_size,
-        "transition_size": HeadShape.transition_size,
+        **asdict(HeadShape()),
     }
     return Shape(**(defaults | given | {"levels": levels}))
 

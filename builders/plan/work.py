@@ -14,10 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from genrec.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD, decoder_of
+from builders.config import HeadShape
+from genrec.checkpoint_shapes import (
+    BEAM_SEARCH,
+    DRAFT_HEAD,
+    decoder_of,
+    head_arguments,
+    require_attention_heads,
+)
 
 PREFILL, DECODE = "prefill", "decode"
 _SCORE = 4  # bytes of a logit and a score: the beams are float32 whatever the precision
@@ -35,7 +42,8 @@ class Engine:
     transposition), and over attention scores (mask, softmax, handing them from product to product) where one operator
     does not do it all: a prefill's, if no key-value head is shared. prefill_operators, layer_operators,
     grouped_operators: operators of the prefill, of each of its layers, and more of these with shared key-value heads.
-    first_operators: of the first level's scores; level_operators: of every further level of the draft head;
+    first_operators: of the first level's scores; level_operators: of every further level of the draft head, and more
+    if it reads the history: history_operators once, reading_operators for every further level;
     step_operators, step_layer_operators: of every further step of beam search outside its layers and in each,
     carried_operators: in each from the second on, which carries the beams' codes over.
     """
@@ -50,6 +58,8 @@ class Engine:
     grouped_operators: int
     first_operators: int
     level_operators: int
+    history_operators: int
+    reading_operators: int
     step_operators: int
     step_layer_operators: int
     carried_operators: int
@@ -59,10 +69,10 @@ ENGINES = {
     engine.name: engine
     for engine in (
         # The exported graphs after ONNX Runtime's optimisation; operators are counted, a test holds them.
-        Engine("onnx", 4, 2, 4, 4, 50, 22, 14, 38, 52, 43, 47, 12),
+        Engine("onnx", 4, 2, 4, 4, 50, 22, 14, 38, 52, 11, 18, 43, 47, 12),
         # Assumed of an engine that compiles for a GPU: attention scores stay on the chip, a norm takes its residual
         # along, and about ten kernels do a layer.
-        Engine("fused", 2, 2, 2, 0, 5, 10, 0, 6, 14, 8, 11, 1),
+        Engine("fused", 2, 2, 2, 0, 5, 10, 0, 6, 14, 2, 5, 8, 11, 1),
     )
 }
 
@@ -86,7 +96,8 @@ PRECISIONS = {
 class Shape:
     """A Qwen3 or Llama backbone with its decoder; sizes as in `config.json`, `head_dim` e, `heads` H, `kv_heads` G.
 
-    levels: codes per SID level, T_0 .. T_{L-1}. state_size, transition_size: see `DraftHead`; not read for beam search.
+    levels: codes per SID level, T_0 .. T_{L-1}. state_size, transition_size, attention_heads: see `DraftHead`; not read
+    for beam search.
     """
 
     hidden_size: int
@@ -99,20 +110,23 @@ class Shape:
     levels: tuple[int, ...]
     state_size: int
     transition_size: int
+    attention_heads: int
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "levels" and value < 1:
+            if name not in ("levels", "attention_heads") and value < 1:
                 raise ValueError(f"{name} {value} must be at least 1")
+        require_attention_heads(self.attention_heads, self.state_size)
         if not self.levels or min(self.levels) < 1:
             raise ValueError(f"levels {self.levels} must be one or more sizes of at least 1")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv heads {self.kv_heads}: change one of them")
 
     @classmethod
-    def of_config(cls, config: Mapping[str, Any], state_size: int, transition_size: int) -> Shape:
-        """Of a checkpoint's `config.json`; the head's sizes are for one without. Raises LookupError, ValueError."""
-        settings = config[decoder_of(dict(config))]
+    def of_config(cls, config: Mapping[str, Any]) -> Shape:
+        """Of a checkpoint's `config.json`, with the usual head for one without. Raises LookupError, ValueError."""
+        settings = config[decoder := decoder_of(dict(config))]
+        head = head_arguments(settings) if decoder == DRAFT_HEAD else asdict(HeadShape())
         heads = config["num_attention_heads"]
         return cls(
             hidden_size=config["hidden_size"],
@@ -122,9 +136,7 @@ class Shape:
             kv_heads=config["num_key_value_heads"],
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
             vocabulary=config["vocab_size"],
-            levels=tuple(settings["levels"]),
-            state_size=settings.get("state_size", state_size),
-            transition_size=settings.get("transition_size", transition_size),
+            **(head | {"levels": tuple(settings["levels"])}),
         )
 
     def beams(self, beam_width: int) -> tuple[int, ...]:
@@ -140,6 +152,8 @@ class Shape:
             return backbone
         transition = 5 * state * self.transition_size
         steps = sum(size * state + transition for size in self.levels[:-1])
+        if self.attention_heads:
+            steps += 2 * d * state + 2 * state * state * (len(self.levels) - 1)
         return backbone + d * state + sum(self.levels) * (d + state) + steps
 
 
@@ -216,17 +230,24 @@ class _Counter:
         """NEZHA: `NezhaModel.draft`."""
         shape, size, engine = self.shape, self.batch.size, self.engine
         projections = self._linear(size, shape.hidden_size, shape.state_size)
-        transitions = Work()
-        operators = engine.first_operators + engine.level_operators * (len(shape.levels) - 1)
+        transitions, reading = Work(), Work()
+        steps, rows = len(shape.levels) - 1, self.batch.tokens + len(shape.levels)
+        operators = engine.first_operators + engine.level_operators * steps
+        if shape.attention_heads:
+            operators += engine.history_operators + engine.reading_operators * steps
+            reading += self._linear(size * rows, shape.hidden_size, 2 * shape.state_size)
         for level, (codes, width) in enumerate(zip(shape.levels, self.widths, strict=True)):
             projections += self._linear(size, shape.hidden_size, codes)
             projections += self._linear(size * width, shape.state_size, codes)
             if level:
                 transitions += self._transition(size * width)
+                if shape.attention_heads:
+                    reading += self._reading(width, rows)
         return (
-            *self._prefill(self.batch.tokens + len(shape.levels), len(shape.levels) + 1),
+            *self._prefill(rows, len(shape.levels) + 1),
             Part(DECODE, "projections", projections),
             Part(DECODE, "transitions", transitions),
+            Part(DECODE, "history", reading),
             Part(DECODE, "top-K", self._top_k()),
             Part(DECODE, "operators", Work(operators=operators)),
         )
@@ -315,6 +336,14 @@ class _Counter:
         state, wide = self.shape.state_size, self.shape.transition_size
         copied = self._gathered(rows, 2 * wide) + self._gathered(rows, state)
         return copied + self._linear(rows, state, 2 * wide) + self._linear(rows, wide, state)
+
+    def _reading(self, beams: int, keys: int) -> Work:
+        """What a transition's attention to the history adds: queries of each request's `beams` to the same `keys`."""
+        shape, size, state = self.shape, self.batch.size, self.shape.state_size
+        products = self._linear(size * beams, state, state) * 2
+        products += Work(4 * size * beams * keys * state, size * self.precision.value * 2 * state * (keys + beams))
+        scores = self.engine.score_passes * shape.attention_heads * keys
+        return products + self._gathered(size * beams, 2 * state + scores)  # and the norm and the residual
 
     def _embedded(self, rows: int) -> Work:
         """Token embeddings of `rows` of each request."""

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from genrec.bundle import CHECKPOINT, TENSORRT_LLM, Bundle, Manifest, new_bundle, seal_bundle
-from genrec.checkpoint_shapes import DRAFT_HEAD, decoder_of
+from genrec.checkpoint_shapes import DRAFT_HEAD, decoder_of, head_arguments
 from genrec.tensorrt_llm.contract import ARCHITECTURES, BUNDLE_KEY, DTYPES, LLM_ARGUMENTS
 
 _HEADER = """\
@@ -73,8 +73,8 @@ def export_tensorrt_llm(
     """Copy the bundle `source` to `out` with a folder for TensorRT-LLM.
 
     drop_block: of the new bundle's prompt layout, to which no history of the golden request is long enough to matter;
-    the source's if None. Raises ValueError for a bundle of another
-    decoder than the draft head.
+    the source's if None. Raises ValueError for a bundle of another decoder than the draft head, and for reuse with one
+    that reads the history: what the cache keeps of a prompt is not what it reads.
     """
     config = config or TensorRtLlmConfig()
     bundle = Bundle(source)
@@ -82,6 +82,11 @@ def export_tensorrt_llm(
     checkpoint = json.loads((source / CHECKPOINT / "config.json").read_text())
     if (decoder := decoder_of(checkpoint)) != DRAFT_HEAD:
         raise ValueError(f"{source}: has decoder {decoder!r}; TensorRT-LLM serves {DRAFT_HEAD!r} only")
+    if config.reuse and head_arguments(checkpoint[DRAFT_HEAD])["attention_heads"]:
+        raise ValueError(
+            f"{source}: its draft head reads the whole history, of which reuse would hide what is cached: every prompt "
+            "would be computed again. Leave reuse off, or build the bundle with --attention-heads 0"
+        )
     fields = bundle.manifest.model_dump(exclude={"format_version", "files"})
     if drop_block is not None:
         fields["prompt"]["drop_block"] = replace(bundle.layout, drop_block=drop_block).drop_block  # checked

@@ -103,11 +103,11 @@ class TensorRtLlmEngine(InFlightEngine):
     async def _draft_one(self, prompt: list[int], deadline_ns: int | None, cancelled: Callable[[], bool]) -> Drafts:
         codes, scores = await self._ask(prompt, deadline_ns, cancelled)
         if codes[0] == NO_DRAFTS:
-            # A cached prefix reached into h_0 .. h_L. Under a salt of its own the prompt finds nothing cached.
+            # A cached prefix hid some of what the draft head reads. Under a salt of its own nothing is cached.
             codes, scores = await self._ask(prompt, deadline_ns, cancelled, cache_salt=uuid.uuid4().hex)
         if codes[0] == NO_DRAFTS:
             raise RuntimeError(
-                f"TensorRT-LLM did not compute the last tokens of a prompt of {len(prompt)} in one step, not even with "
+                f"TensorRT-LLM did not compute a prompt of {len(prompt)} tokens in one step, not even with "
                 "an empty cache; is chunked prefill on?"
             )
         return Drafts.ordered(codes[None], scores[None])
@@ -163,8 +163,8 @@ def _read_folder(folder: Path, given: dict[str, Any], max_prompt: int) -> tuple[
         raise ValueError(f"{folder}: cannot be read: {error}") from error
     if arguments.get("enable_chunked_prefill"):
         raise ValueError(
-            f"{folder / LLM_ARGUMENTS}: enable_chunked_prefill is true; a chunk could cut h_0 .. h_L apart, set it to "
-            "false"
+            f"{folder / LLM_ARGUMENTS}: enable_chunked_prefill is true; a chunk could cut apart what the draft head "
+            "reads, set it to false"
         )
     for name, least in (("max_num_tokens", max_prompt), ("max_seq_len", max_prompt + 1)):
         if (value := arguments.get(name)) is not None and value < least:

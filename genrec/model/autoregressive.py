@@ -80,7 +80,7 @@ class AutoregressiveModel(BackboneModel):
 
     def prefill(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, list[LayerCache]]:
         """The last token's hidden state [B, 1, d] and the cache of the prompts; see `BackboneModel.read_prompts`."""
-        return self.read_prompts(token_ids, lengths, 1)
+        return self.read_prompts(token_ids, lengths, 1)[:2]
 
     def decode(
         self,

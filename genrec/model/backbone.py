@@ -75,28 +75,30 @@ class BackboneModel(nn.Module, ABC):
         """The backbone's token embeddings, [vocabulary, d]."""
         return self.model.get_input_embeddings().weight
 
-    def hidden_states(self, token_ids: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
-        """Hidden states after the final norm, [B, S, d].
+    def hidden_states(self, token_ids: Tensor, positions: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states after the final norm, and those before the last layer and its norm, [B, S, d] each.
 
         token_ids: int64 [B, S]. positions: int64 [1 or B, S]. allowed: bool [S, S] or [B, 1, S, S], True where the
         row's token may attend to the column's.
         """
         mask = allowed if allowed.dim() == 4 else allowed[None, None]
-        out = self.model(input_ids=token_ids, position_ids=positions, attention_mask=mask, use_cache=False)
-        return out.last_hidden_state
+        options = {"use_cache": False, "output_hidden_states": True}
+        out = self.model(input_ids=token_ids, position_ids=positions, attention_mask=mask, **options)
+        return out.last_hidden_state, out.hidden_states[-2]
 
-    def causal_states(self, token_ids: Tensor) -> Tensor:
+    def causal_states(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """`hidden_states` of plain sequences, int64 [B, S], where every token sees itself and those before it."""
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         return self.hidden_states(token_ids, positions[None], positions[:, None] >= positions)
 
     def read_prompts(
         self, token_ids: Tensor, lengths: Tensor, count: int, keep: bool = True
-    ) -> tuple[Tensor, list[LayerCache]]:
+    ) -> tuple[Tensor, list[LayerCache], Tensor]:
         """The prefill of inference: one pass over right-padded prompts, int [B, S] and int [B].
 
-        Returns the last `count` positions' hidden states after the final norm, [B, count, d], in the weights' type, and
-        the keys and values of the prompts in every layer. keep: whether these are wanted; else the list is of no use.
+        Returns the last `count` positions' hidden states after the final norm, [B, count, d], in the weights' type, the
+        keys and values of the prompts in every layer, and what the last layer reads of all positions, after its norm,
+        [B, S, d]. keep: whether the keys and values are wanted; else the list is of no use.
         """
         token_ids, lengths = token_ids.long(), lengths.long()
         rows = token_ids.shape[1]
@@ -125,13 +127,14 @@ class BackboneModel(nn.Module, ABC):
                 else:
                     mixed = caches[-1].attend_prompt(asked, rows, causal)
             else:  # only the way of the last positions goes on
+                inputs = normed
                 hidden, normed = last_positions(hidden, lengths, count), last_positions(normed, lengths, count)
                 at = lengths[:, None] - count + torch.arange(count, device=lengths.device)
                 asked = queries(attention, normed, count, self.rotation(at))
                 seen = additive(positions <= at[..., None], dtype).repeat_interleave(heads.members, 1)[:, None]
                 mixed = caches[-1].attend_prompt(asked, count, seen)
             hidden = finish(layer, hidden, mixed)
-        return norm(self.model.norm, hidden), caches
+        return norm(self.model.norm, hidden), caches, inputs
 
     def rotation(self, positions: Tensor) -> Rotation:
         """Rotary embedding at int64 [B, R], or [1], the first of consecutive positions."""

@@ -6,30 +6,64 @@ The single source of its mathematics: training calls `logits`, every engine runs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genrec.model.beam import Beams
+from genrec.model.layers import Heads, LayerCache, additive, unit_rms
+
+_EPSILON = 1e-6  # of the mean square of a state
+
+
+class History(NamedTuple):
+    """What the transitions read of B sequences that end in Q groups of placeholders each; Q = 1 for prompts.
+
+    states: float [B, S, d], what the backbone's last layer reads, after its input norm. seen: bool [B or 1, Q, S],
+    which positions are the history of each group: all before its placeholders, and no placeholders.
+    """
+
+    states: Tensor
+    seen: Tensor
 
 
 class DraftHead(nn.Module):
     """NEZHA's autoregressive draft head (arXiv 2511.18793), for L levels of T_l codes on hidden size d:
 
         s_1 = P h_0;   p_l = softmax(W_l h_l + R_l s_l)
-        s_{l+1} = s_l + O_l (silu(g) * v),   [g, v] = U_l e_l[c_l] + b_l + V_l s_l
+        s' = s_l + O_l (silu(g) * v),   [g, v] = U_l e_l[c_l] + b_l + V_l s_l
+        s_{l+1} = s' + M_l attention(Q_l s' / rms(s'), K X, V X)
 
-    h_0 is the hidden state of the last history token, h_1 .. h_L those of the placeholders. The paper has P = 1,
-    R_l = W_l and the transition tanh(U_l e_l[c_l] + b_l + V_l s_l). Here what every beam computes has sizes of its own,
-    `state_size` of s_l and e_l and `transition_size` of g and v, so that a wide beam costs the same on any backbone; a
-    gated block on a residual path recommends better than the tanh cell (docs/quality.md).
+    h_0 is the hidden state of the last history token, h_1 .. h_L those of the placeholders, and X the states of the
+    history's tokens in a `History`. The paper has P = 1, R_l = W_l and the transition
+    tanh(U_l e_l[c_l] + b_l + V_l s_l). Here what every beam computes has sizes of its own, `state_size` of s_l and e_l
+    and `transition_size` of g and v, so that a wide beam costs the same on any backbone. A gated block on a residual
+    path recommends better than the tanh cell, and better still if each beam looks back at the history, with
+    `attention_heads` heads, once it knows its code (docs/quality.md). With 0 heads s_{l+1} = s', and no `History` is
+    read.
     """
 
-    def __init__(self, levels: Sequence[int], hidden_size: int, state_size: int, transition_size: int) -> None:
+    def __init__(
+        self,
+        levels: Sequence[int],
+        hidden_size: int,
+        state_size: int,
+        transition_size: int,
+        attention_heads: int = 0,
+    ) -> None:
         super().__init__()
         self.levels, self.state_size, self.transition_size = tuple(levels), state_size, transition_size
+        self.attention_heads = attention_heads
         before = self.levels[:-1]
+        if attention_heads:
+            self.transition_keys = nn.Linear(hidden_size, state_size, bias=False)
+            self.transition_values = nn.Linear(hidden_size, state_size, bias=False)
+            self.transition_queries = nn.ModuleList(nn.Linear(state_size, state_size, bias=False) for _ in before)
+            self.transition_mixes = nn.ModuleList(nn.Linear(state_size, state_size, bias=False) for _ in before)
+            for weight in self.transition_mixes.parameters():
+                if not weight.is_meta:  # a head whose weights are still to be loaded
+                    nn.init.zeros_(weight)  # training begins with transitions that read nothing
         self.initial_state = nn.Linear(hidden_size, state_size, bias=False)
         self.projections = nn.ModuleList(nn.Linear(hidden_size, size, bias=False) for size in self.levels)
         self.state_projections = nn.ModuleList(nn.Linear(state_size, size, bias=False) for size in self.levels)
@@ -38,18 +72,27 @@ class DraftHead(nn.Module):
         self.transition_states = nn.ModuleList(nn.Linear(state_size, 2 * transition_size, bias=False) for _ in before)
         self.transition_outputs = nn.ModuleList(nn.Linear(transition_size, state_size, bias=False) for _ in before)
 
-    def logits(self, hidden: Tensor, codes: Tensor) -> list[Tensor]:
-        """Teacher-forced logits: hidden [..., L + 1, d], true codes int64 [..., L] -> per level [..., T_l]."""
+    def logits(self, hidden: Tensor, codes: Tensor, history: History | None) -> list[Tensor]:
+        """Teacher-forced logits of Q groups of placeholders in each of B sequences.
+
+        hidden [B, Q, L + 1, d], true codes int64 [B, Q, L] -> per level [B, Q, T_l].
+        """
         state = self.initial_state(hidden[..., 0, :])
+        read = self._read(history)
         out = []
         for level in range(len(self.levels)):
             out.append(self._logits(level, hidden[..., level + 1, :], state))
             if level + 1 < len(self.levels):
-                state = self._next(level, codes[..., level], state)
+                state = self._next(level, codes[..., level], state, state.shape[1], read)
         return out
 
     def beam(
-        self, hidden: Tensor, prefix_bits: Sequence[Tensor], first_child: Sequence[Tensor], beam_width: int
+        self,
+        hidden: Tensor,
+        history: History | None,
+        prefix_bits: Sequence[Tensor],
+        first_child: Sequence[Tensor],
+        beam_width: int,
     ) -> tuple[Tensor, Tensor]:
         """Beam search of `beam_width` K inside the head, masked by valid prefixes.
 
@@ -59,18 +102,29 @@ class DraftHead(nn.Module):
         """
         beams = Beams(hidden.shape[0], self.levels, prefix_bits, first_child, beam_width)
         state = self.initial_state(hidden[:, :1])
+        read = self._read(history)
         for level in range(len(self.levels)):
             parent, code = beams.step(level, self._logits(level, hidden[:, level + 1 : level + 2], state))
             if level + 1 < len(self.levels):
-                state = self._next(level, code, beams.of_parents(level, state, parent))
+                state = self._next(level, code, beams.of_parents(level, state, parent), beams.width(level), read)
         return beams.codes, beams.scores
+
+    def _read(self, history: History | None) -> LayerCache | None:
+        """Keys and values of the history, which all levels and beams share; None if the transitions read none."""
+        if not self.attention_heads:
+            return None
+        assert history is not None
+        heads = Heads(self.attention_heads, 1, self.state_size // self.attention_heads)
+        keys, values = self.transition_keys(history.states), self.transition_values(history.states)
+        mask = additive(history.seen, keys.dtype)[:, None]
+        return LayerCache(heads, keys, values, history.states.shape[1], mask, heads.size**-0.5)
 
     def _logits(self, level: int, hidden: Tensor, state: Tensor) -> Tensor:
         """Of a level's codes, [..., T_l]: h_l [..., d] and s_l [..., state_size]."""
         return self.projections[level](hidden) + self.state_projections[level](state)
 
-    def _next(self, level: int, code: Tensor, state: Tensor) -> Tensor:
-        """s_{l+1} of codes int64 [...] and s_l [..., state_size]."""
+    def _next(self, level: int, code: Tensor, state: Tensor, rows: int, read: LayerCache | None) -> Tensor:
+        """s_{l+1} of codes int64 [B, R] and s_l [B, R, state_size]. rows: R, for one request or Q of a sequence."""
         # The input half is projected for the whole code table, once: a constant in an exported graph. So are the halves
         # of the weights, where halving [g, v] would copy what every beam has.
         table: Tensor = self.transition_inputs[level](self.embeddings[level].weight)
@@ -78,4 +132,8 @@ class DraftHead(nn.Module):
         gate, value = (
             half[code] + F.linear(state, rows) for half, rows in zip(table.chunk(2, -1), weight.chunk(2), strict=True)
         )
-        return state + self.transition_outputs[level](F.silu(gate) * value)
+        state = state + self.transition_outputs[level](F.silu(gate) * value)
+        if read is None:
+            return state
+        asked = self.transition_queries[level](unit_rms(state, _EPSILON))
+        return state + self.transition_mixes[level](read.attend_prompt(asked, rows))

@@ -83,11 +83,13 @@ class LayerCache:
             values = torch.cat([carried(self._own[1]), values], 2)
         self._own = keys, values
 
-    def attend_prompt(self, queries: Tensor, rows: int, mask: Tensor) -> Tensor:
+    def attend_prompt(self, queries: Tensor, rows: int, mask: Tensor | None = None) -> Tensor:
         """Attention to the prompt alone: queries [B, R, H * e] -> the same.
 
-        mask: additive, broadcast to [B, G, R * M, S]; the heads of a position are consecutive rows.
+        mask: additive, broadcast to [B, G, R * M, S], `inside` by default; the heads of a position are consecutive
+        rows.
         """
+        mask = self._inside if mask is None else mask
         weights = (self._heads.grouped(queries, rows) @ self._keys + mask).softmax(-1)
         return self._heads.joined(weights @ self._values, rows)
 
@@ -137,8 +139,13 @@ def norm(module: Any, hidden: Tensor) -> Tensor:
     """RMS norm: [..., d] -> [..., d]. As a division, because ONNX Runtime fuses that, and no reciprocal root."""
     if hidden.dtype != torch.float32:  # for GPUs, where this is one kernel; in float32 on a CPU it is slower
         return functional.rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)
+    return unit_rms(hidden, module.variance_epsilon) * module.weight
+
+
+def unit_rms(hidden: Tensor, epsilon: float) -> Tensor:
+    """Vectors scaled to a root mean square of 1, but for `epsilon`: [..., d] -> [..., d]."""
     mean = hidden.float().pow(2).mean(-1, keepdim=True)
-    return (hidden / (mean + module.variance_epsilon).sqrt()).to(hidden.dtype) * module.weight
+    return (hidden / (mean + epsilon).sqrt()).to(hidden.dtype)
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from genrec.checkpoint_shapes import DRAFT_HEAD
+from genrec.checkpoint_shapes import DRAFT_HEAD, head_arguments
 from genrec.model.backbone import BackboneModel
-from genrec.model.draft_head import DraftHead
+from genrec.model.draft_head import DraftHead, History
 
 
 class NezhaModel(BackboneModel):
     """Backbone and draft head. Parameter names: `model.*` as in transformers, and `draft_head.*`.
 
     config: a transformers configuration of the Qwen3 or Llama family. levels: codes per SID level. state_size,
-    transition_size: see `DraftHead`.
+    transition_size, attention_heads: see `DraftHead`.
     """
 
     DECODER = DRAFT_HEAD
@@ -28,10 +29,11 @@ class NezhaModel(BackboneModel):
         levels: Sequence[int],
         state_size: int,
         transition_size: int,
+        attention_heads: int = 0,
         backbone: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config, backbone)
-        self.draft_head = DraftHead(levels, config.hidden_size, state_size, transition_size)
+        self.draft_head = DraftHead(levels, config.hidden_size, state_size, transition_size, attention_heads)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -43,15 +45,31 @@ class NezhaModel(BackboneModel):
             "levels": list(head.levels),
             "state_size": head.state_size,
             "transition_size": head.transition_size,
+            "attention_heads": head.attention_heads,
         }
 
     @classmethod
     def from_settings(cls, config: PretrainedConfig, settings: dict[str, Any]) -> NezhaModel:
-        return cls(config, settings["levels"], settings["state_size"], settings["transition_size"])
+        return cls(config, **head_arguments(settings))
 
-    def prefill(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        """One pass over right-padded prompts: int [B, S], int [B] -> float32 h_0 .. h_L, [B, L + 1, d]."""
-        return self.read_prompts(token_ids, lengths, len(self.levels) + 1, keep=False)[0].float()
+    def prefill(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, History | None]:
+        """One pass over right-padded prompts, int [B, S] and int [B].
+
+        Returns h_0 .. h_L, float32 [B, L + 1, d], and the history for the transitions, if they read it.
+        """
+        count = len(self.levels)
+        hidden, _, inputs = self.read_prompts(token_ids, lengths, count + 1, keep=False)
+        return hidden.float(), self.history(inputs, lengths, count)
+
+    def history(self, inputs: Tensor, lengths: Tensor, placeholders: int) -> History | None:
+        """What the transitions read of right-padded prompts that end with `placeholders` placeholders, if anything.
+
+        inputs: what the last layer reads, after its norm, [B, S, d]. lengths: int [B].
+        """
+        if not self.draft_head.attention_heads:
+            return None
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        return History(inputs.float(), (positions < lengths.long()[:, None] - placeholders)[:, None])
 
     def draft(
         self,
@@ -62,4 +80,4 @@ class NezhaModel(BackboneModel):
         beam_width: int,
     ) -> tuple[Tensor, Tensor]:
         """Prefill and beam in one: codes int64 [B, K] and scores float32 [B, K]; see `DraftHead.beam`."""
-        return self.draft_head.beam(self.prefill(token_ids, lengths), prefix_bits, first_child, beam_width)
+        return self.draft_head.beam(*self.prefill(token_ids, lengths), prefix_bits, first_child, beam_width)

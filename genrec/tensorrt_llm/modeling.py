@@ -1,7 +1,8 @@
 """Qwen3 and Llama with NEZHA's draft head, for TensorRT-LLM's PyTorch backend. Importing this registers them.
 
 Of every context request the hidden states of its last history token and placeholders are taken from the packed batch,
-`DraftHead` drafts from them, and codes and scores leave as additional outputs beside the logits.
+with what the last layer reads of its history; `DraftHead` drafts from them, and codes and scores leave as additional
+outputs beside the logits.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from tensorrt_llm._torch.models.modeling_utils import register_auto_model
 from torch import Tensor
 
 from genrec.bundle import Bundle
-from genrec.checkpoint_shapes import DRAFT_HEAD
-from genrec.model.draft_head import DraftHead
+from genrec.checkpoint_shapes import DRAFT_HEAD, head_arguments
+from genrec.model.draft_head import DraftHead, History
 from genrec.tensorrt_llm.contract import ARCHITECTURES, BUNDLE_KEY, CODES, NO_DRAFTS, SCORES
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ class _DraftsFromContexts:
             raise ValueError("speculative_config is set; NEZHA generates no tokens that could be speculated on")
         super().__init__(model_config)  # type: ignore[call-arg]
         config = model_config.pretrained_config
-        settings = getattr(config, DRAFT_HEAD)
         # No argument for the data type: torch's default, float32, is what the head computes in.
-        self.draft_head = DraftHead(
-            settings["levels"], config.hidden_size, settings["state_size"], settings["transition_size"]
-        )
+        self.draft_head = DraftHead(hidden_size=config.hidden_size, **head_arguments(getattr(config, DRAFT_HEAD)))
+        self._inputs: Tensor | None = None  # what the last layer reads, after its norm, [tokens, d]
+        if self.draft_head.attention_heads:
+            # Before the attention and not behind the norm, which may be fused with what stands before it.
+            self.model.layers[-1].self_attn.register_forward_pre_hook(self._keep_inputs, with_kwargs=True)
 
     def load_weights(self, weights: dict[str, Tensor], weight_mapper: Any = None, **options: Any) -> None:
         """Load the checkpoint, and the masks of the bundle that it belongs to.
@@ -73,6 +75,9 @@ class _DraftsFromContexts:
         self._beam_width = bundle.space.beams(bundle.manifest.beam_width)
         self._prefix_bits = tuple(torch.tensor(bits, device=device) for bits in trie.bits)
         self._first_child = tuple(torch.tensor(children, device=device) for children in trie.first_child)
+
+    def _keep_inputs(self, module: torch.nn.Module, args: tuple, options: dict[str, Any]) -> None:
+        self._inputs = options["hidden_states"]
 
     def forward(
         self,
@@ -101,10 +106,12 @@ class _DraftsFromContexts:
         if attn_metadata.padded_num_tokens is not None:  # behind the batch's own tokens
             hidden = hidden[: attn_metadata.num_tokens]
         logits = self.logits_processor.forward(hidden, self.lm_head, attn_metadata, return_context_logits)
-        codes, scores = self._drafts(hidden, attn_metadata)
+        codes, scores = self._drafts(hidden, position_ids, attn_metadata)
         return {"logits": logits, CODES: codes, SCORES: scores}
 
-    def _drafts(self, hidden: Tensor, attn_metadata: AttentionMetadata) -> tuple[Tensor, Tensor]:
+    def _drafts(
+        self, hidden: Tensor, position_ids: Tensor | None, attn_metadata: AttentionMetadata
+    ) -> tuple[Tensor, Tensor]:
         """Codes int64 [n, K] and scores float32 [n, K] of a packed batch's hidden states, [tokens, d].
 
         Nothing here waits for the device, raises because of a request, or has a shape that depends on data: an error
@@ -121,11 +128,31 @@ class _DraftsFromContexts:
         at = new.cumsum(0)[:, None] - count + torch.arange(count, device=hidden.device)
         complete = (new >= count)[:, None]
         # Where a context is too short, `at` points at its neighbour's tokens, or before the first.
-        states = hidden[at.clamp(min=0)].float()
-        drafted, scored = self.draft_head.beam(states, self._prefix_bits, self._first_child, self._beam_width)
+        states, history = hidden[at.clamp(min=0)].float(), None
+        if self.draft_head.attention_heads:
+            assert position_ids is not None
+            own = attn_metadata.num_tokens  # padding may stand behind
+            history = self._history(new, int(attn_metadata.seq_lens[:contexts].max()), own)
+            # All of the history has to be among this step's tokens: nothing of it may come from the cache.
+            first = position_ids.flatten()[new.cumsum(0) - new]
+            complete &= (first == 0)[:, None]
+        drafted, scored = self.draft_head.beam(states, history, self._prefix_bits, self._first_child, self._beam_width)
         codes[:contexts] = torch.where(complete, drafted, NO_DRAFTS)
         scores[:contexts] = torch.where(complete, scored, torch.nan)
         return codes, scores
+
+    def _history(self, new: Tensor, longest: int, tokens: int) -> History:
+        """What the transitions read of contexts of `new` tokens, int64 [n], the longest of which has `longest`.
+
+        tokens: of the whole batch.
+        """
+        assert self._inputs is not None
+        positions = torch.arange(longest, device=new.device)
+        at = (new.cumsum(0) - new)[:, None] + positions
+        # Behind a context's end `at` points at its neighbours' tokens, which are not seen. One position is always seen:
+        # attention to nothing would be NaN, of which rows without drafts must not remind anybody.
+        seen = (positions < new[:, None] - len(self.draft_head.levels)) | (positions == 0)
+        return History(self._inputs[at.clamp(max=tokens - 1)].float(), seen[:, None])
 
 
 @register_auto_model(ARCHITECTURES["qwen3"])

@@ -11,6 +11,7 @@ from builders.config import TrainingConfig
 from builders.dataset import Dataset, write_dataset
 from builders.objective import NezhaObjective, PackedBatch
 from genrec.engines.torch import TorchEngine
+from genrec.model.draft_head import History
 from genrec.model.nezha import NezhaModel
 from perf.ablations import VARIANTS, Ablation
 
@@ -33,6 +34,9 @@ def test_a_draft_is_scored_as_it_was_trained(data: Path, tmp_path: Path, variant
     objective = ablation._objective(variant, TRAINING)
     model, layout = objective.model.eval(), objective.layout
     assert isinstance(objective, NezhaObjective) and isinstance(model, NezhaModel)
+    if model.draft_head.attention_heads:
+        for weight in model.draft_head.transition_mixes.parameters():  # zero at first: history would not matter
+            torch.nn.init.normal_(weight)
     history = ablation.split.train[0][:6]
     drafts = TorchEngine(model, ablation.index.prefixes, 20).draft([layout.encode(ablation.sids[history])])
     best = ablation.space.decode(drafts.codes[0, :1])
@@ -40,9 +44,10 @@ def test_a_draft_is_scored_as_it_was_trained(data: Path, tmp_path: Path, variant
     row = np.concatenate([ablation.sids[history], best])[None]
     batch = PackedBatch(row, np.ones((1, row.shape[1] - 1), bool))
     with torch.no_grad():
-        _, states = objective.packed_states(batch, torch.device("cpu"))
-        logits = model.draft_head.logits(states[:, -1], torch.from_numpy(best.astype(np.int64)))
-    score = sum(float(each[0].log_softmax(-1)[code]) for each, code in zip(logits, best[0], strict=True))
+        _, states, packed = objective.packed_states(batch, torch.device("cpu"))
+        history = packed and History(packed.states, packed.seen[:, -1:])
+        logits = model.draft_head.logits(states[:, -1:], torch.from_numpy(best[None].astype(np.int64)), history)
+    score = sum(float(each[0, 0].log_softmax(-1)[code]) for each, code in zip(logits, best[0], strict=True))
     assert score == pytest.approx(float(drafts.scores[0, 0]), abs=1e-4)
 
 

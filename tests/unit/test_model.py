@@ -17,7 +17,7 @@ from builders.checkpoint import open_backbone
 from builders.export import write_graph
 from genrec.checkpoint_shapes import checkpoint_problems, expected_shapes
 from genrec.model.backbone import backbone_config, last_positions
-from genrec.model.draft_head import DraftHead
+from genrec.model.draft_head import DraftHead, History
 from genrec.model.nezha import NezhaModel
 from genrec.model.packing import pack_rows, packed_structure
 from genrec.prefix_trie import PrefixTrie
@@ -40,7 +40,7 @@ def small_model(family: str, layout: PromptLayout, seed: int = 0, kv_heads: int 
         head_dim=8,
         max_position_embeddings=256,
     )
-    model = NezhaModel(config, SPACE.levels, 24, 48).eval()
+    model = NezhaModel(config, SPACE.levels, 24, 48, 3).eval()
     for parameter in model.parameters():  # far from symmetric, so that a wrong wiring shows
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -55,12 +55,12 @@ def test_a_packed_row_gives_each_position_the_hidden_states_of_its_own_prompt(fa
     sids = np.random.default_rng(0).integers(0, SPACE.levels, (2, items, 3))
     structure = packed_structure(len(layout.prefix), SPACE.depth, items)
     with torch.inference_mode():
-        hidden = model.hidden_states(pack_rows(layout, sids), structure.positions[None], structure.allowed)
+        hidden, _ = model.hidden_states(pack_rows(layout, sids), structure.positions[None], structure.allowed)
         packed = hidden[:, structure.hidden_at]
         for row in range(2):
             for known in range(1, items):
                 prompt = torch.from_numpy(layout.encode(sids[row, :known]))[None]
-                alone = model.prefill(prompt, torch.tensor([prompt.shape[1]]))
+                alone = model.prefill(prompt, torch.tensor([prompt.shape[1]]))[0]
                 torch.testing.assert_close(packed[row, known - 1], alone[0], rtol=1e-4, atol=1e-4)
 
 
@@ -70,7 +70,7 @@ class Prefill(torch.nn.Module):
         self.model = model
 
     def forward(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        return self.model.prefill(token_ids, lengths)
+        return self.model.prefill(token_ids, lengths)[0]
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
@@ -84,8 +84,8 @@ def test_the_prefill_gives_what_transformers_own_pass_gives_in_a_graph_too(
     lengths = torch.tensor([7, 31, 4], dtype=torch.int32)
     tokens = torch.from_numpy(rng.integers(0, layout.vocabulary_size, (3, 31)).astype(np.int32))
     with torch.inference_mode():
-        expected = last_positions(model.causal_states(tokens.long()), lengths, SPACE.depth + 1)
-        torch.testing.assert_close(model.prefill(tokens, lengths), expected, rtol=1e-4, atol=1e-5)
+        expected = last_positions(model.causal_states(tokens.long())[0], lengths, SPACE.depth + 1)
+        torch.testing.assert_close(model.prefill(tokens, lengths)[0], expected, rtol=1e-4, atol=1e-5)
     inputs = {"token_ids": tokens[:2, :9].clone(), "lengths": torch.tensor([9, 5], dtype=torch.int32)}
     free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "hidden": ("batch",)}
     write_graph(Prefill(model), inputs, ["hidden"], free, tmp_path / "prefill.onnx")
@@ -102,11 +102,13 @@ def test_padding_behind_a_prompt_changes_nothing() -> None:
     length = torch.tensor([len(prompt)])
     with torch.inference_mode():
         torch.testing.assert_close(
-            model.prefill(padded, length), model.prefill(prompt[None], length), rtol=1e-5, atol=1e-5
+            model.prefill(padded, length)[0], model.prefill(prompt[None], length)[0], rtol=1e-5, atol=1e-5
         )
 
 
-def naive_beam(head: DraftHead, hidden: torch.Tensor, live: set[tuple[int, ...]] | None, width: int) -> list[tuple]:
+def naive_beam(
+    head: DraftHead, hidden: torch.Tensor, history: History, live: set[tuple[int, ...]] | None, width: int
+) -> list[tuple]:
     """Beam search by lists of tuples, with the head's teacher-forced logits: [(sid, score)], best first."""
     beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     for level, size in enumerate(head.levels):
@@ -114,7 +116,7 @@ def naive_beam(head: DraftHead, hidden: torch.Tensor, live: set[tuple[int, ...]]
         for sid, score in beams:
             forced = torch.zeros(len(head.levels), dtype=torch.int64)
             forced[:level] = torch.tensor(sid)
-            log_p = head.logits(hidden, forced)[level].log_softmax(-1)
+            log_p = head.logits(hidden[None, None], forced[None, None], history)[level][0, 0].log_softmax(-1)
             for code in range(size):
                 grown = (*sid, code)
                 if live is None or any(item[: level + 1] == grown for item in live):
@@ -129,24 +131,28 @@ def naive_beam(head: DraftHead, hidden: torch.Tensor, live: set[tuple[int, ...]]
     width=st.sampled_from([1, 3, 8, 40, 200]),
     items=st.integers(1, 60),
     masked=st.booleans(),
+    attention_heads=st.sampled_from([0, 1, 3]),
 )
-def test_beam_is_the_naive_beam(seed: int, width: int, items: int, masked: bool) -> None:
+def test_beam_is_the_naive_beam(seed: int, width: int, items: int, masked: bool, attention_heads: int) -> None:
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    head = DraftHead(SPACE.levels, 16, 12, 24)
+    head = DraftHead(SPACE.levels, 16, 12, 24, attention_heads)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    hidden = torch.randn(2, 4, 16)
+    hidden, lengths = torch.randn(2, 4, 16), [5, 2]
+    history = History(torch.randn(2, 5, 16), torch.arange(5) < torch.tensor(lengths)[:, None, None])
     sids = rng.integers(0, SPACE.levels, (items, 3))
     trie = PrefixTrie.build(SPACE, sids)
     trie = trie if masked else trie.unrestricted()
     live = {tuple(sid) for sid in sids.tolist()} if masked else None
     with torch.inference_mode():
         codes, scores = head.beam(
-            hidden, [torch.tensor(b) for b in trie.bits], [torch.tensor(c) for c in trie.first_child], width
+            hidden, history, [torch.tensor(b) for b in trie.bits], [torch.tensor(c) for c in trie.first_child], width
         )
         for row in range(2):
-            expected = naive_beam(head, hidden[row], live, width)
+            own = history.states[row : row + 1, : lengths[row]]
+            whole = History(own, torch.ones(1, 1, lengths[row], dtype=torch.bool))
+            expected = naive_beam(head, hidden[row], whole, live, width)
             finite = torch.isfinite(scores[row])
             assert int(finite.sum()) == len(expected)
             got = [tuple(sid) for sid in SPACE.decode(codes[row][finite].numpy()).tolist()]
@@ -165,8 +171,8 @@ def test_a_checkpoint_comes_back_the_same_and_transformers_reads_its_backbone(fa
     assert loaded.state_dict().keys() == expected_shapes(config, SPACE.levels).keys()
     prompt = torch.arange(1, 20)[None]
     with torch.inference_mode():
-        ours = model.prefill(prompt, torch.tensor([19]))
-        torch.testing.assert_close(loaded.prefill(prompt, torch.tensor([19])), ours)
+        ours = model.prefill(prompt, torch.tensor([19]))[0]
+        torch.testing.assert_close(loaded.prefill(prompt, torch.tensor([19]))[0], ours)
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).model(prompt).last_hidden_state
         torch.testing.assert_close(theirs[:, -4:], ours, rtol=1e-4, atol=1e-4)
 
@@ -184,7 +190,7 @@ def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: 
     original.save_pretrained(tmp_path)
 
     backbone, layout = open_backbone(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", "<c_{}>"))
-    model = NezhaModel(backbone.config, SPACE.levels, 16, 32, backbone)
+    model = NezhaModel(backbone.config, SPACE.levels, 16, 32, backbone=backbone)
 
     assert layout.prefix == (1,)
     assert layout.level_tokens(0).tolist() == list(range(2, 9))

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from builders.cli import app
-from builders.config import BackboneShape
+from builders.config import BackboneShape, HeadShape
 from builders.export import export_onnx
 from builders.plan.deployment import Fleet, Load, Site, fleet_for, plan
 from builders.plan.hardware import COMPUTE, MEMORY, OPERATORS, PRESETS, Hardware, measure
@@ -48,17 +48,27 @@ from genrec.prompt import PromptLayout
 from genrec.semantic_id import SemanticIdSpace
 
 FLOAT32, ONNX = PRECISIONS["float32"], ENGINES["onnx"]
-SHAPE = Shape(48, 80, 3, 6, 2, 16, 60, (10, 7, 12), 20, 24)
+SHAPE = Shape(48, 80, 3, 6, 2, 16, 60, (10, 7, 12), 20, 24, 2)
 SITE = Site(Hardware("as given", 50.0, 10.0, 2.0), ONNX, FLOAT32)
 HARDWARE = ("--gflops", "50", "--bandwidth", "10")
 
 shapes = st.builds(
-    lambda hidden, inner, layers, groups, members, e, levels, state, wide: Shape(
-        hidden, inner, layers, groups * members, groups, 2 * e, 2 + len(levels) + sum(levels), levels, state, wide
+    lambda hidden, inner, layers, groups, members, e, levels, state, wide, heads: Shape(
+        hidden,
+        inner,
+        layers,
+        groups * members,
+        groups,
+        2 * e,
+        2 + len(levels) + sum(levels),
+        levels,
+        state * max(1, heads),
+        wide,
+        heads,
     ),
     *(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
     *(st.integers(1, 8), st.lists(st.integers(2, 12), min_size=1, max_size=4).map(tuple)),
-    *(st.integers(1, 20), st.integers(1, 20)),
+    *(st.integers(1, 20), st.integers(1, 20), st.integers(0, 3)),
 )
 batches = st.builds(Batch, st.integers(1, 30), st.integers(1, 40), st.integers(1, 3))
 
@@ -78,7 +88,7 @@ def model_of(shape: Shape, decoder: str, family: str = "qwen3") -> BackboneModel
     )
     if decoder == BEAM_SEARCH:
         return AutoregressiveModel(config, layout.sid_tokens).eval()
-    return NezhaModel(config, shape.levels, shape.state_size, shape.transition_size).eval()
+    return NezhaModel(config, shape.levels, shape.state_size, shape.transition_size, shape.attention_heads).eval()
 
 
 def counted_flops(shape: Shape, decoder: str, batch: Batch) -> int:
@@ -132,16 +142,17 @@ def test_operators_are_those_of_the_exported_graph(decoder: str, tmp_path: Path)
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_parameters_are_those_of_the_checkpoint(decoder: str) -> None:
     config = model_of(SHAPE, decoder).config.to_dict() | {
-        decoder: {"levels": list(SHAPE.levels), "state_size": 20, "transition_size": 24}
+        decoder: {"levels": list(SHAPE.levels), "state_size": 20, "transition_size": 24, "attention_heads": 2}
     }
     shapes_found = expected_shapes(config, SHAPE.levels)
     matrices = [math.prod(shape) for shape in shapes_found.values() if len(shape) == 2]
     assert SHAPE.parameters(decoder) == sum(matrices)
-    assert Shape.of_config(config, 20, 24) == SHAPE
+    usual = replace(SHAPE, **asdict(HeadShape()))
+    assert Shape.of_config(config) == (SHAPE if decoder == DRAFT_HEAD else usual)
 
 
 def test_bytes_of_a_tiny_model_by_hand() -> None:
-    shape = Shape(2, 3, 1, 1, 1, 4, 9, (5,), 6, 7)
+    shape = Shape(2, 3, 1, 1, 1, 4, 9, (5,), 6, 7, 0)
     parts = {(part.stage, part.name): part.work for part in work_of(shape, BEAM_SEARCH, Batch(10, 2), FLOAT32, ONNX)}
     weights = 2 * 8 + 2 * 4 + 4 * 2 + 2 * 6 + 3 * 2
     rows = 2 * 10 * 2 + 10 * (2 + 8) + (2 + 4) + (4 + 2) + (2 + 6) + (3 + 2)  # all keys, then one query

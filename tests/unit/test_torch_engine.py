@@ -41,7 +41,7 @@ def model_of(decoder: str = "draft_head", kv_heads: int = 2) -> BackboneModel:
     if decoder == "beam_search":
         model: BackboneModel = AutoregressiveModel(config, LAYOUT.sid_tokens)
     else:
-        model = NezhaModel(config, SPACE.levels, 24, 48)
+        model = NezhaModel(config, SPACE.levels, 24, 48, 3)
     for parameter in model.parameters():  # far from symmetric, so that a wrong wiring shows; with 0.3, logits reach 500
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)

@@ -26,6 +26,7 @@ from builders.query import EncodedQueries
 from builders.train import Curves, parameter_groups, train
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import backbone_config
+from genrec.model.draft_head import History
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
 from genrec.semantic_id import SemanticIdSpace
@@ -61,7 +62,9 @@ def new_objective(kind: str = "nezha", seed: int = 0, auxiliary_weight: float = 
         num_attention_heads=2, num_key_value_heads=2, head_dim=8,
     )  # fmt: skip
     if kind == "nezha":
-        return NezhaObjective(NezhaModel(config, SPACE.levels, 12, 24), LAYOUT, auxiliary_weight)
+        model = NezhaModel(config, SPACE.levels, 12, 24, 3)
+        torch.nn.init.normal_(model.draft_head.transition_mixes[0].weight)  # zero at first: history would not matter
+        return NezhaObjective(model, LAYOUT, auxiliary_weight)
     return AutoregressiveObjective(AutoregressiveModel(config, LAYOUT.sid_tokens), replace(LAYOUT, placeholders=()))
 
 
@@ -95,9 +98,10 @@ def test_loss_of_a_prompt_is_the_cross_entropy_of_what_serving_computes() -> Non
     history, target = SIDS[[3, 7]], SIDS[9]
     with torch.no_grad():
         prompt = torch.from_numpy(LAYOUT.encode(history))[None]
-        hidden = head.model.prefill(prompt, torch.tensor([prompt.shape[1]]))
-        logits = head.model.draft_head.logits(hidden, torch.from_numpy(target[None].astype(np.int64)))
-        expected = [-each.log_softmax(-1)[0, code].item() for each, code in zip(logits, target, strict=True)]
+        hidden, read = head.model.prefill(prompt, torch.tensor([prompt.shape[1]]))
+        codes = torch.from_numpy(target[None, None].astype(np.int64))
+        logits = head.model.draft_head.logits(hidden[:, None], codes, read)
+        expected = [-each.log_softmax(-1)[0, 0, code].item() for each, code in zip(logits, target, strict=True)]
         assert head(PromptBatch([LAYOUT.encode(history)], target[None])).item() == pytest.approx(np.mean(expected))
 
         expected = []
@@ -268,10 +272,11 @@ def test_dropout_acts_in_training_alone_and_can_be_taken_out(backbone: float, he
 def test_dropout_of_the_head_reaches_every_level_and_leaves_the_backbone_alone() -> None:
     model = new_objective().model.train()
     add_dropout(model, 0.0, 0.5)
-    hidden, codes = torch.randn(7, SPACE.depth + 1, 16), torch.zeros(7, SPACE.depth, dtype=torch.int64)
-    for one, other in zip(*(model.draft_head.logits(hidden, codes) for _ in range(2)), strict=True):
-        assert (one != other).any(1).all()
-    states = [model.causal_states(torch.arange(8)[None]) for _ in range(2)]
+    hidden, codes = torch.randn(7, 1, SPACE.depth + 1, 16), torch.zeros(7, 1, SPACE.depth, dtype=torch.int64)
+    history = History(torch.randn(7, 5, 16), torch.ones(1, 1, 5, dtype=torch.bool))
+    for one, other in zip(*(model.draft_head.logits(hidden, codes, history) for _ in range(2)), strict=True):
+        assert (one != other).any(-1).all()
+    states = [model.causal_states(torch.arange(8)[None])[0] for _ in range(2)]
     assert torch.equal(*states)
 
 

@@ -45,6 +45,26 @@ def exported(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle
 
 
 @pytest.fixture(scope="session")
+def tail_only(
+    dataset: Dataset, tiny_build: tuple[BuildConfig, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """A bundle whose draft head reads h_0 .. h_L alone, so that a prefix may be cached. Read-only."""
+    config, track = tiny_build
+    path = tmp_path_factory.mktemp("bundles") / "tail-only"
+    head = replace(config.head, attention_heads=0)
+    build_bundle(dataset, path, replace(config, head=head, evaluate_users=5), track)
+    return Bundle(path)
+
+
+@pytest.fixture(scope="session")
+def exported_tail_only(tail_only: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same for TensorRT-LLM. Read-only."""
+    path = tmp_path_factory.mktemp("bundles") / "tail-only-tensorrt-llm"
+    export_tensorrt_llm(tail_only.path, path, EXACT)
+    return Bundle(path)
+
+
+@pytest.fixture(scope="session")
 def llama(dataset: Dataset, tiny_build: tuple[BuildConfig, Any], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Another family, with random weights. Read-only."""
     config, track = tiny_build

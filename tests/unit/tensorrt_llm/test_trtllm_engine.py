@@ -57,27 +57,31 @@ def test_every_request_asks_for_the_outputs_and_one_token(start: Start, prompts:
 
 @pytest.mark.parametrize("as_decode", [False, True])
 @pytest.mark.parametrize("partial", [True, False])
-def test_reuse_never_hides_the_hidden_states(
+@pytest.mark.parametrize("reads", ["history", "tail"])
+def test_reuse_never_hides_what_the_head_reads(
     start: Start,
     stand_in: Any,
     monkeypatch: pytest.MonkeyPatch,
     exported: Bundle,
+    exported_tail_only: Bundle,
     prompts: list[np.ndarray],
+    reads: str,
     partial: bool,
     as_decode: bool,
 ) -> None:
     """The same prompts again: all but a token of each is cached, or all whole blocks."""
     monkeypatch.setattr(stand_in.LLM, "one_token_as_decode", as_decode)
-    block = 4
-    engine = start(kv_cache_config=REUSE | {"enable_partial_reuse": partial, "tokens_per_block": block})
-    expected = open_engine(exported, "torch").draft(prompts)
+    block, bundle = 4, exported if reads == "history" else exported_tail_only
+    engine = start(bundle, kv_cache_config=REUSE | {"enable_partial_reuse": partial, "tokens_per_block": block})
+    expected = open_engine(bundle, "torch").draft(prompts)
     assert_near(engine.draft(prompts), expected)
     before = len(engine._llm.requests)
     assert_near(engine.draft(prompts), expected)
     again = engine._llm.requests[before:]
     short = [len(p) - 1 if partial else (len(p) - 1) // block * block for p in prompts]
     count = exported.space.depth + 1
-    resubmitted = sum(len(p) - cached < count for p, cached in zip(prompts, short, strict=True))
+    needed = [len(p) if reads == "history" else count for p in prompts]
+    resubmitted = sum(len(p) - cached < least for p, cached, least in zip(prompts, short, needed, strict=True))
     salts = [request.salt for request in again if request.salt is not None]
     assert len(salts) == len(set(salts)) == resubmitted > 0
     assert len(again) == len(prompts) + resubmitted
@@ -94,15 +98,15 @@ def test_without_reuse_nothing_is_asked_twice(start: Start, prompts: list[np.nda
     assert all(request.cached == 0 for request in engine._llm.requests)
 
 
-def test_a_growing_history_computes_its_new_items_alone(start: Start, exported: Bundle) -> None:
-    engine = start(kv_cache_config=REUSE)
-    history = exported.catalog.sids[:8]
+def test_a_growing_history_computes_its_new_items_alone(start: Start, exported_tail_only: Bundle) -> None:
+    engine = start(exported_tail_only, kv_cache_config=REUSE)
+    history, layout = exported_tail_only.catalog.sids[:8], exported_tail_only.layout
     for size in range(1, 9):
-        engine.draft([exported.layout.encode(history[:size])])
+        engine.draft([layout.encode(history[:size])])
     assert len(engine._llm.requests) == 8, "new items push the placeholders on: no tail is cached"
     new = [tokens for _, _, tokens, _ in engine._llm.steps]
     # A visit's placeholders stand where the next one's new item does, so an item and the placeholders are new.
-    assert new[1:] == [2 * exported.space.depth] * 7
+    assert new[1:] == [2 * exported_tail_only.space.depth] * 7
 
 
 def test_padded_steps(

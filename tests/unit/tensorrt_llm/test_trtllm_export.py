@@ -62,9 +62,9 @@ def test_the_backbone_is_converted_and_the_head_is_not(bundle: Bundle, tmp_path:
         assert tensor.dtype == (torch.float32 if name.startswith("draft_head.") else torch.bfloat16), name
 
 
-def test_the_arguments(bundle: Bundle, tmp_path: Path) -> None:
+def test_the_arguments(tail_only: Bundle, tmp_path: Path) -> None:
     result = CliRunner().invoke(
-        app, ["export-tensorrt-llm", str(bundle.path), str(tmp_path / "out"), "--max-batch-size", "32", "--reuse",
+        app, ["export-tensorrt-llm", str(tail_only.path), str(tmp_path / "out"), "--max-batch-size", "32", "--reuse",
               "--cuda-graphs", "--kv-cache-fraction", "0.3", "--dtype", "float16", "--drop-block", "5"],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -73,7 +73,7 @@ def test_the_arguments(bundle: Bundle, tmp_path: Path) -> None:
     assert yaml.safe_load((out.path / TENSORRT_LLM / LLM_ARGUMENTS).read_text()) == {
         "max_batch_size": 32,
         "max_num_tokens": 8192,
-        "max_seq_len": bundle.layout.max_tokens + 1,
+        "max_seq_len": tail_only.layout.max_tokens + 1,
         "max_beam_width": 1,
         "skip_tokenizer_init": True,
         "enable_chunked_prefill": False,
@@ -85,7 +85,7 @@ def test_the_arguments(bundle: Bundle, tmp_path: Path) -> None:
             "enable_partial_reuse": False,
         },
     }
-    assert out.layout.drop_block == 5 and bundle.layout.drop_block == 1
+    assert out.layout.drop_block == 5 and tail_only.layout.drop_block == 1
 
 
 def test_reuse_and_cuda_graphs_are_off_unless_asked_for(exported: Bundle) -> None:
@@ -97,6 +97,12 @@ def test_reuse_and_cuda_graphs_are_off_unless_asked_for(exported: Bundle) -> Non
 def test_only_bundles_with_a_draft_head_are_exported(baseline: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has decoder 'beam_search'; TensorRT-LLM serves 'draft_head' only"):
         export_tensorrt_llm(baseline.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_reuse_is_refused_for_a_head_that_reads_what_it_would_hide(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"reads the whole history.* Leave reuse off, or build .* --attention-heads 0"):
+        export_tensorrt_llm(bundle.path, tmp_path / "out", TensorRtLlmConfig(reuse=True))
     assert not (tmp_path / "out").exists()
 
 

@@ -49,9 +49,12 @@ class Packed:
             padded_num_tokens=sum(map(len, new)) + padding if padding else None,
         )
         tokens = torch.tensor(np.concatenate([*new, np.zeros(padding, np.int32)]), dtype=torch.int32)
+        at = [np.arange(cached, len(tokens)) for tokens, cached in sequences]
+        positions = torch.tensor(np.concatenate([*at, np.zeros(padding, np.int64)]), dtype=torch.int32)[None]
         return self.model.forward(
-            attn_metadata=metadata, input_ids=tokens, return_context_logits=all_logits, lora_params=None
-        )
+            attn_metadata=metadata, input_ids=tokens, position_ids=positions, return_context_logits=all_logits,
+            lora_params=None,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +107,24 @@ def test_the_llama_family_too(stand_in: Any, llama: Bundle) -> None:
     )  # random weights: nearly everything ties
 
 
-def test_a_cached_prefix_changes_nothing_while_the_tail_is_computed(
+def test_a_cached_prefix_changes_nothing_while_what_the_head_reads_is_computed(
+    stand_in: Any, exported_tail_only: Bundle, prompts: list[np.ndarray]
+) -> None:
+    bundle = exported_tail_only
+    contexts = [(prompt, len(prompt) - bundle.space.depth - 1) for prompt in prompts]
+    assert_same(Packed(bundle).run(contexts), slice(None), open_engine(bundle, "torch").draft(prompts))
+
+
+def test_a_context_that_lacks_part_of_its_history_drafts_nothing_and_disturbs_nobody(
     packed: Packed, exported: Bundle, prompts: list[np.ndarray]
 ) -> None:
-    depth = exported.space.depth
-    contexts = [(prompt, len(prompt) - depth - 1) for prompt in prompts]
-    assert_same(packed.run(contexts), slice(None), open_engine(exported, "torch").draft(prompts))
+    contexts = [(prompt, 1 if row % 3 == 0 else 0) for row, prompt in enumerate(prompts)]
+    outputs = packed.run(contexts)
+    cached = [row for row, (_, tokens) in enumerate(contexts) if tokens]
+    assert_no_drafts(outputs, cached)
+    others = [row for row in range(len(contexts)) if row not in cached]
+    expected = open_engine(exported, "torch").draft([prompts[row] for row in others])
+    assert_same(outputs, others, expected)
 
 
 @pytest.mark.parametrize("position", ["first", "between", "last"])

@@ -140,7 +140,10 @@ class LLM:
             for lengths, contexts in (([7, 1], 2), ([1, 1, 1], 3), ([1, 1], 0)):
                 tokens = torch.zeros(sum(lengths), dtype=torch.int32)
                 metadata = AttentionMetadata(torch.tensor(lengths, dtype=torch.int32), contexts, [[]] * len(lengths))
-                outputs = self.model.forward(attn_metadata=metadata, input_ids=tokens, resource_manager=None)
+                positions = torch.tensor([[at for length in lengths for at in range(length)]], dtype=torch.int32)
+                outputs = self.model.forward(
+                    attn_metadata=metadata, input_ids=tokens, position_ids=positions, resource_manager=None
+                )
                 assert all(len(rows) == len(lengths) for rows in outputs.values())
 
     def _run(self):
@@ -177,13 +180,15 @@ class LLM:
         lengths = torch.tensor([len(one) for one in new], dtype=torch.int32)
         metadata = AttentionMetadata(lengths, contexts, [request.prompt[: request.cached] for request in batch])
         tokens = torch.tensor([token for one in new for token in one], dtype=torch.int32)
+        at = [position for request in batch for position in range(request.cached, len(request.prompt))]
+        positions = torch.tensor([at], dtype=torch.int32)
         if self.pad:
-            tokens = torch.nn.functional.pad(tokens, (0, self.pad))
+            tokens, positions = (torch.nn.functional.pad(each, (0, self.pad)) for each in (tokens, positions))
             metadata.padded_num_tokens = len(tokens)
         outputs = self.model.forward(
             attn_metadata=metadata,
             input_ids=tokens,
-            position_ids=torch.zeros(1, len(tokens), dtype=torch.int32),
+            position_ids=positions,
             return_context_logits=False,
             spec_metadata=None,
             resource_manager=None,

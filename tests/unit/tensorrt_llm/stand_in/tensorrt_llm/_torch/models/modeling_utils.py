@@ -75,6 +75,19 @@ class MetaInitMode(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class StockAttention(nn.Module):
+    """Where a layer's attention is called, with its normed input by name; computes nothing."""
+
+    def forward(self, position_ids, hidden_states, attn_metadata):
+        return hidden_states
+
+
+class StockLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn = StockAttention()
+
+
 class StockModel(nn.Module):
     """embed, layers and final norm over a packed batch: one tensor [tokens, d], padding included."""
 
@@ -82,17 +95,23 @@ class StockModel(nn.Module):
         super().__init__()
         with _disable_current_modes():
             self.backbone = AutoModel.from_config(config, attn_implementation="sdpa").to(config.dtype)
+        self.layers = nn.ModuleList(StockLayer() for _ in range(config.num_hidden_layers))
 
     def forward(
         self, attn_metadata, input_ids=None, position_ids=None, inputs_embeds=None, spec_metadata=None, **kwargs
     ):
         packed = input_ids[: attn_metadata.num_tokens].split(attn_metadata.seq_lens.tolist())
-        states = []
+        states, inputs = [], []
         for tokens, cached in zip(packed, attn_metadata.cached, strict=True):
             whole = torch.cat([torch.tensor(cached, dtype=torch.long), tokens.long()])
-            states.append(self.backbone(input_ids=whole[None]).last_hidden_state[0, len(cached) :])
-        hidden = torch.cat(states)
-        return torch.cat([hidden, hidden.new_full((len(input_ids) - len(hidden), hidden.shape[1]), torch.nan)])
+            out = self.backbone(input_ids=whole[None], output_hidden_states=True)
+            states.append(out.last_hidden_state[0, len(cached) :])
+            inputs.append(self.backbone.layers[-1].input_layernorm(out.hidden_states[-2][0, len(cached) :]))
+        padding = states[0].new_full((len(input_ids) - attn_metadata.num_tokens, states[0].shape[1]), torch.nan)
+        self.layers[-1].self_attn(
+            position_ids=position_ids, hidden_states=torch.cat([*inputs, padding]), attn_metadata=attn_metadata
+        )
+        return torch.cat([*states, padding])
 
 
 class LogitsProcessor:
