@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -164,7 +165,7 @@ def _runs(results: Results) -> Iterable[str]:
         libraries = ", ".join(f"{name} {release}" for name, release in machine.libraries.items())
         rows.append(
             [
-                run.created,
+                datetime.datetime.fromisoformat(run.created).isoformat(timespec="seconds"),
                 run.commit or "",
                 f"{run.engine}, {run.device}, {_count(run.threads, 'thread') if run.threads else 'all cores'}",
                 f"{machine.processor}, {_count(machine.cores, 'core')}",

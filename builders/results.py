@@ -313,7 +313,8 @@ def ranks_name(trained: Trained, beam_width: int, masked: bool, history_excluded
 def this_run(engine: str, device: str, batch: int, threads: int) -> Run:
     """A `Run` that starts now, here."""
     return Run(
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        # To the microsecond: equal runs are one, and two calls can begin within a second.
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
         commit=this_commit(),
         machine=this_machine(),
         engine=engine,

@@ -17,7 +17,7 @@ from builders.comparison import Plan, depth_of, models_of
 from builders.dataset import Dataset, split_leave_one_out, write_dataset
 from builders.demo_shop import make_demo_shop
 from builders.evaluate import rank_offline, sample_users, target_ranks
-from builders.results import RECORD, Results
+from builders.results import RECORD, Results, this_run
 from genrec.bundle import Bundle, seal_bundle
 from genrec.catalog import Catalog
 from genrec.engines import open_engine
@@ -89,6 +89,10 @@ def test_hit_50_comes_with_the_beams_for_it(bundle: Bundle, shop: Path, tmp_path
     assert all(cell["metrics"]["hit@50"] >= cell["metrics"]["hit@10"] for cell in record["cells"])
     for difference in record["differences"]:  # a model against itself
         assert (difference["relative"], difference["low"], difference["high"]) == (0, 0, 0)
+
+
+def test_two_calls_within_a_second_are_two_runs() -> None:
+    assert this_run("onnx", "cpu", 16, 0) != this_run("onnx", "cpu", 16, 0)
 
 
 def test_what_a_folder_holds_is_not_ranked_again(bundle: Bundle, baseline: Bundle, shop: Path, tmp_path: Path) -> None:
