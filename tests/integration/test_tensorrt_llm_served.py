@@ -36,7 +36,7 @@ DEPLOYMENT = Deployment(engine="tensorrt_llm", timeout_ms=30_000)
 @pytest.fixture(scope="module")
 def exported(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     path = tmp_path_factory.mktemp("tensorrt-llm") / "bundle"
-    export_tensorrt_llm(bundle.path, path, TensorRtLlmConfig(dtype="float32", reuse=True))
+    export_tensorrt_llm(bundle.path, path, TensorRtLlmConfig(dtype="float32"))
     return Bundle(path)
 
 
