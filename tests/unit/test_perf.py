@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perf import bench, bench_report, catalog_size, load_report, overhead
+from genrec.bundle import CHECKPOINT, Bundle
+from genrec.engines import open_engine
+from genrec.model.nezha import NezhaModel
+from perf import bench, bench_report, catalog_size, history, load_report, overhead
 from perf.analyzer import Answers, Load
 from perf.cells import GRID, LEVELS, NAMED, SHAPES, Cell, synthetic
 
@@ -31,6 +34,19 @@ def test_the_named_cells_span_what_they_are_to_span() -> None:
     assert {cell.history for cell in NAMED} == {20, 100}
     assert {cell.depth for cell in NAMED} == set(LEVELS) == {3, 4}
     assert {cell.size for cell in NAMED} == {"3M", "25M", "110M"} and "0.6B" in SHAPES
+
+
+def test_reading_the_history_is_measured_on_the_bundles_own_graph(bundle: Bundle, tmp_path: Path) -> None:
+    reading, without = (call(0) for call in history.engine_calls(bundle, 64, 1).values())
+    expected = open_engine(bundle).draft(history.prompts_of(bundle)[:1])
+    np.testing.assert_allclose(reading.scores, expected.scores, atol=1e-4)
+    assert np.abs(reading.scores - without.scores).max() > 1e-3
+    model = history.without_history(NezhaModel.load_checkpoint(bundle.path / CHECKPOINT))
+    model.save_checkpoint(tmp_path / CHECKPOINT)
+    for name in ("manifest.json", "catalog", "index"):
+        (tmp_path / name).symlink_to(bundle.path / name)
+    with pytest.raises(ValueError, match="reads no history"):
+        history.engine_calls(Bundle(tmp_path), 64, 1)
 
 
 def test_the_bound_is_the_ratio_of_tokens() -> None:
