@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from builders.config import BackboneShape, BuildConfig, TrainingConfig
+from builders.config import BackboneShape, BuildConfig, HeadShape, TrainingConfig
 from builders.dataset import popularity, read_dataset, split_leave_one_out
 from builders.evaluate import metrics, rank_offline, sample_users
 from builders.examples import PackedWindows, make_windows
@@ -156,14 +156,18 @@ class Ablation:
         beam_width: int,
         users: int | None,
         test: bool = False,
+        head: HeadShape | None = None,
     ) -> None:
-        """users: how many of them are ranked, None for all. test: rank the test items, not the validation items."""
+        """users: how many of them are ranked, None for all. test: rank the test items, not the validation items.
+
+        head: of every variant but for what it changes.
+        """
         dataset = read_dataset(data)
         if dataset.items.sids is None or dataset.items.levels is None:
             raise ValueError(f"{data}: has no semantic IDs; give a dataset with them")
         self.out = out / "test" if test else out
         self.out.mkdir(parents=True, exist_ok=True)
-        self.training, self.beam_width, self.test = training, beam_width, test
+        self.training, self.beam_width, self.test, self.head = training, beam_width, test, head or HeadShape()
         self.sids, self.space = dataset.items.sids, SemanticIdSpace(dataset.items.levels)
         self.split = split_leave_one_out(dataset.interactions if test else dataset.interactions.without_last())
         self.catalog = Catalog.build(dataset.items.item_ids, self.sids, popularity(self.split, len(dataset.items)))
@@ -181,9 +185,10 @@ class Ablation:
         if path.exists():
             result = json.loads(path.read_text())
             ours = {"training": asdict(training), "beam_width": self.beam_width, "users": len(self.targets)}
+            ours["head"] = asdict(self.head)
             for name, value in ours.items():
-                if result[name] != value:
-                    raise ValueError(f"{path} has {name} {result[name]}, asked for is {value}; use another folder")
+                if result.get(name) != value:
+                    raise ValueError(f"{path} has {name} {result.get(name)}, asked for is {value}; use another folder")
             return result
         objective = self._objective(variant, training)
         train_split = self.split.train
@@ -205,6 +210,7 @@ class Ablation:
             "parameters": sum(parameter.numel() for parameter in objective.model.parameters()),
             "users": len(self.targets),
             "beam_width": self.beam_width,
+            "head": asdict(self.head),
             "ranked": "test" if self.test else "validation",
             "training": asdict(training),
             "curves": asdict(curves),
@@ -226,8 +232,7 @@ class Ablation:
         bare = replace(layout, placeholders=())
         if variant == "baseline":
             return AutoregressiveObjective(AutoregressiveModel(config, layout.sid_tokens), bare)
-        size = BuildConfig().head
-        size = replace(size, transition_size=WIDTHS.get(variant, size.transition_size))
+        size = replace(self.head, transition_size=WIDTHS.get(variant, self.head.transition_size))
         if variant in ("no transitions", "no history reading"):
             size = replace(size, attention_heads=0)
         if variant == "no placeholders":
@@ -261,6 +266,9 @@ def main(
         float, typer.Option(min=0, max=0.9, help="Within the draft head.")
     ] = TrainingConfig.head_dropout,
     auxiliary_weight: Annotated[float, typer.Option(min=0)] = TrainingConfig.auxiliary_weight,
+    attention_heads: Annotated[
+        int, typer.Option(min=0, help="With which the transitions read the history.")
+    ] = HeadShape.attention_heads,
     variants: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(VARIANTS),
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
@@ -277,7 +285,8 @@ def main(
         auxiliary_weight=auxiliary_weight,
         seed=seed,
     )
-    ablation = Ablation(data, out, training, beam_width, users, test)
+    head = HeadShape(attention_heads=attention_heads)
+    ablation = Ablation(data, out, training, beam_width, users, test, head)
     results = [ablation.run(variant) for variant in chosen]
     table = Table("variant", "parameters", "minutes", "Hit@10", "NDCG@10", "last loss")
     for result in results:
