@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from builders.checkpoint import open_backbone
+from builders.config import HeadShape
 from builders.export import write_graph
 from genrec.checkpoint_shapes import checkpoint_problems, expected_shapes
 from genrec.model.backbone import backbone_config, last_positions
@@ -175,6 +176,54 @@ def test_a_checkpoint_comes_back_the_same_and_transformers_reads_its_backbone(fa
         torch.testing.assert_close(loaded.prefill(prompt, torch.tensor([19]))[0], ours)
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).model(prompt).last_hidden_state
         torch.testing.assert_close(theirs[:, -4:], ours, rtol=1e-4, atol=1e-4)
+
+
+def test_a_checkpoint_from_before_the_history_was_read_drafts_as_it_did(tmp_path: Path) -> None:
+    layout = PromptLayout.contiguous(SPACE, 20)
+    model = NezhaModel(small_model("qwen3", layout).config, SPACE.levels, 24, 48).eval()
+    model.save_checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["draft_head"].pop("attention_heads") == 0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert list(checkpoint_problems(tmp_path, SPACE.levels, layout)) == []
+    trie = PrefixTrie.build(SPACE, np.random.default_rng(0).integers(0, SPACE.levels, (50, 3))).unrestricted()
+    masks = [torch.tensor(bits) for bits in trie.bits], [torch.tensor(child) for child in trie.first_child]
+    prompt = torch.arange(1, 20)[None], torch.tensor([19])
+    with torch.inference_mode():
+        ours, theirs = (each.draft(*prompt, *masks, 8) for each in (model, NezhaModel.load_checkpoint(tmp_path)))
+    assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+
+
+def test_a_number_of_attention_heads_that_cannot_be_is_named(tmp_path: Path) -> None:
+    layout = PromptLayout.contiguous(SPACE, 20)
+    small_model("qwen3", layout).save_checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["draft_head"]["attention_heads"] = 5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    message = "attention heads 5 must divide the state size 24, or be 0"
+    assert any(message in problem for problem in checkpoint_problems(tmp_path, SPACE.levels, layout))
+    with pytest.raises(ValueError, match=message):
+        NezhaModel.load_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="attention heads 3 must divide the state size 128"):
+        HeadShape(attention_heads=3)
+
+
+def test_what_a_beam_reads_is_its_own_history() -> None:
+    """Placeholders, padding and the neighbours in the batch are not read; every token of the history is."""
+    torch.manual_seed(0)
+    head = DraftHead(SPACE.levels, 16, 12, 24, 3)
+    for weight in head.transition_mixes.parameters():
+        torch.nn.init.normal_(weight)
+    hidden, codes = torch.randn(2, 1, 4, 16), torch.zeros(2, 1, 3, dtype=torch.int64)
+    states, seen = torch.randn(2, 6, 16), torch.arange(6) < torch.tensor([4, 2])[:, None, None]
+    with torch.inference_mode():
+        expected = head.logits(hidden, codes, History(states, seen))[2]
+        for row in range(2):
+            for at in range(6):
+                changed = states.clone()
+                changed[row, at] += 1
+                moved = (head.logits(hidden, codes, History(changed, seen))[2] != expected).any(-1)[:, 0].tolist()
+                assert moved == [row == each and bool(seen[row, 0, at]) for each in range(2)]
 
 
 def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: Path) -> None:
