@@ -111,10 +111,11 @@ class NezhaObjective(Objective):
         """Of rows of `items` items, from the states before the last layer of all but placeholders, [R, S, d]."""
         if not self.model.draft_head.attention_heads:
             return None
-        depth, groups = self.layout.space.depth, torch.arange(items - 1, device=inputs.device)
-        ends = len(self.layout.prefix) + depth * (groups + 1)  # group g is asked for what follows item g
-        seen = torch.arange(inputs.shape[1], device=inputs.device) < ends[:, None]
-        return History(self._last_norm(inputs), seen[None])
+        depth = self.layout.space.depth
+        structure = packed_structure(len(self.layout.prefix), depth, items)
+        # A group's history is what its placeholders may attend to, but for themselves.
+        seen = structure.allowed[structure.history_end :: depth, : structure.history_end]
+        return History(self._last_norm(inputs), seen[None].to(inputs.device))
 
     def _last_norm(self, inputs: Tensor) -> Tensor:
         return self.model.model.layers[-1].input_layernorm(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +27,18 @@ def in_turn(
             if number >= 0:
                 times[name].append(spent)
     return times
+
+
+def each_ms(call: Callable[[int], object], count: int, seconds: float = math.inf) -> list[float]:
+    """Milliseconds of every call, 0 to count - 1 in turn, once round and until the time is over at most."""
+    spent, ends = [], time.monotonic() + seconds
+    for at in range(count):
+        began = time.perf_counter()
+        call(at)
+        spent.append(1e3 * (time.perf_counter() - began))
+        if time.monotonic() > ends and len(spent) > 1:
+            break
+    return spent
 
 
 def median_ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:

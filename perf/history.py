@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from builders.export import export_onnx
-from builders.timing import in_turn, median_ratio
+from builders.timing import each_ms, in_turn, median_ratio
 from genrec.bundle import CHECKPOINT, Bundle
 from genrec.engines.base import Drafts
 from genrec.engines.onnx import OnnxEngine
@@ -60,16 +59,6 @@ def engine_calls(bundle: Bundle, beam_width: int, threads: int) -> dict[str, Cal
     return calls
 
 
-def round_of(call: Call) -> list[float]:
-    """Milliseconds of every prompt."""
-    spent = []
-    for at in range(PROMPTS):
-        began = time.perf_counter()
-        call(at)
-        spent.append(1e3 * (time.perf_counter() - began))
-    return spent
-
-
 def main(
     bundle_path: Annotated[Path, typer.Argument(help="A bundle whose draft head reads the history.")],
     beam_widths: Annotated[str, typer.Option(help="Comma-separated.")] = "20,128,512",
@@ -80,7 +69,9 @@ def main(
     bundle = Bundle(bundle_path)
     table = Table("beam", "reading: p50 / p95 / p99 ms", "without", "ratio of p50")
     for width in map(int, beam_widths.split(",")):
-        times = in_turn(engine_calls(bundle, bundle.space.beams(width), threads), rounds, round_of)
+        times = in_turn(
+            engine_calls(bundle, bundle.space.beams(width), threads), rounds, lambda call: each_ms(call, PROMPTS)
+        )
         columns = [" / ".join(f"{each:.2f}" for each in np.percentile(turns, (50, 95, 99))) for turns in times.values()]
         ratio = median_ratio(*([statistics.median(turn) for turn in turns] for turns in times.values()))
         table.add_row(f"{width}", *columns, f"{ratio:.3f}")

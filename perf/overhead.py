@@ -17,7 +17,7 @@ from genrec_client import Recommender
 from rich.console import Console
 
 from builders.machine import provenance
-from builders.timing import in_turn
+from builders.timing import each_ms, in_turn
 from genrec.bundle import Bundle
 from genrec.engines import open_engine
 from genrec.verifier import Verifier
@@ -59,7 +59,7 @@ def measure(
 
             def after_a_pause(call: Callable[[int], Any]) -> list[float]:
                 time.sleep(PAUSE_S)
-                return _timed(call, len(asked), TURN_S)
+                return each_ms(call, len(asked), TURN_S)
 
             times = in_turn(calls, turns, after_a_pause)
         saturated: dict[str, list[float]] = {"ensemble": [], **{f"engine, batch {size}": [] for size in BATCHES}}
@@ -69,21 +69,9 @@ def measure(
             saturated["ensemble"].append(test.analyzer(Load(wanted, BATCHES[-1]), number)["throughput"])
             for size in BATCHES:
                 batch = prompts[:size]
-                spent = _timed(lambda at, batch=batch: engine.draft(batch), 2, seconds)
+                spent = each_ms(lambda at, batch=batch: engine.draft(batch), 2, seconds)
                 saturated[f"engine, batch {size}"].append(1e3 * size / float(np.median(spent)))
     return {"times": times, "saturated": saturated}
-
-
-def _timed(call: Callable[[int], Any], count: int, seconds: float) -> list[float]:
-    """Milliseconds of every call, 0 to count - 1 in turn, once round and until the time is over at most."""
-    spent, ends = [], time.monotonic() + seconds
-    for at in range(count):
-        began = time.perf_counter()
-        call(at)
-        spent.append(1e3 * (time.perf_counter() - began))
-        if time.monotonic() > ends and len(spent) > 1:
-            break
-    return spent
 
 
 def main(

@@ -130,7 +130,7 @@ class DraftHead(nn.Module):
         table: Tensor = self.transition_inputs[level](self.embeddings[level].weight)
         weight = cast(Tensor, self.transition_states[level].weight)
         gate, value = (
-            half[code] + F.linear(state, rows) for half, rows in zip(table.chunk(2, -1), weight.chunk(2), strict=True)
+            half[code] + F.linear(state, part) for half, part in zip(table.chunk(2, -1), weight.chunk(2), strict=True)
         )
         state = state + self.transition_outputs[level](F.silu(gate) * value)
         if read is None:

@@ -131,24 +131,23 @@ class _DraftsFromContexts:
         states, history = hidden[at.clamp(min=0)].float(), None
         if self.draft_head.attention_heads:
             assert position_ids is not None
-            own = attn_metadata.num_tokens  # padding may stand behind
-            history = self._history(new, int(attn_metadata.seq_lens[:contexts].max()), own)
+            starts, longest = new.cumsum(0) - new, int(attn_metadata.seq_lens[:contexts].max())
+            history = self._history(starts, new, longest, attn_metadata.num_tokens)
             # All of the history has to be among this step's tokens: nothing of it may come from the cache.
-            first = position_ids.flatten()[new.cumsum(0) - new]
-            complete &= (first == 0)[:, None]
+            complete &= (position_ids.flatten()[starts] == 0)[:, None]
         drafted, scored = self.draft_head.beam(states, history, self._prefix_bits, self._first_child, self._beam_width)
         codes[:contexts] = torch.where(complete, drafted, NO_DRAFTS)
         scores[:contexts] = torch.where(complete, scored, torch.nan)
         return codes, scores
 
-    def _history(self, new: Tensor, longest: int, tokens: int) -> History:
-        """What the transitions read of contexts of `new` tokens, int64 [n], the longest of which has `longest`.
+    def _history(self, starts: Tensor, new: Tensor, longest: int, tokens: int) -> History:
+        """What the transitions read of contexts that begin at `starts` with `new` tokens, int64 [n] each.
 
-        tokens: of the whole batch.
+        longest: tokens of the longest of them. tokens: of the whole batch, behind which padding may stand.
         """
         assert self._inputs is not None
         positions = torch.arange(longest, device=new.device)
-        at = (new.cumsum(0) - new)[:, None] + positions
+        at = starts[:, None] + positions
         # Behind a context's end `at` points at its neighbours' tokens, which are not seen. One position is always seen:
         # attention to nothing would be NaN, of which rows without drafts must not remind anybody.
         seen = (positions < new[:, None] - len(self.draft_head.levels)) | (positions == 0)
