@@ -10,9 +10,9 @@ SERVE_VENV ?= .venv-serve
 
 .PHONY: demo test test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
 
-$(INSTALLED): pyproject.toml constraints.txt client/pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt builders/pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]' -e ./client
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]' -e ./builders -e ./client
 	touch $@
 
 demo: $(INSTALLED)  ## From data to ten recommendations through a real Triton. DATA=folder for your own data.
@@ -22,7 +22,7 @@ knowledge-demo: build/shop-bundle/manifest.json  ## Texts of 200 users, streamed
 	$(BIN)/genrec knowledge demo build/shop build/shop-bundle build/knowledge
 
 bench-knowledge: $(INSTALLED)  ## Every way of drafting texts at every batch size, and ablations. After `make knowledge-demo`.
-	$(BIN)/python perf/knowledge.py compare build/knowledge build/shop build/knowledge-bench
+	$(BIN)/python perf/knowledge/compare.py compare build/knowledge build/shop build/knowledge-bench
 
 test: $(INSTALLED)  ## Unit, engine parity, and integration against a real Triton.
 	$(BIN)/pytest
@@ -74,7 +74,7 @@ quality: $(addsuffix /manifest.json,$(TRAINED))  ## NEZHA against beam search, o
 		--reference TIGER=0.106,0.080 --reference LETTER-TIGER=0.112,0.083
 
 ablations: $(INSTALLED)  ## What each part of NEZHA is worth.
-	$(BIN)/python perf/ablations.py $(DATA) build/ablations
+	$(BIN)/python perf/quality/ablations.py $(DATA) build/ablations
 
 # perf_analyzer, Triton's load generator: its wheel holds the binary; the system has to have libb64 (Debian: libb64-0d).
 ANALYZER := .perf-analyzer/bin/perf_analyzer
@@ -88,21 +88,21 @@ $(ANALYZER): $(INSTALLED)
 	touch $@
 
 load: $(ANALYZER) build/shop-bundle/manifest.json  ## perf_analyzer and Locust against the demo's server; the report is in build/load/shop.
-	$(BIN)/python -m perf.load build/shop-bundle build/load/shop --data build/shop $(LOAD_ARGS)
+	$(BIN)/python -m perf.speed.load build/shop-bundle build/load/shop --data build/shop $(LOAD_ARGS)
 
 bench: $(ANALYZER)  ## NEZHA against beam search in eight cells, overhead, catalogue size; the report is in build/bench/report.
-	$(BIN)/python -m perf.bench $(BENCH)
-	$(BIN)/python -m perf.overhead $(BENCH)
-	$(BIN)/python -m perf.catalog_size $(BENCH)
-	$(BIN)/python -m perf.bench_report $(BENCH) $(BENCH)/report
+	$(BIN)/python -m perf.speed.bench $(BENCH)
+	$(BIN)/python -m perf.speed.overhead $(BENCH)
+	$(BIN)/python -m perf.speed.catalog_size $(BENCH)
+	$(BIN)/python -m perf.speed.bench_report $(BENCH) $(BENCH)/report
 
 bench-full: $(ANALYZER)  ## The whole grid of cells, with a 0.6 B backbone. Hours; what is measured already is kept.
-	$(BIN)/python -m perf.bench build/bench-full --full
-	$(BIN)/python -m perf.bench_report build/bench-full build/bench-full/report
+	$(BIN)/python -m perf.speed.bench build/bench-full --full
+	$(BIN)/python -m perf.speed.bench_report build/bench-full build/bench-full/report
 
 bench-gpu: $(INSTALLED) build/shop-bundle/manifest.json  ## On a GPU: PyTorch in bf16 with CUDA graphs; the report is build/bench-gpu/report.md.
 	$(BIN)/python -m perf.gpu build/bench-gpu $(GPU_ARGS)
-	$(BIN)/python -m perf.precision build/shop-bundle build/shop build/bench-gpu
+	$(BIN)/python -m perf.gpu.precision build/shop-bundle build/shop build/bench-gpu
 
 serve-check: build/shop-bundle/manifest.json  ## Install what serving needs, without torch, and answer from there.
 	$(PYTHON) -m venv --clear $(SERVE_VENV)

@@ -1,1 +1,3 @@
-"""genrec: the domain library of a serving stack for generative recommendation."""
+"""genrec: the domain library and the runtime of a serving stack for generative recommendation."""
+
+__version__ = "0.1.0"  # of every package and image of the project; k8s/chart/Chart.yaml repeats it, a test compares

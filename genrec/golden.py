@@ -12,37 +12,34 @@ import numpy as np
 
 from genrec.catalog import Catalog
 from genrec.engines.base import Engine
-from genrec.prompt import PromptLayout
-from genrec.query import QueryTokenizer
+from genrec.pipeline import Pipeline
+from genrec.prompt import Preprocessor, Request
 from genrec.verifier import Verifier
+
+_TOP_K = np.array([10])
+_NO_ITEMS = np.empty(0, object)
 
 
 class GoldenMismatch(RuntimeError):
     """A step answered its golden request differently from the build."""
 
 
-def write_golden(
-    path: Path,
-    history: np.ndarray,
-    catalog: Catalog,
-    layout: PromptLayout,
-    engine: Engine,
-    verifier: Verifier,
-    tokenizer: QueryTokenizer | None = None,
-    query: bytes = b"",
-) -> None:
-    """Record the answers to `history` (int32 [N], catalogue rows) of every step in `path` (`.npz`).
+def write_golden(path: Path, history: np.ndarray, pipeline: Pipeline, query: bytes = b"") -> None:
+    """Record what every step of `pipeline` answers to `history` (int32 [N], catalogue rows) in `path` (`.npz`).
 
-    tokenizer, query: for a bundle with text queries; without a tokenizer there is no query.
+    query: for a pipeline with text queries; ignored by one without.
     """
-    query_tokens = tokenizer.encode_batch([query])[0] if tokenizer else np.empty(0, np.int32)
-    prompt = layout.encode(catalog.sids[history], query_tokens)
-    drafts = engine.draft([prompt])
-    verified = verifier.verify(drafts.codes, drafts.scores, [history], np.array([10]))
+    catalog = pipeline.catalog
+    query = query if pipeline.tokenizer else b""
+    item_ids = catalog.item_ids[history]
+    request = Request(item_ids.astype(object), _NO_ITEMS, query=query)
+    prompt = pipeline.preprocessor.prepare([request])[0].prompt
+    drafts = pipeline.engine.draft([prompt])
+    verified = pipeline.verifier.verify(drafts.codes, drafts.scores, [history], _TOP_K)
     np.savez(
         path,
-        history=catalog.item_ids[history],
-        query=np.frombuffer(query if tokenizer else b"", np.uint8),
+        history=item_ids,
+        query=np.frombuffer(query, np.uint8),
         prompt=prompt,
         codes=drafts.codes[0],
         scores=drafts.scores[0],
@@ -55,8 +52,10 @@ def golden_query(golden: dict[str, np.ndarray]) -> bytes:
     return golden["query"].astype(np.uint8).tobytes() if "query" in golden else b""
 
 
-def check_prompt(golden: dict[str, np.ndarray], prompt: np.ndarray) -> None:
-    """Raise GoldenMismatch unless `prompt` (int32 [P]) is the golden one."""
+def check_prompt(golden: dict[str, np.ndarray], preprocessor: Preprocessor) -> None:
+    """Raise GoldenMismatch unless `preprocessor` makes the golden prompt of the golden history and query."""
+    request = Request(golden["history"].astype(object), _NO_ITEMS, query=golden_query(golden))
+    prompt = preprocessor.prepare([request])[0].prompt
     if not np.array_equal(prompt, golden["prompt"]):
         raise GoldenMismatch(f"golden history gave prompt {prompt.tolist()}, expected {golden['prompt'].tolist()}")
 
@@ -83,7 +82,7 @@ def check_drafts(golden: dict[str, np.ndarray], engine: Engine) -> None:
 def check_items(golden: dict[str, np.ndarray], catalog: Catalog, verifier: Verifier) -> None:
     """Raise GoldenMismatch unless `verifier` turns the golden drafts into the golden items."""
     blocked = catalog.rows_of(golden["history"].astype(object))
-    verified = verifier.verify(golden["codes"][None], golden["scores"][None], [blocked], np.array([10]))
+    verified = verifier.verify(golden["codes"][None], golden["scores"][None], [blocked], _TOP_K)
     items = catalog.item_ids[verified.rows]
     if not np.array_equal(items, golden["items"]):
         raise GoldenMismatch(f"golden drafts gave items {items.tolist()}, expected {golden['items'].tolist()}")

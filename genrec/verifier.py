@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from genrec.catalog import Catalog
-from genrec.item_index import ItemIndex
+from genrec.catalog import Catalog, ItemIndex
 
 DRAFTED, FALLBACK = 0, 1
 FALLBACK_SCORE = np.float32(-1e9)

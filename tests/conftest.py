@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.build import Track, build_bundle
-from builders.config import BackboneShape, BuildConfig, HeadShape, TrainingConfig
-from builders.dataset import Dataset
-from builders.demo_shop import make_demo_shop
-from genrec.bundle import Bundle, Limits
+from genrec.bundle import Bundle
+from genrec.bundle.checkpoint_shapes import HeadShape
+from genrec.prompt import Limits
+from genrec.reporting.progress import Track
+from genrec_builders.build import build_bundle
+from genrec_builders.config import BackboneShape, BuildConfig, TrainingConfig
+from genrec_builders.data import Dataset
+from genrec_builders.data.demo_shop.shop import make_demo_shop
 
 TINY = BuildConfig(
     levels=(16, 16, 16),
@@ -73,8 +76,8 @@ def text_bundle(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> B
 @pytest.fixture(scope="session")
 def knowledge_folder(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shop's knowledge folder, its model trained for seconds: its texts only look like texts. Read-only."""
-    from builders.knowledge.folder import build_folder
-    from builders.knowledge.language_model import LanguageModelConfig
+    from genrec_builders.knowledge.folder import build_folder
+    from genrec_builders.knowledge.language_model import LanguageModelConfig
 
     training = TrainingConfig(epochs=2, learning_rate=5e-3, dropout=0.0, tokens_per_batch=512)
     config = LanguageModelConfig(texts=300, vocabulary=1500, hidden_size=64, layers=1, training=training)

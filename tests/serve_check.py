@@ -9,10 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from genrec_client import Recommender
-
 from genrec.bundle import Bundle
 from genrec.serving.serve import serve_bundle
+from genrec_client import Recommender
 
 BUILD_ONLY = ("torch", "transformers", "onnx", "sklearn", "pyarrow")
 

@@ -4,6 +4,8 @@ It shares only the wire contract with the server, so it installs alone. `Recomme
 `AsyncRecommender` for asyncio.
 """
 
+from importlib.metadata import version
+
 from genrec_client.async_recommender import AsyncRecommender
 from genrec_client.base import Readiness
 from genrec_client.channel import TlsOptions
@@ -15,7 +17,7 @@ from genrec_client.request import ItemId, RecommendRequest
 from genrec_client.retry import RetryPolicy
 from genrec_client.statistics import Statistics
 
-__version__ = "0.1.0"
+__version__ = version("genrec-client")
 
 __all__ = [
     "AsyncRecommender",

@@ -25,7 +25,7 @@ def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
 
         return TorchEngine(bundle.path / CHECKPOINT, prefixes, width, **options)
     if kind == "tensorrt_llm":
-        from genrec.engines.tensorrt_llm import TensorRtLlmEngine
+        from genrec.engines.tensorrt_llm.engine import TensorRtLlmEngine
 
         return TensorRtLlmEngine(bundle.path / TENSORRT_LLM, prefixes, width, bundle.layout.max_tokens, **options)
     raise ValueError(f"engine {kind!r} is unknown; use one of {ENGINES}")

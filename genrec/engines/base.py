@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec.prefix_trie import PrefixTrie
+from genrec.catalog import PrefixTrie
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,6 @@ class Drafts:
         """Dead beams only: the answer to empty prompts."""
         shape = batch, beam_width
         return cls(np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32))
-
-
-class DeadlineExceeded(Exception):
-    """The request's deadline has passed; what was computed for it is given up."""
-
-
-class Cancelled(Exception):
-    """Nobody waits for the request any more; what was computed for it is given up."""
 
 
 class Engine(ABC):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from genrec.catalog import PrefixTrie
 from genrec.engines.base import Engine
-from genrec.prefix_trie import PrefixTrie
 
 
 class OnnxEngine(Engine):

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genrec.catalog import PrefixTrie
 from genrec.engines.base import Engine
 from genrec.engines.graphs import Buckets, Capture, CudaGraphs, Draft, RecordedDraft
 from genrec.model.backbone import BackboneModel
 from genrec.model.checkpoint import load_checkpoint
-from genrec.prefix_trie import PrefixTrie
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 # By how much a score may differ from that in float32: half precision moves hidden states, hence every level's logits.

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from genrec.errors import InvalidRequest
 from genrec.knowledge.drafter import Drafter, RunningText
 from genrec.knowledge.packed import PackedCache, PackedModel, Packing
 from genrec.knowledge.pools import GLOBAL
 from genrec.knowledge.token_tree import EMPTY, TokenTree
-from genrec.preprocessor import InvalidRequest
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from genrec.errors import InvalidRequest
 from genrec.knowledge.decoder import GREEDY, Request, SpeculativeDecoder, Verification
 from genrec.knowledge.drafter import Drafter, PoolDrafter
 from genrec.knowledge.groups import GroupRouter
 from genrec.knowledge.pools import Pools
 from genrec.knowledge.prompt import DEFAULT_LIMITS, PromptLimits, item_prompt, user_prompt
-from genrec.preprocessor import InvalidRequest
 
 SETTINGS, CHECKPOINT, ITEMS, ROUTER, POOLS = "knowledge.json", "model", "items.parquet", "router.npz", "pools"
 # Relaxed verification as published: arXiv 2408.05676, section 3.3.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from genrec.preprocessor import InvalidRequest
+from genrec.errors import InvalidRequest
 
 _USER = "Customer history, oldest first:\n{}\nProfile:\n"
 _ITEM = "Item attributes:\n{}\nDescription:\n"

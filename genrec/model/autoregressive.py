@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from genrec.checkpoint_shapes import BEAM_SEARCH
+from genrec.bundle.checkpoint_shapes import BEAM_SEARCH
 from genrec.model.backbone import BackboneModel
 from genrec.model.beam import Beams
 from genrec.model.layers import LayerCache, finish, keys_values, norm, queries

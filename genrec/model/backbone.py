@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
-from genrec.checkpoint_shapes import DECODERS, FAMILIES
+from genrec.bundle.checkpoint_shapes import DECODERS, FAMILIES
 from genrec.model.fused import CausalAttention
 from genrec.model.layers import Heads, LayerCache, Rotation, additive, finish, keys_values, norm, queries
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from genrec.checkpoint_shapes import decoder_of
+from genrec.bundle.checkpoint_shapes import decoder_of
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel
 from genrec.model.nezha import NezhaModel

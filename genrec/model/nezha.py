@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from genrec.checkpoint_shapes import DRAFT_HEAD, head_arguments
+from genrec.bundle.checkpoint_shapes import DRAFT_HEAD, head_arguments
 from genrec.model.backbone import BackboneModel
 from genrec.model.draft_head import DraftHead, History
 

@@ -19,19 +19,10 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.bundle import Bundle
-from genrec.engines.base import Cancelled, DeadlineExceeded
-from genrec.preprocessor import InvalidRequest
+from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, StaleVersion
 
 Input = TypeVar("Input")
 Result = TypeVar("Result")
-
-
-class Expired(Exception):
-    """The request's deadline has passed: an answer would come too late."""
-
-
-class StaleVersion(Exception):
-    """The request was prepared with another catalogue than this step has."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,7 @@ class Step(ABC, Generic[Input]):
 
     @abstractmethod
     def read(self, request: Any) -> Input:
-        """Read and check one request. Raises InvalidRequest, Expired or StaleVersion to refuse it."""
+        """Read and check one request. Raises InvalidRequest, DeadlineExceeded or StaleVersion to refuse it."""
 
     @abstractmethod
     def run(self, inputs: list[Input]) -> list[list[Any]]:
@@ -123,10 +114,10 @@ class Step(ABC, Generic[Input]):
         return responses
 
     def checked_stamp(self, request: Any) -> Stamp:
-        """The request's stamp. Raises Expired or StaleVersion if the request must not go on."""
+        """The request's stamp. Raises DeadlineExceeded or StaleVersion if the request must not go on."""
         stamp = Stamp.of(request)
         if time.monotonic_ns() > stamp.deadline_ns:
-            raise Expired(
+            raise DeadlineExceeded(
                 "request timeout expired before this step could start; allow more time or send fewer requests"
             )
         current = self.bundle.manifest.catalog.version
@@ -159,7 +150,7 @@ def _refusal(error: BaseException) -> Any:
     """The answer to a request that failed with `error`; after a defect of ours the server stays."""
     if isinstance(error, InvalidRequest):
         return _error(str(error), pb.TritonError.INVALID_ARG)
-    if isinstance(error, (Expired, StaleVersion, DeadlineExceeded)):
+    if isinstance(error, (DeadlineExceeded, StaleVersion)):
         return _error(str(error), pb.TritonError.UNAVAILABLE)
     if isinstance(error, (Cancelled, CancelledError)):
         return _error(str(error) or "the server shuts down", pb.TritonError.CANCELLED)

@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 from genrec_client import Recommender
-
 from k8s.e2e.load import Load
 from k8s.e2e.pods import Host, Pod, PodError, podman
 

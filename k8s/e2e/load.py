@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from genrec_client import Recommender, RecommendError, RecommendRequest
 
 WORKERS = 128

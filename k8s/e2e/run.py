@@ -24,8 +24,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from builders.machine import this_commit, this_machine
 from genrec.bundle import Bundle
+from genrec.reporting.machine import this_commit, this_machine
 from k8s.e2e import cluster
 from k8s.e2e.emulation import Deployment, helm_test
 from k8s.e2e.load import Load, saturation, summary

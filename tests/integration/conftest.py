@@ -11,15 +11,15 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from genrec_client import Recommender
 from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_grpc
 
-from builders.dataset import Dataset, popularity
 from genrec.bundle import QUANTIZER, Bundle
-from genrec.quantizer import ResidualQuantizer
+from genrec.catalog import ResidualQuantizer
 from genrec.serving.repository import MODEL, STEPS, Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonNotFoundError, TritonServer, find_triton
+from genrec_builders.data import Dataset, popularity
+from genrec_client import Recommender
 
 # One engine thread leaves the other cores to the tests; long timeouts, because a test machine may be busy.
 PATIENT = Deployment(threads=1, timeout_ms=30_000)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from genrec_client import AsyncRecommender, InvalidRequest, Recommendations, Recommender, RecommendRequest, Statistics
 
 from genrec.serving.triton import TritonServer
+from genrec_client import AsyncRecommender, InvalidRequest, Recommendations, Recommender, RecommendRequest, Statistics
 
 README = Path(__file__).parents[2] / "client" / "README.md"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from genrec_client import Recommendations, Recommender, RecommendRequest, Source
 
 NEAR = 1e-4  # batches of other sizes may add up in another order

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from genrec_client import Recommender, RecommendError, RecommendRequest
 from safetensors.numpy import load_file, save_file
 
 from genrec.bundle import FORMAT_VERSION, GOLDEN, MANIFEST, Bundle, BundleError, seal_bundle
@@ -24,6 +23,7 @@ from genrec.serving import serve as serve_module
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import STUB_NAME, TritonStartError
+from genrec_client import Recommender, RecommendError, RecommendRequest
 
 # One of each kind.
 FILES = (
@@ -344,7 +344,7 @@ def test_a_good_server_goes_on_while_bad_bundles_are_refused(
 
 
 def command(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "builders.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "genrec.cli", *map(str, arguments)]
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from genrec_client import InvalidRequest, Recommender
 
 from genrec.bundle import Bundle
 from genrec.serving.triton import TritonServer
+from genrec_client import InvalidRequest, Recommender
 
 FALLBACK_SCORE = -1e9
 MAX_HISTORY = 20  # items that the prompt of the small bundle holds

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders.dataset import Dataset
-from builders.tokenize import fit_residual_kmeans
+from genrec_builders.data import Dataset
+from genrec_builders.semantic_ids import fit_residual_kmeans
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,16 @@ def json_data(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_demo_on_json_data_builds_once_and_reports_the_same_quality_served(json_data: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "builders.cli", "demo", "--data", str(json_data), "--work", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "genrec.cli",
+        "demo",
+        "--data",
+        str(json_data),
+        "--work",
+        str(tmp_path),
+    ]
 
     def run() -> str:
         done = subprocess.run([*command, "--epochs", "1"], capture_output=True, text=True, check=False)

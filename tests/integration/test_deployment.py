@@ -12,13 +12,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from genrec_client import Recommender, RecommendError
-from genrec_client.channel import TlsOptions
 
 from genrec.bundle import Bundle
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import ServerTls, TritonServer, TritonStartError
+from genrec_client import Recommender, RecommendError
+from genrec_client.channel import TlsOptions
 from k8s.rendering import render
 
 VALUES = {
@@ -108,7 +108,15 @@ def test_a_missing_tls_file_is_named(bundle: Bundle, tmp_path: Path) -> None:
     tls = ServerTls(tmp_path / "tls.crt", tmp_path / "tls.key")
     with pytest.raises(TritonStartError, match=r"tls\.crt is missing"), serve_bundle(bundle.path, tls=tls):
         pass
-    command = [sys.executable, "-m", "builders.cli", "serve", str(bundle.path), "--tls-cert", str(tmp_path / "tls.crt")]
+    command = [
+        sys.executable,
+        "-m",
+        "genrec.cli",
+        "serve",
+        str(bundle.path),
+        "--tls-cert",
+        str(tmp_path / "tls.crt"),
+    ]
     alone = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert alone.returncode == 1 and "--tls-key" in alone.stderr
 

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from genrec_client import Recommender, RecommendRequest
 
-from builders.dataset import Dataset, split_leave_one_out
-from builders.evaluate import sample_users
 from genrec.bundle import Bundle
 from genrec.serving.repository import Deployment, render_repository
 from genrec.serving.serve import serve_bundle
+from genrec_builders.data import Dataset, sample_users, split_leave_one_out
+from genrec_client import Recommender, RecommendRequest
 
 DEPLOYMENTS = (Deployment(), Deployment(engine="torch"), Deployment(threads=1, instances=2))
 

@@ -11,15 +11,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from genrec_client import InvalidRequest, KnowledgeWriter, Recommender, RecommendError
 
-from builders.dataset import Dataset
 from genrec.bundle import Bundle
 from genrec.knowledge.decoder import GREEDY
 from genrec.knowledge.model import KnowledgeModel
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonServer
+from genrec_builders.data import Dataset
+from genrec_client import InvalidRequest, KnowledgeWriter, Recommender, RecommendError
 
 
 @pytest.fixture(scope="module")

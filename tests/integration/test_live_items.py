@@ -15,19 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from genrec_client import Recommender, RecommendRequest
 
-from builders.build import write_catalog
 from genrec.bundle import GOLDEN, INDEX, Bundle, seal_bundle
-from genrec.catalog import Catalog
-from genrec.engines import open_engine
+from genrec.catalog import Catalog, ItemIndex
 from genrec.golden import write_golden
-from genrec.item_index import ItemIndex
-from genrec.preprocessor import Preprocessor, Request
+from genrec.pipeline import Pipeline
+from genrec.prompt import Request
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonServer
-from genrec.verifier import Verifier
+from genrec_builders.build import write_catalog
+from genrec_client import Recommender, RecommendRequest
 
 REQUESTS = 10_000
 BATCH = 32
@@ -50,10 +48,7 @@ def bundle_with_stale_masks(bundle: Bundle, path: Path) -> Bundle:
     seal_bundle(path, **fields)
     # Once more, now that the engine drafts with the stale prefixes.
     stale = Bundle(path)
-    index = ItemIndex.load(path / INDEX, stale.space)
-    write_golden(
-        path / GOLDEN, history, stale.catalog, stale.layout, open_engine(stale), Verifier(stale.catalog, index)
-    )
+    write_golden(path / GOLDEN, history, Pipeline.open(stale))
     seal_bundle(path, **fields)
     return Bundle(path)
 
@@ -145,9 +140,7 @@ def test_the_stale_bundle_is_sound_but_for_its_masks(stale: Bundle) -> None:
 @pytest.mark.parametrize("case", KINDS, indirect=True)
 def test_in_process(case: tuple[str, Bundle, Oracle], shop: Any) -> None:
     kind, bundle, oracle = case
-    engine = open_engine(bundle, threads=1)
-    verifier = Verifier(bundle.catalog, bundle.index)
-    preprocessor = Preprocessor(bundle.catalog, bundle.layout, bundle.manifest.limits)
+    pipeline = Pipeline.open(bundle, threads=1)
 
     def encoded(items: list[str]) -> np.ndarray:
         return np.array([item.encode() for item in items], object)
@@ -155,18 +148,13 @@ def test_in_process(case: tuple[str, Bundle, Oracle], shop: Any) -> None:
     asked = list(random_requests(shop, REQUESTS))
     for start in range(0, REQUESTS, BATCH):
         batch = asked[start : start + BATCH]
-        prepared = preprocessor.prepare(
-            [Request(encoded(one.history), encoded(one.exclude), one.top_k, one.allow_history) for one in batch]
+        answers = pipeline.answer(
+            [Request(encoded(one.history), encoded(one.exclude), one.top_k, one.allow_history) for one in batch],
+            masked=kind != "unmasked",
         )
-        drafts = engine.draft([one.prompt for one in prepared], masked=kind != "unmasked")
-        found = verifier.verify(
-            drafts.codes, drafts.scores, [one.blocked for one in prepared], np.array([one.top_k for one in prepared])
-        )
-        names = [item.decode() for item in bundle.catalog.item_ids[found.rows].tolist()]
-        for number, request in enumerate(batch):
-            part = slice(*found.offsets[number : number + 2].tolist())
-            counts = [int(found.drafted[number]), int(found.valid[number]), 0, int(found.filled[number])]
-            oracle.judge(request, names[part], found.source[part].tolist(), found.scores[part].tolist(), counts)
+        for request, answer in zip(batch, answers, strict=True):
+            counts = [answer.drafted, answer.valid, answer.unknown, answer.filled]
+            oracle.judge(request, answer.item_ids, answer.source.tolist(), answer.scores.tolist(), counts)
     oracle.conclude(kind, REQUESTS)
 
 

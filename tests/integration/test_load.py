@@ -11,12 +11,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from builders.dataset import Dataset, write_dataset
 from genrec.bundle import Bundle
 from genrec.serving.repository import STEPS
 from genrec.serving.triton import TritonServer
-from perf import bench, cells, load, load_report
-from perf.analyzer import AnalyzerError, Load, find_analyzer, run_analyzer, write_requests
+from genrec_builders.data import Dataset, write_dataset
+from perf.speed import bench, cells, load, load_report
+from perf.speed.analyzer import AnalyzerError, Load, find_analyzer, run_analyzer, write_requests
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,15 +18,14 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from genrec_client import Recommender, RecommendRequest
 
-from builders.dataset import Dataset, split_leave_one_out
-from builders.evaluate import sample_users
-from builders.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
 from genrec.bundle import Bundle
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import prepare_server
 from genrec.serving.triton import TritonNotFoundError, TritonServer, TritonStartError, find_triton
+from genrec_builders.data import Dataset, sample_users, split_leave_one_out
+from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
+from genrec_client import Recommender, RecommendRequest
 
 STAND_IN = Path(__file__).parents[1] / "unit" / "tensorrt_llm" / "stand_in"
 STEP_S = 0.1

@@ -2,9 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec.catalog import Catalog
-from genrec.item_index import ItemIndex
-from genrec.semantic_id import SemanticIdSpace
+from genrec.catalog import Catalog, ItemIndex, SemanticIdSpace
 from genrec.verifier import DRAFTED, FALLBACK, FALLBACK_SCORE, Verifier
 
 SPACE = SemanticIdSpace((6, 6, 6))

@@ -4,8 +4,8 @@ import triton_python_backend_utils as pb
 
 from genrec.engines import open_engine
 from genrec.engines.base import InFlightEngine
+from genrec.errors import InvalidRequest
 from genrec.golden import check_drafts
-from genrec.preprocessor import InvalidRequest
 from genrec.serving.step import Step, tensor
 
 

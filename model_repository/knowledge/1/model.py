@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb
 
+from genrec.errors import InvalidRequest
 from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
-from genrec.preprocessor import InvalidRequest
+from genrec.knowledge.writer import TextWriter
 from genrec.serving.step import optional
-from genrec.serving.texts import TextWriter
 
 # By name: the module has its classes only once a model is being made.
 _CODES = {
@@ -54,7 +54,7 @@ class TritonPythonModel:
 
 
 class _Stream:
-    """Where the pieces of one text go; see `genrec.serving.texts.Stream`."""
+    """Where the pieces of one text go; see `genrec.knowledge.writer.Stream`."""
 
     def __init__(self, sender, outcomes):
         self._sender, self._outcomes = sender, outcomes

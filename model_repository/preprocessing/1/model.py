@@ -5,8 +5,9 @@ import time
 import numpy as np
 import triton_python_backend_utils as pb
 
-from genrec.golden import check_prompt, golden_query
-from genrec.preprocessor import InvalidRequest, Preprocessor, Request
+from genrec.errors import InvalidRequest
+from genrec.golden import check_prompt
+from genrec.prompt import Preprocessor, Request
 from genrec.serving.step import Stamp, Step, optional
 
 _NO_ITEMS = np.empty(0, object)
@@ -18,9 +19,7 @@ class TritonPythonModel(Step[tuple[Request, int]]):
         bundle = self.bundle
         self.preprocessor = Preprocessor(bundle.catalog, bundle.layout, bundle.manifest.limits, bundle.query_tokenizer)
         self.timeout_us = 1000 * int(self.parameters["timeout_ms"])
-        history, query = bundle.golden["history"].astype(object), golden_query(bundle.golden)
-        golden = Request(history=history, exclude=_NO_ITEMS, query=query)
-        check_prompt(bundle.golden, self.preprocessor.prepare([golden])[0].prompt)
+        check_prompt(bundle.golden, self.preprocessor)
 
     def read(self, request) -> tuple[Request, int]:
         deadline = time.monotonic_ns() + 1000 * min(request.timeout() or self.timeout_us, _LONGEST_US)

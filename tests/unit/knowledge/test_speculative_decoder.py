@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from genrec.errors import InvalidRequest
 from genrec.knowledge.decoder import Generated, Request, SpeculativeDecoder, Verification, _Packed
 from genrec.knowledge.drafter import PoolDrafter, PromptLookupDrafter, RunningText
 from genrec.knowledge.packed import PackedCache, PackedModel
 from genrec.knowledge.pools import Pools
 from genrec.knowledge.token_tree import EMPTY, TokenTree
-from genrec.preprocessor import InvalidRequest
 
 VOCABULARY = 50
 NEW = 16

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from genrec.knowledge import writer as texts
 from genrec.knowledge.decoder import Request, SpeculativeDecoder
-from genrec.serving import texts
-from genrec.serving.texts import TextWriter
+from genrec.knowledge.writer import TextWriter
 
 
 @dataclass

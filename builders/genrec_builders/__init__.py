@@ -1,0 +1,1 @@
+"""Makes bundles: data, semantic IDs, training, export, evaluation."""

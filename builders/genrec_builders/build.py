@@ -1,0 +1,307 @@
+"""Builds a bundle from a dataset: semantic IDs, training, export, evaluation."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+
+from genrec.bundle import (
+    CATALOG,
+    CHECKPOINT,
+    GOLDEN,
+    INDEX,
+    ONNX_GRAPH,
+    QUANTIZER,
+    TOKENIZER,
+    Bundle,
+    Manifest,
+    new_bundle,
+    seal_bundle,
+)
+from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DECODERS
+from genrec.catalog import Catalog, ItemIndex, ResidualQuantizer, SemanticIdSpace
+from genrec.engines.onnx import OnnxEngine
+from genrec.engines.torch import TorchEngine
+from genrec.evaluation.metrics import metrics
+from genrec.evaluation.ranker import Ranker, rank_popular
+from genrec.golden import write_golden
+from genrec.model.autoregressive import AutoregressiveModel
+from genrec.model.backbone import BackboneModel
+from genrec.model.checkpoint import load_checkpoint
+from genrec.model.nezha import NezhaModel
+from genrec.pipeline import Pipeline
+from genrec.prompt import Limits, PromptLayout, QueryTokenizer
+from genrec.reporting.progress import Task, Track
+from genrec_builders.config import BuildConfig
+from genrec_builders.data import Dataset, Split, popularity, sample_queries, sample_users, split_leave_one_out
+from genrec_builders.export.onnx import export_onnx
+from genrec_builders.semantic_ids import collision_report, fit_residual_kmeans
+from genrec_builders.training.checkpoint import open_backbone
+from genrec_builders.training.examples import PackedWindows, QueryPrompts, Source, make_windows
+from genrec_builders.training.loop import Curves, train
+from genrec_builders.training.objective import AutoregressiveObjective, NezhaObjective, Objective
+from genrec_builders.training.query import encode_queries, query_corpus, train_query_tokenizer
+
+ATTRIBUTES = "attributes.parquet"
+GOLDEN_QUERY = b"something new"
+VALIDATION_BEAM = 20
+
+
+def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track) -> Manifest | None:
+    """Build the bundle `out` from `dataset`; what is trained so far survives an interruption in `<out>.work`.
+
+    Of every user the last item is held out for testing and the one before for validation. The metrics of the test
+    items (all users, or config.evaluate_users of them) go into the manifest. Under `torchrun` all processes
+    train, the main one writes the bundle, and the others get None.
+    """
+    if config.max_query and dataset.interactions.queries is None:
+        raise ValueError("max_query is set, but the interactions have no column `query` to train with")
+    work = out.with_name(out.name + ".work")
+    torch.manual_seed(config.training.seed)
+    sids, levels, quantizer = _semantic_ids(dataset, config, track)
+    space = SemanticIdSpace(levels)
+    _require_beams(config.beam_width, config.limits, space)
+    split = split_leave_one_out(dataset.interactions)
+    catalog = Catalog.build(dataset.items.item_ids, sids, popularity(split, len(dataset.items)))
+    work.mkdir(parents=True, exist_ok=True)
+    model, layout = _model(dataset, split, space, config, work)
+    tokenizer = QueryTokenizer(work / TOKENIZER, layout) if config.max_query else None
+    with track("train") as task:
+        curves = _train(model, layout, catalog, split, tokenizer, config, work, task)
+    if not PartialState().is_main_process:
+        return None
+    with new_bundle(out) as folder:
+        if tokenizer is not None:
+            shutil.copy(work / TOKENIZER, folder / TOKENIZER)
+        model.save_checkpoint(folder / CHECKPOINT)
+        with track("export ONNX"):
+            export_onnx(model, folder / ONNX_GRAPH, config.beam_width)
+        if quantizer is not None:
+            quantizer.save(folder / QUANTIZER)
+        if dataset.items.attributes:
+            columns = {"item_id": dataset.items.item_ids, **dataset.items.attributes}
+            pq.write_table(pa.table(columns), folder / ATTRIBUTES)
+        longest = int(np.argmax(np.diff(split.test.histories.offsets)))
+        golden_history = split.test.histories[longest][-config.max_history :]
+        pipeline = write_catalog(folder, space, layout, catalog, config.beam_width, golden_history, tokenizer)
+        with track("evaluate") as task:
+            quality = evaluate_split(pipeline, split, config.evaluate_users, task)
+        manifest = seal_bundle(
+            folder,
+            bundle_version=_version(config),
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            levels=space.levels,
+            prompt={k: v for k, v in asdict(layout).items() if k != "space"},
+            beam_width=config.beam_width,
+            limits=config.limits,
+            catalog={"version": 1, "items": len(catalog), "available": int(catalog.available.sum())},
+            training={
+                "config": asdict(config.training),
+                "decoder": config.decoder,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "curves": asdict(curves) | {"best_epoch": curves.best_epoch},
+                "semantic_ids": asdict(collision_report(sids)),
+                "quality": quality,
+            },
+        )
+    shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def export_bundle(source: Path, out: Path, beam_width: int) -> Manifest:
+    """Copy the bundle `source` to `out` with its checkpoint exported again for `beam_width`."""
+    bundle = Bundle(source)
+    bundle.check()
+    _require_beams(beam_width, bundle.manifest.limits, bundle.space)
+    with new_bundle(out) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        export_onnx(load_checkpoint(folder / CHECKPOINT), folder / ONNX_GRAPH, beam_width)
+        history = bundle.catalog.rows_of(bundle.golden["history"].astype(object))
+        write_catalog(folder, bundle.space, bundle.layout, bundle.catalog, beam_width, history, bundle.query_tokenizer)
+        fields = bundle.manifest.model_dump(exclude={"format_version", "files"})
+        version = f"{bundle.manifest.bundle_version}-beam{beam_width}"
+        return seal_bundle(folder, **(fields | {"beam_width": beam_width, "bundle_version": version}))
+
+
+def write_catalog(
+    folder: Path,
+    space: SemanticIdSpace,
+    layout: PromptLayout,
+    catalog: Catalog,
+    beam_width: int,
+    golden_history: np.ndarray,
+    tokenizer: QueryTokenizer | None = None,
+) -> Pipeline:
+    """Write catalogue, index and golden request into a bundle's `folder`; returns the pipeline that serves from it.
+
+    golden_history: int32 [N], catalogue rows, oldest first. tokenizer: of a bundle with text queries.
+    """
+    index = ItemIndex.build(space, catalog)
+    catalog.save(folder / CATALOG)
+    index.save(folder / INDEX)
+    engine = OnnxEngine(folder / ONNX_GRAPH, index.prefixes, space.beams(beam_width))
+    pipeline = Pipeline(catalog, index, layout, engine, tokenizer)
+    write_golden(folder / GOLDEN, golden_history, pipeline, GOLDEN_QUERY)
+    return pipeline
+
+
+def evaluate_split(
+    pipeline: Pipeline,
+    split: Split,
+    users: int | None,
+    task: Task = lambda done, total, note: None,
+) -> dict[str, Any]:
+    """Test metrics, history excluded and not, beside the popularity ranking's.
+
+    With text queries also those of the users whose target a query led to: with that query, without, and with it alone.
+    """
+    ranker, tokenizer = Ranker(pipeline), pipeline.tokenizer
+    histories, targets = sample_users(split.test, users)
+    quality: dict[str, Any] = {"users": len(histories)}
+
+    def rank(names: Sequence[str], chosen: Sequence[int], **options: Any) -> None:
+        picked = options.pop("histories", [histories[user] for user in chosen])
+        found = ranker.rank_both(
+            picked,
+            exclusions=(False, True)[: len(names)],
+            progress=lambda done: task(done, len(picked), names[0].replace("_", " ")),
+            **options,
+        )
+        for name, ranking in zip(names, found, strict=True):
+            quality[name] = metrics(ranking.rows, targets[chosen]) | {"valid_drafts": ranking.valid_share}
+            quality[name]["ms_per_user"] = ranking.ms_per_user
+
+    rank(["history_allowed", "history_excluded"], range(len(histories)))
+    if tokenizer is not None:
+        texts = sample_queries(split.test, users)
+        asked = [user for user, text in enumerate(texts) if text]
+        queries = tokenizer.encode_batch([texts[user].encode() for user in asked])
+        quality["queried_users"] = len(asked)
+        rank(["queried_without_query"], asked)
+        rank(["queried_with_query"], asked, queries=queries)
+        rank(["queried_by_query_alone"], asked, queries=queries, histories=[histories[user][:0] for user in asked])
+    quality["popularity"] = metrics(rank_popular(pipeline.verifier, histories), targets)
+    return quality
+
+
+def _train(
+    model: BackboneModel,
+    layout: PromptLayout,
+    catalog: Catalog,
+    split: Split,
+    tokenizer: QueryTokenizer | None,
+    config: BuildConfig,
+    work: Path,
+    task: Task,
+) -> Curves:
+    histories = split.train
+    windows = PackedWindows(make_windows(histories.offsets, histories.rows, config.max_history), catalog.sids, layout)
+    sources: list[Source] = [windows]
+    if tokenizer is not None and histories.queries is not None:
+        queries = encode_queries(tokenizer, histories.queries)
+        sources.append(
+            QueryPrompts(histories.offsets, histories.rows, queries, catalog.sids, layout, windows.tokens_per_epoch)
+        )
+    objective: Objective
+    if isinstance(model, NezhaModel):
+        objective = NezhaObjective(model, layout, config.training.auxiliary_weight)
+    else:
+        assert isinstance(model, AutoregressiveModel)
+        objective = AutoregressiveObjective(model, layout)
+    return train(
+        objective,
+        sources,
+        config.training,
+        _validation(model, layout, catalog, split, config.validation_users) if config.validation_users else None,
+        work / "training.pt",
+        lambda step, steps, loss: task(step, steps, f"loss {loss:.3f}"),
+    )
+
+
+def _validation(
+    model: BackboneModel, layout: PromptLayout, catalog: Catalog, split: Split, users: int
+) -> Callable[[], float]:
+    """NDCG@10 of the validation items of `users` users, history not excluded, by a narrow beam."""
+    index = ItemIndex.build(layout.space, catalog)
+    beams = layout.space.beams(VALIDATION_BEAM)
+    histories, targets = sample_users(split.validation, users)
+
+    def validate() -> float:
+        engine = TorchEngine(model, index.prefixes, beams, str(model.input_embeddings().device))
+        ranking = Ranker(Pipeline(catalog, index, layout, engine), batch=64).rank(histories)
+        return metrics(ranking.rows, targets)["ndcg@10"]
+
+    return validate
+
+
+def _semantic_ids(
+    dataset: Dataset, config: BuildConfig, track: Track
+) -> tuple[np.ndarray, tuple[int, ...], ResidualQuantizer | None]:
+    items = dataset.items
+    if items.sids is not None and items.levels is not None:
+        return items.sids, items.levels, None
+    if items.embeddings is None:
+        raise ValueError("the catalogue has neither semantic IDs nor embeddings to make them from; add one of them")
+    with track("semantic IDs") as task:
+        quantizer = fit_residual_kmeans(
+            items.embeddings, config.levels, config.training.seed, lambda done, total: task(done, total, "")
+        )
+    return quantizer.encode(items.embeddings), config.levels, quantizer
+
+
+def _model(
+    dataset: Dataset, split: Split, space: SemanticIdSpace, config: BuildConfig, work: Path
+) -> tuple[BackboneModel, PromptLayout]:
+    """The model to train and its prompts; puts a text bundle's tokenizer into the folder `work`."""
+    if config.decoder not in DECODERS:
+        raise ValueError(f"decoder {config.decoder!r} is unknown; use one of {DECODERS}")
+    backbone = None
+    if config.checkpoint is not None:
+        backbone, layout = open_backbone(
+            config.checkpoint, space, config.max_history, config.sid_tokens, config.max_query
+        )
+        if config.max_query:
+            shutil.copy(config.checkpoint / TOKENIZER, work / TOKENIZER)
+        backbone_settings = backbone.config
+    else:
+        text_tokens = 0
+        if config.max_query:
+            text_tokens = train_query_tokenizer(query_corpus(dataset.items, split.train.queries), work / TOKENIZER)
+        layout = PromptLayout.contiguous(space, config.max_history, config.max_query, text_tokens)
+        backbone_settings = config.shape.config(layout)
+    if config.decoder == BEAM_SEARCH:
+        layout = replace(layout, placeholders=())
+        return AutoregressiveModel(backbone_settings, layout.sid_tokens, backbone), layout
+    return NezhaModel(backbone_settings, space.levels, **asdict(config.head), backbone=backbone), layout
+
+
+def _require_beams(beam_width: int, limits: Limits, space: SemanticIdSpace) -> None:
+    """Raises ValueError for a bundle that could not be served: history and excluded items take places."""
+    if beam_width < (least := space.beams(2 * limits.top_k)):
+        raise ValueError(
+            f"beam width {beam_width} is too narrow: use at least {least}, twice the {limits.top_k} items that a "
+            f"request may ask for, or build with a smaller --max-top-k"
+        )
+
+
+def _version(config: BuildConfig) -> str:
+    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
+    return f"{stamp}-seed{config.training.seed}"
+
+
+def read_attributes(bundle_path: Path) -> dict[str, dict[str, str]]:
+    """Display attributes of a bundle's items by item id; empty if it has none."""
+    path = bundle_path / ATTRIBUTES
+    if not path.exists():
+        return {}
+    return {row.pop("item_id"): row for row in pq.read_table(path).to_pylist()}

@@ -1,0 +1,1 @@
+"""The commands that `genrec-builders` adds to `genrec`."""

@@ -1,0 +1,127 @@
+"""The demo: from data to ten recommendations through a real server, with the time spent in each step."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from genrec.bundle import Bundle, BundleError
+from genrec.evaluation.metrics import metrics
+from genrec.evaluation.ranker import Ranker, rank_served
+from genrec.pipeline import Pipeline
+from genrec.reporting.progress import track
+from genrec.serving.serve import serve_bundle
+from genrec.serving.statistics import read_step_counts
+from genrec_builders.build import build_bundle, read_attributes
+from genrec_builders.config import BuildConfig, TrainingConfig
+from genrec_builders.data import Dataset, read_dataset, sample_users, split_leave_one_out, write_dataset
+from genrec_builders.data.demo_shop.shop import make_demo_shop
+
+# Large batches without dropout: less good after a long training than the default, and fast for three epochs.
+QUICK = TrainingConfig(epochs=3, learning_rate=2e-3, tokens_per_batch=8192, dropout=0.0)
+SHOP_BUILD = BuildConfig(training=QUICK, evaluate_users=2000)
+DATA_BUILD = BuildConfig(training=TrainingConfig(epochs=6))
+TIMED_REQUESTS = 50
+SERVED_USERS = 500
+
+
+def run_demo(data: Path | None, work: Path, console: Console, epochs: int | None = None) -> None:
+    """Build what is missing under `work`, serve it, and print one user's recommendations and the quality.
+
+    data: a dataset folder, or None for the demo shop. epochs: of training, if not the default.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    config = SHOP_BUILD if data is None else DATA_BUILD
+    if epochs is not None:
+        config = replace(config, training=replace(config.training, epochs=epochs))
+    if data is None:
+        data = work / "shop"
+        if not data.exists():
+            with track("demo shop"):
+                write_dataset(make_demo_shop(), data)
+    dataset = read_dataset(data)
+    path = work / f"{data.resolve().name}-bundle"
+    try:
+        bundle = Bundle(path)
+    except BundleError:
+        build_bundle(dataset, path, config, track)
+        bundle = Bundle(path)
+    console.print("start Triton")
+    with serve_bundle(path, log_path=work / "triton.log") as server:
+        _show_user(bundle, dataset, server.grpc_url, console)
+        _show_quality(bundle, dataset, server.grpc_url, console)
+
+
+def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> None:
+    from genrec_client import Recommender, Source
+
+    attributes = read_attributes(bundle.path)
+    test = split_leave_one_out(dataset.interactions).test
+    lengths = np.diff(test.histories.offsets)
+    user = int(np.flatnonzero((lengths >= 8) & (lengths <= 12))[0])
+    ids = [bundle.catalog.item_ids[row].decode() for row in test.histories[user]]
+    bought_next = bundle.catalog.item_ids[test.targets[user]].decode()
+
+    def cells(item_id: str) -> list[str]:
+        row = int(bundle.catalog.rows_of(np.array([item_id.encode()], object))[0])
+        return [item_id, "-".join(map(str, bundle.catalog.sids[row])), attributes.get(item_id, {}).get("title", "")]
+
+    def table(title: str, *more: str) -> Table:
+        names = ["", "item", "semantic ID", "title" if attributes else ""]
+        widths = {"": 3, "item": 8, "semantic ID": 11, "score": 7}  # the title gives way on a narrow terminal
+        columns = [Column(name, no_wrap=True, min_width=widths.get(name)) for name in (*names, *more)]
+        return Table(*columns, title=title, title_justify="left", box=box.SIMPLE)
+
+    history = table(f"history of user {dataset.interactions.user_ids[test.histories.users[user]]}, oldest first")
+    for place, item_id in enumerate(ids, 1):
+        history.add_row(str(place), *cells(item_id))
+    console.print(history)
+    with Recommender(url, timeout_s=10.0) as client:
+        answer = client.recommend(ids)
+        before = read_step_counts(url)
+        started = time.perf_counter()
+        for _ in range(TIMED_REQUESTS):
+            answer = client.recommend(ids)
+        total = 1e3 * (time.perf_counter() - started) / TIMED_REQUESTS
+    steps = {name: counts.since(before[name]) for name, counts in read_step_counts(url).items()}
+    ranked = table("recommended by the server (* is what the user bought next)", "score")
+    for place, item in enumerate(answer.items, 1):
+        mark = "*" if item.item_id == bought_next else ""
+        score = f"{item.score:.3f}" if item.source is Source.DRAFTED else "popular"
+        ranked.add_row(f"{place}{mark}", *cells(item.item_id), score)
+    console.print(ranked)
+    spent = ", ".join(f"{name} {counts.mean_ms('total'):.2f}" for name, counts in steps.items())
+    console.print(
+        f"{answer.valid} of {answer.drafted} drafts are items; mean of {TIMED_REQUESTS} requests in ms: {spent}, "
+        f"seen by the client {total:.2f}",
+        soft_wrap=True,
+    )
+
+
+def _show_quality(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> None:
+    quality = bundle.manifest.training["quality"]
+    table = Table(
+        "", "Hit@10", "NDCG@10", title=f"test split, {quality['users']} users, {bundle.manifest.bundle_version}"
+    )
+    for name, title in (
+        ("history_allowed", "model, whole catalogue ranked"),
+        ("history_excluded", "model, history excluded as served"),
+        ("popularity", "most popular items"),
+    ):
+        table.add_row(title, f"{quality[name]['hit@10']:.4f}", f"{quality[name]['ndcg@10']:.4f}")
+    console.print(table)
+    histories, targets = sample_users(split_leave_one_out(dataset.interactions).test, SERVED_USERS)
+    served = rank_served(url, bundle.catalog, histories)
+    offline = Ranker(Pipeline.open(bundle)).rank(histories).rows
+    found = {name: metrics(rows, targets) for name, rows in (("served", served), ("offline", offline))}
+    texts = [f"{name} Hit@10 {m['hit@10']:.4f} NDCG@10 {m['ndcg@10']:.4f}" for name, m in found.items()]
+    same = (served == offline).all(1).mean()
+    console.print(
+        f"{len(histories)} users through the server: {', '.join(texts)}; same ten items for {same:.1%}", soft_wrap=True
+    )

@@ -1,0 +1,1 @@
+"""Exports a trained checkpoint for the engines that serve it."""

@@ -1,0 +1,80 @@
+"""Exports a checkpoint as one ONNX graph: prefill, decoder and beams, with prefix masks as inputs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.engines.onnx import graph_masks
+from genrec.model.backbone import BackboneModel
+from genrec.model.fused import DOMAIN
+
+OPSET = 18
+
+
+class _Graph(nn.Module):
+    """`BackboneModel.draft` with flat inputs and a fixed beam width."""
+
+    def __init__(self, model: BackboneModel, beam_width: int) -> None:
+        super().__init__()
+        self.model, self.beam_width = model, beam_width
+
+    def forward(self, token_ids: Tensor, lengths: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
+        depth = len(self.model.levels)
+        return self.model.draft(token_ids, lengths, masks[:depth], masks[depth:], self.beam_width)
+
+
+def export_onnx(model: BackboneModel, path: Path, beam_width: int) -> None:
+    """Write `model` to `path` (`.onnx`, weights beside it when large) for beams of `beam_width`.
+
+    Inputs: token_ids int32 [B, S], lengths int32 [B], prefix_bits_l uint8 [nodes_l, ceil(T_l / 8)] per level,
+    first_child_l int32 [nodes_l] per level but the last. Outputs: codes int64 [B, K], scores float32 [B, K].
+    """
+    space = SemanticIdSpace(model.levels)
+    # Two prompts and a small trie to trace with; every size but T and K stays free.
+    sids = np.random.default_rng(0).integers(0, space.levels, (64, space.depth))
+    trie = PrefixTrie.build(space, sids)
+    masks = {name: torch.tensor(array) for name, array in graph_masks(trie.bits, trie.first_child).items()}
+    length = 3 * space.depth
+    inputs = {
+        "token_ids": torch.zeros(2, length, dtype=torch.int32),
+        "lengths": torch.tensor([length, length - space.depth], dtype=torch.int32),
+        **masks,
+    }
+    free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "codes": ("batch",), "scores": ("batch",)}
+    free |= {name: (f"{name}_nodes",) for name in masks}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_graph(_Graph(model.eval(), beam_width), inputs, ("codes", "scores"), free, path)
+
+
+def write_graph(
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    free: Mapping[str, tuple[str, ...]],
+    path: Path,
+) -> None:
+    """Trace `module` on `inputs`, in the order of its arguments, and write the graph to `path`.
+
+    free: names of the leading dimensions of inputs and outputs that may have any size; all others are fixed.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        # Not the exporter on torch.export: for a graph that is as fast it takes 25 times as long.
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            custom_opsets={DOMAIN: 1},
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: dict(enumerate(dimensions)) for name, dimensions in free.items()},
+        )

@@ -1,0 +1,36 @@
+"""Engines of any beam width over a bundle's checkpoint, for comparisons."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from genrec.bundle import CHECKPOINT, ONNX_GRAPH, Bundle
+from genrec.engines.base import Engine
+from genrec.engines.onnx import OnnxEngine
+from genrec.engines.torch import TorchEngine
+from genrec.evaluation.comparison import OpenEngine, Settings
+from genrec.model.checkpoint import load_checkpoint
+from genrec.reporting.progress import Track
+from genrec_builders.export.onnx import export_onnx
+
+
+def opener(settings: Settings, track: Track) -> OpenEngine:
+    """What opens the engines of a comparison. An ONNX graph's width is fixed: another one is exported and forgotten."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+
+    def open_engine(bundle: Bundle, width: int) -> Engine:
+        prefixes, beams = bundle.index.prefixes, bundle.space.beams(width)
+        if settings.engine == "torch":
+            return TorchEngine(bundle.path / CHECKPOINT, prefixes, beams, settings.device)
+        if width == bundle.manifest.beam_width:
+            return OnnxEngine(bundle.path / ONNX_GRAPH, prefixes, beams, threads=settings.threads)
+        with tempfile.TemporaryDirectory() as folder, track(f"{bundle.path.name}, export for beam {width}"):
+            graph = Path(folder) / Path(ONNX_GRAPH).name
+            export_onnx(load_checkpoint(bundle.path / CHECKPOINT), graph, width)
+            return OnnxEngine(graph, prefixes, beams, threads=settings.threads)
+
+    return open_engine

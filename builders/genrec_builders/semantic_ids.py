@@ -1,0 +1,110 @@
+"""Gives items their semantic IDs: fits a residual quantiser on item embeddings, and counts collisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from threadpoolctl import threadpool_limits
+
+from genrec.catalog import QuantizerError, ResidualQuantizer
+
+# Above this many items, whole-data Lloyd iterations give way to mini-batches.
+FULL_KMEANS_ITEMS = 100_000
+
+
+@dataclass(frozen=True)
+class CollisionReport:
+    """How well semantic IDs tell items apart.
+
+    Attributes:
+        items: number of items, n.
+        distinct: number of distinct semantic IDs.
+        colliding_share: share of the items that share their ID with another, 0 to 1.
+        largest_bucket: items of the most shared ID.
+    """
+
+    items: int
+    distinct: int
+    colliding_share: float
+    largest_bucket: int
+
+
+def fit_residual_kmeans(
+    embeddings: np.ndarray,
+    levels: Sequence[int],
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ResidualQuantizer:
+    """Fits one k-means codebook per level on the residuals of the levels before it.
+
+    The same input and seed give the same codebooks on any number of cores. A level with no more distinct residuals
+    than codes takes those residuals as its codebook; the codes left over repeat the first one, and are never assigned.
+
+    Args:
+        embeddings: float [n, D], n at least 1, finite.
+        levels: codes per level, T_1 .. T_L, each at least 1.
+        seed: of the k-means++ starts.
+        progress: called as progress(levels done, L), first with 0.
+
+    Raises:
+        QuantizerError: wrong shapes, values that are not finite, or no levels.
+    """
+    embeddings = np.asarray(embeddings)
+    if embeddings.ndim != 2 or 0 in embeddings.shape or embeddings.dtype.kind != "f":
+        raise QuantizerError(
+            f"embeddings are {embeddings.dtype} {list(embeddings.shape)}; expected float [n, D], both at least 1"
+        )
+    if not len(levels) or min(levels) < 1:
+        raise QuantizerError(f"levels are {tuple(levels)}; give at least one, each of at least 1 code")
+    residual = embeddings.astype(np.float32)
+    finite = np.isfinite(residual).all(axis=1)
+    if not finite.all():
+        raise QuantizerError(f"embedding {int(np.argmin(finite))} has values that are not finite within float32")
+
+    seeds = np.random.SeedSequence(seed).generate_state(len(levels))
+    codebooks: list[np.ndarray] = []
+    for level, size in enumerate(levels):
+        if progress is not None:
+            progress(level, len(levels))
+        book = _codebook(residual, int(size), int(seeds[level]))
+        codebooks.append(book)
+        residual = residual - book[ResidualQuantizer([book]).encode(residual)[:, 0]]
+    if progress is not None:
+        progress(len(levels), len(levels))
+    return ResidualQuantizer(codebooks)
+
+
+def _codebook(points: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """float32 [size, D]: k-means centroids of `points`, float32 [n, D]."""
+    # Nearly always the first rows alone hold enough distinct points, and the sort of all of them is spared.
+    few = np.unique(points[: 4 * size], axis=0)
+    if len(few) <= size:
+        few = np.unique(points, axis=0)
+    if len(few) <= size:
+        return np.concatenate([few, np.repeat(few[:1], size - len(few), axis=0)])
+    if len(points) <= FULL_KMEANS_ITEMS:
+        model = KMeans(n_clusters=size, init="k-means++", n_init=2, max_iter=50, random_state=seed)
+    else:
+        model = MiniBatchKMeans(
+            n_clusters=size, init="k-means++", n_init=3, batch_size=max(4096, 8 * size), max_iter=20, random_state=seed
+        )
+    # Threads add up partial sums in the order in which they finish, which would make the last bits a matter of luck.
+    with threadpool_limits(limits=1):
+        model.fit(points)
+    return np.ascontiguousarray(model.cluster_centers_, dtype=np.float32)
+
+
+def collision_report(sids: np.ndarray) -> CollisionReport:
+    """Counts the items that share a semantic ID. `sids`: integer [n, L], n at least 1."""
+    if sids.ndim != 2 or 0 in sids.shape:
+        raise QuantizerError(f"sids have shape {list(sids.shape)}; expected [n, L], both at least 1")
+    sizes = np.unique(sids, axis=0, return_counts=True)[1]
+    return CollisionReport(
+        items=len(sids),
+        distinct=len(sizes),
+        colliding_share=float(sizes[sizes > 1].sum() / len(sids)),
+        largest_bucket=int(sizes.max()),
+    )

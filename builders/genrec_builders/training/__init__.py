@@ -1,0 +1,1 @@
+"""Trains the backbone and its draft head, or the beam-search baseline."""

@@ -1,0 +1,38 @@
+"""The bundle: everything that one deployment serves, as versioned and checksummed files."""
+
+from genrec.bundle.bundle import Bundle
+from genrec.bundle.folder import new_bundle, seal_bundle
+from genrec.bundle.manifest import (
+    CATALOG,
+    CHECKPOINT,
+    FORMAT_VERSION,
+    GOLDEN,
+    INDEX,
+    MANIFEST,
+    ONNX_GRAPH,
+    QUANTIZER,
+    TENSORRT_LLM,
+    TOKENIZER,
+    BundleError,
+    Manifest,
+    sha256_of,
+)
+
+__all__ = [
+    "CATALOG",
+    "CHECKPOINT",
+    "FORMAT_VERSION",
+    "GOLDEN",
+    "INDEX",
+    "MANIFEST",
+    "ONNX_GRAPH",
+    "QUANTIZER",
+    "TENSORRT_LLM",
+    "TOKENIZER",
+    "Bundle",
+    "BundleError",
+    "Manifest",
+    "new_bundle",
+    "seal_bundle",
+    "sha256_of",
+]

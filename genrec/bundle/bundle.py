@@ -1,0 +1,77 @@
+"""The bundle: a versioned, checksummed directory of everything that one deployment serves. Data only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from genrec.bundle.checks import content_problems, file_problems
+from genrec.bundle.manifest import CATALOG, GOLDEN, INDEX, MANIFEST, TOKENIZER, BundleError, read_manifest
+from genrec.catalog import Catalog, ItemIndex, SemanticIdSpace
+from genrec.prompt import PromptLayout, QueryTokenizer
+
+
+class Bundle:
+    """An opened bundle. Opening reads the manifest; arrays are mapped when they are first used."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open the bundle at `path`. Raises BundleError for a missing, malformed or newer manifest."""
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path / MANIFEST)
+
+    @property
+    def space(self) -> SemanticIdSpace:
+        return SemanticIdSpace(self.manifest.levels)
+
+    @cached_property
+    def layout(self) -> PromptLayout:
+        with _blame(self.path / MANIFEST):
+            return PromptLayout(space=self.space, **self.manifest.prompt.model_dump())
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        with _blame(self.path / CATALOG):
+            return Catalog.load(self.path / CATALOG, self.space)
+
+    @cached_property
+    def index(self) -> ItemIndex:
+        with _blame(self.path / INDEX):
+            return ItemIndex.load(self.path / INDEX, self.space)
+
+    @cached_property
+    def query_tokenizer(self) -> QueryTokenizer | None:
+        """The tokenizer of text queries; None for a bundle that was not trained with them."""
+        if not self.layout.max_query:
+            return None
+        with _blame(self.path / TOKENIZER):
+            return QueryTokenizer(self.path / TOKENIZER, self.layout)
+
+    @cached_property
+    def golden(self) -> dict[str, np.ndarray]:
+        """One request and its answer at each step; see `genrec.golden`."""
+        with _blame(self.path / GOLDEN), np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def check(self) -> None:
+        """Read every file and verify it. Raises BundleError that lists every problem found."""
+        problems = [*file_problems(self)]
+        if not problems:
+            problems += content_problems(self)
+        if problems:
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            raise BundleError(f"bundle {self.path} cannot be served:\n{listed}\nRebuild it, or copy it again.")
+
+
+@contextmanager
+def _blame(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BundleError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        text = str(error)
+        raise BundleError(text if text.startswith(str(path)) else f"{path}: {text}") from error

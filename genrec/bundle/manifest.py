@@ -1,0 +1,106 @@
+"""The manifest: which format and version a bundle has, what it serves, and the checksum of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from genrec.prompt import Limits
+
+FORMAT_VERSION = 2
+MANIFEST = "manifest.json"
+CATALOG, INDEX, CHECKPOINT, ONNX_GRAPH, TENSORRT_LLM, QUANTIZER = (
+    "catalog",
+    "index",
+    "checkpoint",
+    "engines/onnx/model.onnx",
+    "engines/tensorrt_llm",
+    "quantizer",
+)
+GOLDEN = "golden.npz"
+TOKENIZER = "tokenizer.json"
+
+_Count = Annotated[int, Field(ge=1)]
+_CountOrNone = Annotated[int, Field(ge=0)]
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be served; the message names the file and what is wrong with it."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromptSection(_Section):
+    """`PromptLayout` without its space; see there."""
+
+    prefix: tuple[int, ...]
+    placeholders: tuple[int, ...]
+    sid_tokens: tuple[tuple[tuple[int, int], ...], ...]
+    max_history: _Count
+    max_query: _CountOrNone = 0
+    text_offset: _CountOrNone = 0
+    text_tokens: _CountOrNone = 0
+    drop_block: _Count = 1
+
+
+class CatalogSection(_Section):
+    version: _Count
+    items: _Count
+    available: _Count
+
+
+class FileSection(_Section):
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Section):
+    """`manifest.json`."""
+
+    format_version: int
+    bundle_version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    created: str
+    levels: tuple[_Count, ...]
+    prompt: PromptSection
+    beam_width: Annotated[int, Field(ge=2)]
+    limits: Limits
+    catalog: CatalogSection
+    training: dict[str, Any] = {}
+    files: dict[str, FileSection]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest at `path`. Raises BundleError for one that is missing, malformed or of another format version."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path}: is missing; a bundle is the folder that `genrec build` writes") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: is not readable as JSON: {error}") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if not isinstance(version, int):
+        raise BundleError(f"{path}: has no format_version; it is not a bundle's manifest")
+    if version != FORMAT_VERSION:
+        newer = "upgrade genrec" if version > FORMAT_VERSION else "rebuild the bundle"
+        raise BundleError(f"{path}: format_version is {version}, this genrec reads {FORMAT_VERSION}; {newer}")
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{path}: {where}: {first['msg']}, got {str(first.get('input'))[:80]}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""The catalogue: items by row, with their ids, semantic IDs, popularity and availability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from genrec.arrays import load_array, save_array
+from genrec.catalog.hash_table import HashTable
+from genrec.catalog.semantic_id import SemanticIdSpace
+
+MAX_ID_BYTES = 128
+_FOLD = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Items, one row each. Rows are internal; ids are what clients see.
+
+    item_ids: bytes S[w] [n], distinct. sids: int32 [n, L]. popularity: int64 [n], interactions in the training data.
+    available: bool [n]; items that are not live stay known (they occur in histories) but are never returned.
+    popular_rows: int32 [m], the available rows by falling popularity, then row.
+    """
+
+    item_ids: np.ndarray
+    sids: np.ndarray
+    popularity: np.ndarray
+    available: np.ndarray
+    popular_rows: np.ndarray
+    _row_of_id: HashTable
+
+    @classmethod
+    def build(
+        cls,
+        item_ids: list[str],
+        sids: np.ndarray,
+        popularity: np.ndarray,
+        available: np.ndarray | None = None,
+    ) -> Catalog:
+        """Catalogue of `n` items; see the class for shapes. Raises ValueError that names the item at fault."""
+        encoded = [item_id.encode() for item_id in item_ids]
+        for item_id in encoded:
+            if not 0 < len(item_id) <= MAX_ID_BYTES or item_id.endswith(b"\0"):
+                raise ValueError(f"item id {item_id[:64]!r} must have 1 to {MAX_ID_BYTES} bytes and not end in NUL")
+        ids = np.array(encoded, dtype=np.bytes_)
+        if np.unique(ids).size != ids.size:
+            values, counts = np.unique(ids, return_counts=True)
+            raise ValueError(f"item id {values[counts > 1][0].decode()!r} occurs more than once")
+        available = np.ones(ids.size, bool) if available is None else np.asarray(available, bool)
+        popularity = np.asarray(popularity, np.int64)
+        live = np.flatnonzero(available)
+        if not live.size:
+            raise ValueError("the catalogue has no available item")
+        return cls(
+            item_ids=ids,
+            sids=np.ascontiguousarray(sids, np.int32),
+            popularity=popularity,
+            available=available,
+            popular_rows=live[np.argsort(-popularity[live], kind="stable")].astype(np.int32),
+            _row_of_id=HashTable.build(_id_keys(ids), np.arange(ids.size, dtype=np.int32)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def rows_of(self, item_ids: np.ndarray) -> np.ndarray:
+        """Rows of item ids: object array of bytes [m] -> int32 [m], -1 for ids that are not in the catalogue."""
+        if not item_ids.size:
+            return np.empty(0, np.int32)
+        width = self.item_ids.dtype.itemsize
+        # One byte more than the longest known id: whatever is longer is cut there and still matches nothing.
+        fixed = item_ids.astype(f"S{width + 1}")
+        rows = self._row_of_id.get(_id_keys(fixed.astype(self.item_ids.dtype)))
+        # Object comparison: exact for ids that end in NUL bytes, which fixed-width strings drop.
+        same = self.item_ids[rows].astype(object) == item_ids
+        return np.where((rows >= 0) & same, rows, np.int32(-1))
+
+    def save(self, folder: Path) -> None:
+        """Write the catalogue's arrays into `folder`."""
+        for name in ("item_ids", "sids", "popularity", "available", "popular_rows"):
+            save_array(folder / f"{name}.npy", getattr(self, name))
+        save_array(folder / "id_keys.npy", self._row_of_id.keys)
+        save_array(folder / "id_rows.npy", self._row_of_id.values)
+
+    @classmethod
+    def load(cls, folder: Path, space: SemanticIdSpace) -> Catalog:
+        """Map the catalogue in `folder`. Raises ValueError that names the file at fault."""
+        ids = load_array(folder / "item_ids.npy", "S", (None,))
+        count = ids.size
+        keys = load_array(folder / "id_keys.npy", np.int64, (None, None))
+        return cls(
+            item_ids=ids,
+            sids=load_array(folder / "sids.npy", np.int32, (count, space.depth)),
+            popularity=load_array(folder / "popularity.npy", np.int64, (count,)),
+            available=load_array(folder / "available.npy", bool, (count,)),
+            popular_rows=load_array(folder / "popular_rows.npy", np.int32, (None,)),
+            _row_of_id=HashTable(keys, load_array(folder / "id_rows.npy", np.int32, keys.shape)),
+        )
+
+
+def _id_keys(ids: np.ndarray) -> np.ndarray:
+    """63-bit polynomial hash of fixed-width ids: S[w] [n] -> int64 [n]. Needs the catalogue's own width."""
+    width = ids.dtype.itemsize
+    words = -(-width // 8)
+    padded = ids.astype(f"S{8 * words}").view(np.uint64).reshape(-1, words)
+    key = np.zeros(len(padded), np.uint64)
+    for column in range(words):
+        key = (key ^ padded[:, column]) * _FOLD
+        key ^= key >> np.uint64(29)
+    return (key >> np.uint64(1)).astype(np.int64)

@@ -1,0 +1,78 @@
+"""`genrec serve` and `genrec render`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from genrec.cli.arguments import BundlePath
+
+
+def render(
+    bundle_path: BundlePath,
+    out: Annotated[Path, typer.Argument(help="Folder of the served copy; replaced if it is there.")],
+) -> None:
+    """Write the model repository that serves a bundle."""
+    from genrec.bundle import Bundle
+    from genrec.serving.repository import Deployment, render_repository
+
+    render_repository(Bundle(bundle_path), out, Deployment())
+    typer.echo(f"model repository in {out}")
+
+
+def serve(
+    bundle_path: BundlePath,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
+    engine: Annotated[str, typer.Option(help="onnx, or torch where it is installed.")] = "onnx",
+    masked: Annotated[bool, typer.Option(help="Draft only prefixes that exist.")] = True,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the ONNX engine; 0 for one per core.")] = 0,
+    instances: Annotated[
+        int,
+        typer.Option(min=1, help="ONNX engines side by side, of --threads each: more throughput, less speed alone."),
+    ] = 1,
+    max_batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    timeout_ms: Annotated[
+        int, typer.Option(min=1, help="Deadline of requests that bring none; late ones are refused.")
+    ] = 1000,
+    knowledge: Annotated[
+        Optional[Path], typer.Option(help="Also write texts, by this folder of `genrec knowledge build`; needs torch.")
+    ] = None,
+    verification: Annotated[str, typer.Option(help="Of the texts' drafts: relaxed or greedy.")] = "relaxed",
+    texts_at_once: Annotated[int, typer.Option(min=1, help="Texts that are written together.")] = 8,
+    exit_timeout_s: Annotated[
+        float, typer.Option(min=1, help="Seconds that requests in flight get to finish after SIGTERM.")
+    ] = 10.0,
+    tls_cert: Annotated[
+        Optional[Path], typer.Option(help="PEM certificate chain: gRPC over TLS. HTTP has none.")
+    ] = None,
+    tls_key: Annotated[Optional[Path], typer.Option(help="PEM private key of the certificate.")] = None,
+    tls_client_ca: Annotated[
+        Optional[Path], typer.Option(help="PEM: refuse clients without a certificate that it signed.")
+    ] = None,
+) -> None:
+    """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
+    from genrec.serving.repository import Deployment
+    from genrec.serving.serve import prepare_server
+    from genrec.serving.triton import ServerTls
+
+    if (tls_cert is None) != (tls_key is None) or (tls_client_ca and tls_cert is None):
+        raise ValueError("TLS takes both --tls-cert and --tls-key; --tls-client-ca goes with them")
+    tls = ServerTls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
+    deployment = Deployment(
+        engine, threads, instances, masked, max_batch_size, timeout_ms, knowledge, verification, texts_at_once
+    )
+    ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+    options = {"tls": tls, "exit_timeout": exit_timeout_s}
+    with prepare_server(bundle_path, deployment, host=host, **ports, **options) as server:
+
+        def announce() -> None:
+            urls = f"gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}"
+            typer.echo(f"ready: {urls}")
+
+        code = server.run_forever(on_ready=announce)
+    raise typer.Exit(code)

@@ -1,0 +1,23 @@
+"""What a request is refused with, for recommendations and texts alike, and what is wrong with a user's data."""
+
+from __future__ import annotations
+
+
+class InvalidRequest(ValueError):
+    """A request that is refused; the message names the tensor, the value, the limit and what to do."""
+
+
+class DeadlineExceeded(Exception):
+    """The request's deadline has passed: an answer would come too late, and what was computed for it is given up."""
+
+
+class StaleVersion(Exception):
+    """The request was prepared with another catalogue than this step has."""
+
+
+class Cancelled(Exception):
+    """Nobody waits for the request any more; what was computed for it is given up."""
+
+
+class DataError(ValueError):
+    """Input data that cannot be used; the message names the file, the place, the value and what to do."""

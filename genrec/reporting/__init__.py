@@ -1,0 +1,1 @@
+"""What every measurement and every long command shares: machine, timing, tables, progress."""

@@ -1,0 +1,102 @@
+"""What half precision changes: the PyTorch engine in bf16 against float32, on a bundle and users of its data.
+
+python -m perf.gpu.precision build/shop-bundle build/shop build/precision
+
+Runs on a CPU too. On a GPU the bf16 engine is compared once more with CUDA graphs over buckets of lengths.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import numpy as np
+import torch
+import typer
+
+from genrec.bundle import Bundle
+from genrec.engines import open_engine
+from genrec.engines.base import Engine
+from genrec.engines.graphs import Buckets
+from genrec.evaluation.metrics import metrics
+from genrec.evaluation.ranker import Ranker, require_catalog
+from genrec.golden import check_drafts
+from genrec.pipeline import Pipeline
+from genrec.reporting.machine import provenance
+from genrec.reporting.progress import track
+from genrec.reporting.self_check import Report, StepFailed
+from genrec_builders.data import read_dataset, sample_users, split_leave_one_out
+
+RESULTS = "precision.json"
+OVERLAP = 0.98  # at least: mean share of the ten best items of float32 that are among the ten best
+NDCG_CHANGE = 0.005  # at most: of NDCG@10, relative
+
+
+def compare(rows: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    """Rankings of the same users, int32 [E, 10] each, against each other and against targets, int32 [E]."""
+    ours, theirs = metrics(rows, targets), metrics(reference, targets)
+    overlap = np.mean([np.isin(b[b >= 0], a).mean() for a, b in zip(rows, reference, strict=True)])
+    found = {
+        "overlap": float(overlap),
+        "same_first": float((rows[:, 0] == reference[:, 0]).mean()),
+        "ndcg_change": ours["ndcg@10"] / theirs["ndcg@10"] - 1 if theirs["ndcg@10"] else 0.0,
+    }
+    for name in ("hit@10", "ndcg@10"):
+        found |= {f"{name} bf16": ours[name], f"{name} float32": theirs[name]}
+    return found
+
+
+def verdict(found: dict[str, float]) -> str:
+    """What was found, in words. Raises StepFailed where it is not within the limits."""
+    said = (
+        f"{found['overlap']:.2%} of the ten best items, {found['same_first']:.2%} of the first ones are the same; "
+        f"NDCG@10 {found['ndcg@10 bf16']:.4f} and {found['ndcg@10 float32']:.4f} ({found['ndcg_change']:+.2%})"
+    )
+    if found["overlap"] < OVERLAP or abs(found["ndcg_change"]) > NDCG_CHANGE:
+        raise StepFailed(f"{said}; wanted {OVERLAP:.0%} and at most {NDCG_CHANGE:.1%}")
+    return said
+
+
+def main(
+    bundle_path: Annotated[Path, typer.Argument(help="The bundle.")],
+    data: Annotated[Path, typer.Argument(help="The dataset that it was built from.")],
+    out: Annotated[Path, typer.Argument(help=f"Folder for {RESULTS}.")],
+    users: Annotated[int, typer.Option(min=1, help="Test users to rank.")] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Users at once.")] = 16,
+    device: Annotated[Optional[str], typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
+) -> None:
+    """Rank with both and compare; exit status 1 if they differ by more than the limits."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    bundle, dataset = Bundle(bundle_path), read_dataset(data)
+    require_catalog(bundle, dataset.items.item_ids)
+    histories, targets = sample_users(split_leave_one_out(dataset.interactions).test, users)
+    report = Report()
+
+    def ranked(engine: Engine, name: str) -> np.ndarray:
+        with track(name) as task:
+            ranker = Ranker(Pipeline.open(bundle, engine), batch)
+            return ranker.rank(histories, progress=lambda done: task(done, len(histories), "")).rows
+
+    options: dict[str, dict[str, Any]] = {"bf16": {}}
+    if device.startswith("cuda"):
+        options["bf16, graphs"] = {"buckets": Buckets.up_to(bundle.layout.max_tokens, batch)}
+    reference = ranked(open_engine(bundle, "torch", device=device), "float32")
+    for name, more in options.items():
+
+        def check(name: str = name, more: dict[str, Any] = more) -> str:
+            engine = open_engine(bundle, "torch", device=device, precision="bf16", **more)
+            check_drafts(bundle.golden, engine)
+            report.measured[name] = compare(ranked(engine, name), reference, targets)
+            return verdict(report.measured[name])
+
+        report.step(name, check)
+    settings = {"bundle": bundle.manifest.bundle_version, "users": len(histories), "device": device}
+    out.mkdir(parents=True, exist_ok=True)
+    results = {"settings": provenance(**settings), "steps": report.steps, **report.measured}
+    (out / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+    raise typer.Exit(not report.passed)
+
+
+if __name__ == "__main__":
+    typer.run(main)

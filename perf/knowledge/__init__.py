@@ -1,0 +1,1 @@
+"""How fast knowledge texts are written, and what they are worth."""

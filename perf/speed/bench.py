@@ -1,0 +1,72 @@
+"""NEZHA against beam search over the same backbone, both behind Triton, in turn, cell by cell.
+
+python -m perf.speed.bench build/bench            # the eight named cells
+python -m perf.speed.bench build/bench --full     # the whole grid, hours
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from genrec.reporting.machine import provenance
+from perf.speed.analyzer import Load
+from perf.speed.cells import DECODERS, GRID, NAMED, Cell, cell_bundle, histories
+from perf.speed.load import LoadTest, load_test
+
+RESULTS = "cells.json"
+SATURATING = 8  # requests under way at all times
+LEAST, MOST = 5, 300  # requests of a run at concurrency 1
+console = Console(stderr=True, soft_wrap=True)
+
+
+def measure(cell: Cell, folder: Path, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
+    """Both systems of a cell: every run's figures, in turn round by round."""
+    bundles = {system: cell_bundle(cell, system, folder / "bundles") for system in DECODERS}
+    tests: dict[str, LoadTest] = {}
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = {system: {"alone": [], "saturated": []} for system in DECODERS}
+    with ExitStack() as stack:
+        for system, bundle in bundles.items():
+            raw = folder / "raw" / cell.name / DECODERS[system]
+            tests[system] = stack.enter_context(load_test(bundle, histories(cell), raw, threads=threads))
+        expected = {system: test.analyzer(Load(LEAST, 1), -1)["p50"] / 1e3 for system, test in tests.items()}
+        for number in range(rounds):
+            for system, test in tests.items():
+                wanted = min(MOST, max(LEAST, round(seconds / expected[system])))
+                runs[system]["alone"].append(test.analyzer(Load(wanted, 1), number))
+                load = Load(max(2 * SATURATING, wanted), SATURATING)
+                runs[system]["saturated"].append(test.analyzer(load, number))
+    parameters = {system: bundle.manifest.training["parameters"] for system, bundle in bundles.items()}
+    return {"name": cell.name, "parameters": parameters, "tokens": cell.tokens, "bound": cell.bound, "runs": runs}
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder of bundles, raw results, and `cells.json`.")],
+    full: Annotated[bool, typer.Option(help="The whole grid instead of the named cells.")] = False,
+    cells: Annotated[str, typer.Option(help="Only these, comma-separated; all by default.")] = "",
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    seconds: Annotated[float, typer.Option(help="Of each run, where a request is not slower.")] = 4.0,
+    threads: Annotated[int, typer.Option(help="Of the engine; 0 for one per core.")] = 0,
+) -> None:
+    """Measure every cell; those that are in `cells.json` already are kept."""
+    chosen = [cell for cell in (GRID if full else NAMED) if not cells or cell.name in cells.split(",")]
+    path = out / RESULTS
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cells": []}
+    done = {cell["name"] for cell in found["cells"]}
+    for cell in chosen:
+        if cell.name in done:
+            continue
+        console.rule(cell.name)
+        result = measure(cell, out, rounds, seconds, threads)
+        result["settings"] = provenance(threads=threads or "one per core", rounds=rounds)
+        found["cells"].append(result)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

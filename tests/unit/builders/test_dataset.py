@@ -1,0 +1,508 @@
+"""Reading, writing and splitting data: what comes in is what the files say, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genrec.errors import DataError
+from genrec_builders.data import (
+    Dataset,
+    Interactions,
+    ItemTable,
+    popularity,
+    read_dataset,
+    split_leave_one_out,
+    write_dataset,
+)
+
+INDEX = {"0": ["<a_1>", "<b_2>"], "1": ["<a_0>", "<b_5>"], "7": ["<a_1>", "<b_2>"]}
+
+
+def write_json(path: Path, inter: Any, index: Any = INDEX) -> Path:
+    for name, value in (("inter.json", inter), ("index.json", index)):
+        (path / name).write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+def write_tables(path: Path, items: dict[str, Any], interactions: dict[str, Any], kind: str = "parquet") -> Path:
+    for name, columns in (("items", items), ("interactions", interactions)):
+        table = pa.table(columns)
+        if kind == "csv":
+            pa_csv.write_csv(table, path / f"{name}.csv")
+        else:
+            pq.write_table(table, path / f"{name}.parquet")
+    return path
+
+
+ITEMS = {"item_id": ["x", "y", "z"]}
+EVENTS = {"user_id": ["u", "u"], "item_id": ["x", "y"], "timestamp": [1, 2]}
+
+
+def sequences(dataset: Dataset) -> dict[str, list[str]]:
+    inter = dataset.interactions
+    return {
+        user: [dataset.items.item_ids[row] for row in inter.rows[inter.offsets[i] : inter.offsets[i + 1]]]
+        for i, user in enumerate(inter.user_ids)
+    }
+
+
+# --- the JSON form
+
+
+def test_json_form(tmp_path: Path) -> None:
+    dataset = read_dataset(write_json(tmp_path, {"9": [7, 0, 7], "empty": [], "3": [1]}))
+    assert sequences(dataset) == {"9": ["7", "0", "7"], "3": ["1"]}
+    assert dataset.items.item_ids == ["0", "1", "7"]
+    assert dataset.items.sids is not None and dataset.items.sids.dtype == np.int32
+    assert dataset.items.sids.tolist() == [[1, 2], [0, 5], [1, 2]]
+    assert dataset.items.levels == (2, 8)
+    assert dataset.interactions.rows.dtype == np.int32
+    assert dataset.interactions.offsets.dtype == np.int64
+
+
+def test_json_form_takes_text_ids(tmp_path: Path) -> None:
+    write_json(tmp_path, {"u": ["B00A", "B00B"]}, {"B00A": ["<a_0>"], "B00B": ["<a_3>"]})
+    assert sequences(read_dataset(tmp_path)) == {"u": ["B00A", "B00B"]}
+
+
+@pytest.mark.parametrize(
+    ("inter", "index", "message"),
+    [
+        ({"u": [0, 99]}, INDEX, "user 'u' has item 99.*does not list"),
+        ({"u": [0], "v": 3}, INDEX, "user 'v' has 3; expected a list"),
+        ({"u": [0], "v": [1.5]}, INDEX, "user 'v' has .1.5."),
+        ({"u": [0], "v": [True]}, INDEX, "user 'v' has .True."),
+        ({"u": [0], "v": [None]}, INDEX, "user 'v' has .None."),
+        ({"u": [0], "v": ["1"]}, INDEX, "some ids are numbers and some are text"),
+        ({"u": [0, 1.0]}, INDEX, "user 'u'"),
+        ({"u": [10**30]}, INDEX, "user 'u'"),
+        ({"u": []}, INDEX, "no interactions"),
+        ({}, INDEX, "inter.json: empty"),
+        ([], INDEX, "holds a JSON list"),
+        ("{", INDEX, "inter.json: not valid JSON"),
+        ("[" * 100_000, INDEX, "inter.json: not valid JSON"),
+        ('{"u": [0], "u": [1]}', INDEX, "key 'u' occurs more than once"),
+        ({"": [0]}, INDEX, "user id '' has 0 bytes"),
+        ({"u" * 129: [0]}, INDEX, "129 bytes"),
+        ({"\ud800": [0]}, INDEX, "not valid Unicode"),
+        ({"u": [0]}, {}, "index.json: empty"),
+        ({"u": [0]}, '{"0": ["<a_1>"], "0": ["<a_2>"]}', "index.json: key '0' occurs more than once"),
+        ({"u": [0]}, {"0": ["<a_1>"], "1": ["<a_1>", "<b_2>"]}, "item '1' has 2 codes and item '0' has 1"),
+        ({"u": [0]}, {"0": ["<a_1>"], "1": ["<a_-4>"]}, "item '1' has the code -4 at level 0"),
+        ({"u": [0]}, {"0": ["<a_1>"], "1": ["a1"]}, "item '1' has the code 'a1'; expected the form <a_128>"),
+        ({"u": [0]}, {"0": ["<a_1>"], "1": [1]}, "item '1' has .1."),
+        ({"u": [0]}, {"0": []}, "no codes"),
+        (
+            {"u": [0]},
+            {"0": ["<a_1>", "<b_1>"], "1": ["<b_1>", "<a_1>"]},
+            "item '1' has the level letter 'b' in place 0",
+        ),
+        ({"u": [0]}, {"0": ["<a_1>", "<a_1>"]}, "level letter 'a' in place 1"),
+        ({"u": [0]}, {"0": ["<a_4294967296>"]}, "code 4294967296"),
+        ({"u": [0]}, {"é" * 65: ["<a_1>"]}, "130 bytes"),
+    ],
+)
+def test_json_form_errors(tmp_path: Path, inter: Any, index: Any, message: str) -> None:
+    write_json(tmp_path, inter, index)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_json_form_needs_both_files(tmp_path: Path) -> None:
+    write_json(tmp_path, {"u": [0]})
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(DataError, match=r"index\.json: missing"):
+        read_dataset(tmp_path)
+
+
+# --- the tabular form
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_tabular_form(tmp_path: Path, kind: str) -> None:
+    items = {
+        "item_id": ["007", "7", "z"],
+        "title": ["Tent, 2-person", 'The "Volt"', "line\nbreak"],
+        "year": [2024, 2025, 2026],
+        "sid_0": [1, 0, 1],
+        "sid_1": [2, 5, 2],
+        "embedding_0": [0.5, 1.5, -2.0],
+        "embedding_1": [0.0, 0.25, 1.0],
+    }
+    events = {
+        "note": [1, 2, 3, 4, 5],  # other columns are nobody's business
+        "timestamp": [30, 10, 20, 20, 20],
+        "user_id": ["b", "a", "b", "b", "a"],
+        "item_id": ["z", "7", "7", "007", "z"],
+    }
+    dataset = read_dataset(write_tables(tmp_path, items, events, kind))
+    # Users by first appearance; time order; equal times in the order of the file.
+    assert sequences(dataset) == {"b": ["7", "007", "z"], "a": ["7", "z"]}
+    assert dataset.items.attributes == {"title": items["title"], "year": ["2024", "2025", "2026"]}
+    assert dataset.items.sids is not None and dataset.items.sids.tolist() == [[1, 2], [0, 5], [1, 2]]
+    assert dataset.items.levels == (2, 8)
+    assert dataset.items.embeddings is not None and dataset.items.embeddings.dtype == np.float32
+    assert dataset.items.embeddings.tolist() == [[0.5, 0.0], [1.5, 0.25], [-2.0, 1.0]]
+
+
+def test_csv_lists_are_text(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text('item_id,sid,embedding\nx,"[1, 2]",0.5 1\ny,3 4,"(2,-1e-3)"\n')
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\nu,y,2024-01-02\nu,x,2024-01-01\n")
+    dataset = read_dataset(tmp_path)
+    assert sequences(dataset) == {"u": ["x", "y"]}
+    assert dataset.items.sids is not None and dataset.items.sids.tolist() == [[1, 2], [3, 4]]
+    assert dataset.items.embeddings is not None
+    np.testing.assert_array_equal(dataset.items.embeddings, np.array([[0.5, 1], [2, -1e-3]], dtype=np.float32))
+
+
+def test_parquet_may_be_a_folder_of_parts(tmp_path: Path) -> None:
+    (tmp_path / "interactions.parquet").mkdir()
+    for part, (user, time) in enumerate([("u", 2), ("v", 5), ("u", 1)]):
+        table = pa.table({"user_id": [user], "item_id": ["xyz"[part]], "timestamp": [time]})
+        pq.write_table(table, tmp_path / "interactions.parquet" / f"part-{part}.parquet")
+    pq.write_table(pa.table(ITEMS), tmp_path / "items.parquet")
+    assert sequences(read_dataset(tmp_path)) == {"u": ["z", "x"], "v": ["y"]}
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([5, 6, 7], type=pa.int32()),
+        pa.array([5, 6, 7], type=pa.uint64()),
+        pa.array(["5", "6", "7"], type=pa.large_string()),
+        pa.array(["5", "6", "7"]).dictionary_encode(),
+        pa.array([5, 6, 7]).dictionary_encode(),
+        pa.array([b"5", b"6", b"7"]),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+def test_id_types(tmp_path: Path, ids: pa.Array) -> None:
+    write_tables(tmp_path, {"item_id": ids}, {"user_id": ids, "item_id": ids, "timestamp": [1.5, 0.5, 2.5]})
+    assert sequences(read_dataset(tmp_path)) == {"5": ["5"], "6": ["6"], "7": ["7"]}
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([2, 1], type=pa.uint64()),
+        pa.array([2.5, -1.5]),
+        pa.array([datetime(2025, 1, 2), datetime(2025, 1, 1)], type=pa.timestamp("us", tz="UTC")),
+        pa.array([datetime(2025, 1, 2), datetime(2025, 1, 1)]).cast(pa.date32(), safe=False),
+        pa.array([datetime(2025, 1, 2), datetime(2025, 1, 1)]).cast(pa.date64(), safe=False),
+    ],
+    ids=lambda times: str(times.type),
+)
+def test_timestamp_types(tmp_path: Path, times: pa.Array) -> None:
+    write_tables(tmp_path, ITEMS, {**EVENTS, "timestamp": times})
+    assert sequences(read_dataset(tmp_path)) == {"u": ["y", "x"]}
+
+
+def test_attributes_fill_gaps_and_leave_out_nested(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    items = {**ITEMS, "brand": ["A", None, "C"], "price": [1.5, 2.0, None], "tags": [["a"], [], ["b", "c"]]}
+    dataset = read_dataset(write_tables(tmp_path, items, EVENTS))
+    assert dataset.items.attributes == {"brand": ["A", "", "C"], "price": ["1.5", "2", ""]}
+    assert "'tags'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("items", "events", "message"),
+    [
+        ({"id": ["x"]}, {}, r"items\.parquet: no column 'item_id' \(columns: id\)"),
+        ({}, {"timestamp": None}, r"interactions\.parquet: no column 'timestamp'"),
+        ({}, {"item_id": ["x", "q"]}, r"data row 2 has item_id 'q', which items\.parquet does not list"),
+        ({}, {"item_id": ["x", None]}, "data row 2 has no item_id"),
+        ({}, {"user_id": ["", "u"]}, "user_id id '' has 0 bytes"),
+        ({}, {"user_id": ["u" * 129, "u"]}, "129 bytes"),
+        ({}, {"user_id": [1.0, 2.0]}, "column 'user_id' cannot serve as ids"),
+        ({}, {"user_id": pa.array([b"\xff", b"u"])}, "column 'user_id' cannot serve as ids"),
+        ({}, {"timestamp": [1, None]}, "data row 2 has no timestamp"),
+        ({}, {"timestamp": [1.0, float("nan")]}, "data row 2 has timestamp nan"),
+        ({}, {"timestamp": ["soon", "later"]}, "column 'timestamp' is string .first value 'soon'"),
+        ({"item_id": ["x", "y", "x"]}, {}, "data row 3 repeats item_id 'x'"),
+        ({"item_id": pa.array([], type=pa.string())}, {}, r"items\.parquet: no rows"),
+        ({"sid": [[1], [2], [-3]]}, {}, "item 'z' has the code -3 at level 0"),
+        ({"sid": [[1], [2], [3, 4]]}, {}, "item 'z' has 2 values in 'sid' and item 'x' has 1"),
+        ({"sid": [[1], None, [3]]}, {}, "data row 2 has no sid"),
+        ({"sid": [[1], [None], [3]]}, {}, "item 'y' has an empty value in 'sid'"),
+        ({"sid": [[1], [2], [2**40]]}, {}, "item 'z' has the code 1099511627776"),
+        ({"sid": [[0.5], [1.0], [2.0]]}, {}, "column 'sid' does not hold numbers"),
+        ({"sid": [1, 2, 3]}, {}, "column 'sid' is int64; expected a list"),
+        ({"sid": ["1 2", "3 4", "5 x"]}, {}, "column 'sid' does not hold numbers"),
+        ({"sid": [[1], [2], [3]], "sid_0": [1, 2, 3]}, {}, "keep one form"),
+        ({"sid_0": [1, 2, 3], "sid_2": [1, 2, 3]}, {}, "without gaps"),
+        ({"sid_0": [1, None, 3]}, {}, "item 'y' has an empty value in 'sid_0'"),
+        ({"embedding": [[1.0], [float("nan")], [0.0]]}, {}, "item 'y' has the embedding value nan at dimension 0"),
+        ({"embedding": [[1.0], [1e300], [0.0]]}, {}, "item 'y' has the embedding value inf"),
+        ({"embedding": [[], [], []]}, {}, "no values in 'embedding'"),
+        ({"embedding": [[1.0], [None], [0.0]]}, {}, "item 'y' has an empty value in 'embedding'"),
+        ({"embedding": [["a"], ["b"], ["c"]]}, {}, "column 'embedding' does not hold numbers"),
+    ],
+)
+def test_tabular_errors(tmp_path: Path, items: dict[str, Any], events: dict[str, Any], message: str) -> None:
+    all_items = items if "item_id" in items or "id" in items else {**ITEMS, **items}
+    all_events = {name: values for name, values in {**EVENTS, **events}.items() if values is not None}
+    write_tables(tmp_path, all_items, all_events)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read"),
+        ("user_id,item_id,timestamp\n", "no rows"),
+        ("user_id,item_id,timestamp\nu,x\n", "cannot be read"),
+        ("user_id,item_id,timestamp\nu,,3\n", "item_id id '' has 0 bytes"),
+        ("user_id,item_id,timestamp\nu,x,\nu,x,3\n", "data row 1 has no timestamp"),
+        ("user_id,item_id,timestamp,item_id\nu,x,1,x\n", "column 'item_id' occurs more than once"),
+    ],
+)
+def test_csv_errors(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "items.csv").write_text("item_id\nx\n")
+    (tmp_path / "interactions.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_directory_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a directory"):
+        read_dataset(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no data found"):
+        read_dataset(tmp_path)
+    write_tables(tmp_path, ITEMS, EVENTS)
+    (tmp_path / "items.csv").write_text("item_id\nx\n")
+    with pytest.raises(DataError, match=r"both items\.parquet and items\.csv"):
+        read_dataset(tmp_path)
+    (tmp_path / "items.csv").unlink()
+    write_json(tmp_path, {"u": [0]})
+    with pytest.raises(DataError, match="two forms"):
+        read_dataset(tmp_path)
+    for name in ("inter.json", "index.json", "items.parquet"):
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=r"items\.parquet: missing"):
+        read_dataset(tmp_path)
+    (tmp_path / "items.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match=r"items\.parquet: cannot be read"):
+        read_dataset(tmp_path)
+
+
+# --- queries
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_queries_keep_to_their_interactions(tmp_path: Path, kind: str) -> None:
+    events = {
+        "user_id": ["b", "a", "b", "b"],
+        "item_id": ["z", "x", "y", "z"],
+        "timestamp": [3, 1, 2, 1],
+        "query": ["third, for b", None, "2024", 'first "z"'],
+    }
+    inter = read_dataset(write_tables(tmp_path, ITEMS, events, kind)).interactions
+    assert inter.user_ids == ["b", "a"]
+    assert inter.queries is not None and inter.queries.type == pa.large_string()
+    assert inter.queries.to_pylist() == ['first "z"', "2024", "third, for b", ""]
+
+
+@pytest.mark.parametrize(
+    ("queries", "expected"),
+    [
+        (pa.array(["a", None]).dictionary_encode(), ["a", ""]),
+        (pa.array([None, "a"], pa.large_string()), ["", "a"]),
+        (pa.nulls(2), ["", ""]),
+        (pa.array([None, None], pa.string()), ["", ""]),
+    ],
+    ids=["dictionary", "large", "nulls", "empty text"],
+)
+def test_query_types(tmp_path: Path, queries: pa.Array, expected: list[str]) -> None:
+    inter = read_dataset(write_tables(tmp_path, ITEMS, {**EVENTS, "query": queries})).interactions
+    assert inter.queries is not None and inter.queries.to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (pa.array([1, 2]), "column 'query' is int64; write the queries as text"),
+        (pa.array([["a"], ["b"]]), "column 'query' is list"),
+        (pa.array([b"a", b"b"]), "column 'query' is binary"),
+        (
+            pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"a\xff")),
+            "column 'query' cannot be read as text",
+        ),
+    ],
+    ids=["numbers", "lists", "binary", "not UTF-8"],
+)
+def test_queries_that_are_no_text(tmp_path: Path, queries: pa.Array, message: str) -> None:
+    write_tables(tmp_path, ITEMS, {**EVENTS, "query": queries})
+    with pytest.raises(DataError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_data_without_queries_has_none(tmp_path: Path) -> None:
+    dataset = read_dataset(write_tables(tmp_path, ITEMS, EVENTS))
+    split = split_leave_one_out(dataset.interactions)
+    assert dataset.interactions.queries is split.train.queries is split.test.queries is None
+    write_dataset(dataset, tmp_path / "again")
+    assert "query" not in pq.read_schema(tmp_path / "again" / "interactions.parquet").names
+
+
+# --- writing
+
+
+def example() -> Dataset:
+    rng = np.random.default_rng(0)
+    items = ItemTable(
+        item_ids=["a", "b", "ø", "d"],
+        sids=rng.integers(0, 3, (4, 3)).astype(np.int32),
+        levels=(3, 100, 7),
+        embeddings=rng.normal(size=(4, 5)).astype(np.float32),
+        attributes={"title": ["A", "B", "", "D"]},
+    )
+    offsets, rows = np.array([0, 3, 4]), np.array([3, 0, 3, 1], dtype=np.int32)
+    queries = pa.array(["a tent", "", "ø, twice", ""], pa.large_string())
+    return Dataset(items, Interactions(["u", "v"], offsets, rows, queries))
+
+
+def test_write_and_read_back(tmp_path: Path) -> None:
+    dataset = example()
+    write_dataset(dataset, tmp_path / "new" / "place")
+    again = read_dataset(tmp_path / "new" / "place")
+    assert again.items.item_ids == dataset.items.item_ids
+    assert again.items.levels == (3, 100, 7)  # kept, not guessed
+    assert again.items.attributes == dataset.items.attributes
+    for written, read in ((dataset.items.sids, again.items.sids), (dataset.items.embeddings, again.items.embeddings)):
+        assert written is not None and read is not None and written.dtype == read.dtype
+        np.testing.assert_array_equal(written, read)
+    assert again.interactions.user_ids == dataset.interactions.user_ids
+    np.testing.assert_array_equal(again.interactions.offsets, dataset.interactions.offsets)
+    np.testing.assert_array_equal(again.interactions.rows, dataset.interactions.rows)
+    assert again.interactions.queries is not None and again.interactions.queries.equals(dataset.interactions.queries)
+
+
+def test_write_refuses_ambiguity(tmp_path: Path) -> None:
+    items = ItemTable(["a"], attributes={"sid": ["text"]})
+    inter = Interactions(["u"], np.array([0, 1]), np.zeros(1, dtype=np.int32))
+    with pytest.raises(DataError, match="reserved"):
+        write_dataset(Dataset(items, inter), tmp_path)
+    (tmp_path / "items.csv").write_text("item_id\n")
+    with pytest.raises(DataError, match=r"already holds items\.csv"):
+        write_dataset(example(), tmp_path)
+
+
+def test_wrong_levels_in_metadata(tmp_path: Path) -> None:
+    write_dataset(example(), tmp_path)
+    table = pq.read_table(tmp_path / "items.parquet")
+    for levels in (b"[3, 1, 7]", b"[3, 100]", b"nonsense", b"[3, 100, true]"):
+        pq.write_table(table.replace_schema_metadata({b"genrec.levels": levels}), tmp_path / "items.parquet")
+        with pytest.raises(DataError, match="write the file again"):
+            read_dataset(tmp_path)
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises(DataError, match="together"):
+        ItemTable(["a"], sids=np.zeros((1, 2), dtype=np.int32))
+    with pytest.raises(DataError, match=r"int32 \[1, 2\]"):
+        ItemTable(["a"], sids=np.zeros((1, 2), dtype=np.int64), levels=(2, 2))
+    with pytest.raises(DataError, match="outside its level"):
+        ItemTable(["a"], sids=np.array([[0, 2]], dtype=np.int32), levels=(2, 2))
+    with pytest.raises(DataError, match=r"float32 \[1, D\]"):
+        ItemTable(["a"], embeddings=np.zeros((2, 2), dtype=np.float32))
+    with pytest.raises(DataError, match="'title' has 0 values"):
+        ItemTable(["a"], attributes={"title": []})
+    with pytest.raises(DataError, match="offsets must run"):
+        Interactions(["u"], np.array([0, 2]), np.zeros(1, dtype=np.int32))
+    with pytest.raises(DataError, match="must not decrease"):
+        Interactions(["u", "v"], np.array([0, 2, 1]), np.zeros(1, dtype=np.int32))
+    for queries in (pa.array(["a"]), pa.array(["a", "b"], pa.large_string()), pa.array([None], pa.large_string())):
+        with pytest.raises(DataError, match=r"need large_string \[1\] without nulls"):
+            Interactions(["u"], np.array([0, 1]), np.zeros(1, dtype=np.int32), queries)
+    with pytest.raises(DataError, match="rows 0 to 4 of an item table of 1"):
+        Dataset(ItemTable(["a"]), Interactions(["u"], np.array([0, 2]), np.array([0, 4], dtype=np.int32)))
+
+
+# --- the split
+
+HISTORIES = st.lists(st.lists(st.integers(0, 20), max_size=9), min_size=1, max_size=12)
+
+
+def as_interactions(histories: list[list[int]]) -> Interactions:
+    offsets = np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64)
+    rows = np.array([row for history in histories for row in history], dtype=np.int32)
+    texts = [f"{user}: {place}" for user, history in enumerate(histories) for place in range(len(history))]
+    return Interactions([str(i) for i in range(len(histories))], offsets, rows, pa.array(texts, pa.large_string()))
+
+
+@given(HISTORIES, st.integers(1, 5))
+@settings(deadline=None)
+def test_split_is_the_protocol(histories: list[list[int]], limit: int) -> None:
+    split = split_leave_one_out(as_interactions(histories))
+    held = [i for i, history in enumerate(histories) if len(history) >= 3]
+    train = [history[:-2] if len(history) >= 3 else history for history in histories]
+    assert [split.train[i].tolist() for i in range(len(split.train))] == train
+    for part, back in ((split.validation, 2), (split.test, 1)):
+        assert part.histories.users.tolist() == held
+        assert [part.histories[i].tolist() for i in range(len(part))] == [histories[i][:-back] for i in held]
+        assert part.targets.tolist() == [histories[i][-back] for i in held]
+        assert part.targets.dtype == np.int32 and part.histories.rows.dtype == np.int32
+        assert part.queries is not None
+        assert part.queries.to_pylist() == [f"{i}: {len(histories[i]) - back}" for i in held]
+        assert part.histories.queries is not None
+        assert part.histories.queries.to_pylist() == [
+            f"{i}: {place}" for i in held for place in range(len(histories[i]) - back)
+        ]
+    recent = split.train.recent(limit)
+    assert recent.queries is not None
+    assert recent.queries.to_pylist() == [
+        f"{i}: {place}" for i, history in enumerate(train) for place in range(len(history))[-limit:]
+    ]
+    assert [recent[i].tolist() for i in range(len(recent))] == [history[-limit:] for history in train]
+
+
+@given(HISTORIES)
+@settings(deadline=None)
+def test_tuning_ranks_the_validation_items_and_never_sees_the_test_items(histories: list[list[int]]) -> None:
+    split = split_leave_one_out(as_interactions(histories))
+    tuning = split_leave_one_out(as_interactions(histories).without_last())
+    assert [tuning.train[i].tolist() for i in range(len(histories))] == [
+        history[:-3] if len(history) >= 4 else history[:-1] for history in histories
+    ]
+    place = {user: i for i, user in enumerate(split.validation.histories.users.tolist())}
+    for i, user in enumerate(tuning.test.histories.users.tolist()):
+        assert tuning.test.targets[i] == split.validation.targets[place[user]]
+        assert tuning.test.histories[i].tolist() == split.validation.histories[place[user]].tolist()
+    assert tuning.test.queries is not None and len(tuning.test.queries) == len(tuning.test)
+
+
+@given(HISTORIES)
+@settings(deadline=None)
+def test_popularity_counts_training_only(histories: list[list[int]]) -> None:
+    interactions = as_interactions(histories)
+    expected = [0] * 21
+    for history in histories:
+        for row in history[:-2] if len(history) >= 3 else history:
+            expected[row] += 1
+    split = split_leave_one_out(interactions)
+    for source in (interactions, split, split.train):
+        counts = popularity(source, 21)
+        assert counts.dtype == np.int64 and counts.tolist() == expected
+
+
+def test_popularity_and_sequences_refuse_what_is_outside() -> None:
+    split = split_leave_one_out(as_interactions([[5, 1, 2]]))
+    with pytest.raises(DataError, match="row 5 is outside a catalogue of 5"):
+        popularity(split, 5)
+    with pytest.raises(ValueError, match="at least 1"):
+        split.train.recent(0)
+    with pytest.raises(IndexError):
+        split.train[1]
+    assert split.train[-1].tolist() == [5]

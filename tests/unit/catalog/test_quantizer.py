@@ -1,0 +1,257 @@
+"""The residual quantiser: nearest codes, reproducible fits, safe files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from genrec.catalog import QuantizerError, ResidualQuantizer
+from genrec_builders.semantic_ids import CollisionReport, collision_report, fit_residual_kmeans
+
+
+def brute_force(quantizer: ResidualQuantizer, embeddings: np.ndarray) -> np.ndarray:
+    residual = embeddings.astype(np.float64)
+    codes = []
+    for book in quantizer.codebooks:
+        distances = np.square(residual[:, None, :] - book[None].astype(np.float64)).sum(axis=2)
+        codes.append(distances.argmin(axis=1))
+        residual = residual - book[codes[-1]]
+    return np.stack(codes, axis=1)
+
+
+def clustered(n: int = 600, dim: int = 16, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(12, dim))[rng.integers(0, 12, n)] + 0.2 * rng.normal(size=(n, dim))).astype(np.float32)
+
+
+VALUES = st.one_of(
+    st.integers(-3, 3).map(float),  # many exact ties
+    st.floats(-100, 100, width=32),
+)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[np.ndarray], np.ndarray]:
+    dim = draw(st.integers(1, 6))
+    sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
+    books = [draw(arrays(np.float32, (size, dim), elements=VALUES)) for size in sizes]
+    return books, draw(arrays(np.float32, (draw(st.integers(0, 12)), dim), elements=VALUES))
+
+
+@given(problems(), st.integers(1, 13))
+@settings(deadline=None, max_examples=200)
+def test_codes_are_the_nearest(problem: tuple[list[np.ndarray], np.ndarray], chunk: int) -> None:
+    books, embeddings = problem
+    quantizer = ResidualQuantizer(books)
+    codes = quantizer.encode(embeddings, chunk=chunk)
+    assert codes.dtype == np.int32 and codes.shape == (len(embeddings), len(books))
+    np.testing.assert_array_equal(codes, brute_force(quantizer, embeddings))
+
+
+def test_ties_go_to_the_lowest_code() -> None:
+    book = np.array([[5, 5], [1, 0], [-1, 0], [1, 0], [0, 1]], dtype=np.float32)
+    codes = ResidualQuantizer([book]).encode(np.array([[0, 0], [1, 0], [0, 2]], dtype=np.float32))
+    assert codes[:, 0].tolist() == [1, 1, 4]
+
+
+def test_chunks_and_neighbours_do_not_matter() -> None:
+    embeddings = clustered()
+    quantizer = fit_residual_kmeans(embeddings, (16, 16, 16))
+    codes = quantizer.encode(embeddings)
+    np.testing.assert_array_equal(quantizer.encode(embeddings, chunk=7), codes)
+    np.testing.assert_array_equal(quantizer.encode(embeddings[::-1], chunk=1), codes[::-1])
+    np.testing.assert_array_equal(codes, brute_force(quantizer, embeddings))
+
+
+def test_decode_undoes_encode_for_centroids() -> None:
+    # Each level is ten times finer than the one before, so that sums of centroids quantise to themselves.
+    books = [scale * np.eye(4, dtype=np.float32) for scale in (100, 10, 1)]
+    quantizer = ResidualQuantizer(books)
+    codes = np.stack(np.meshgrid(*[np.arange(4)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    np.testing.assert_array_equal(quantizer.encode(quantizer.decode(codes)), codes)
+
+
+def test_every_level_brings_the_decoded_closer() -> None:
+    embeddings = clustered()
+    errors = []
+    for levels in ((16,), (16, 16), (16, 16, 16)):
+        quantizer = fit_residual_kmeans(embeddings, levels)
+        decoded = quantizer.decode(quantizer.encode(embeddings))
+        assert decoded.dtype == np.float32
+        errors.append(float(np.square(decoded - embeddings).sum()))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.1 * float(np.square(embeddings - embeddings.mean(axis=0)).sum())
+
+
+def test_fit_is_deterministic_and_leaves_its_input_alone() -> None:
+    embeddings = clustered()
+    before = embeddings.copy()
+    one, two, other = (fit_residual_kmeans(embeddings, (8, 16), seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(embeddings, before)
+    for a, b in zip(one.codebooks, two.codebooks, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(one.codebooks, other.codebooks, strict=True))
+    assert one.levels == (8, 16) and one.dim == 16
+
+
+def test_mini_batches_for_large_catalogues(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genrec_builders.semantic_ids.FULL_KMEANS_ITEMS", 100)
+    embeddings = clustered()
+    one, two = (fit_residual_kmeans(embeddings, (16, 16)) for _ in range(2))
+    for a, b in zip(one.codebooks, two.codebooks, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert collision_report(one.encode(embeddings)).distinct > 60
+
+
+def test_progress_is_told() -> None:
+    calls: list[tuple[int, int]] = []
+    fit_residual_kmeans(clustered(), (4, 4, 4), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [
+        np.zeros((1, 3), dtype=np.float32),
+        np.ones((50, 3), dtype=np.float32),
+        np.repeat(np.eye(3, dtype=np.float32), 20, axis=0),
+        np.array([[1e30, 0, 0], [1e-30, 0, 0]], dtype=np.float32),
+        np.random.default_rng(0).normal(size=(9, 3)),
+    ],
+    ids=["one item", "all the same", "three points", "far apart", "fewer than codes, float64"],
+)
+def test_fewer_points_than_codes(embeddings: np.ndarray) -> None:
+    quantizer = fit_residual_kmeans(embeddings, (16, 4))
+    assert quantizer.levels == (16, 4)
+    assert all(np.isfinite(book).all() for book in quantizer.codebooks)
+    codes = quantizer.encode(embeddings)
+    assert collision_report(codes).distinct == len(np.unique(embeddings, axis=0))
+    np.testing.assert_allclose(quantizer.decode(codes), embeddings, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "levels", "message"),
+    [
+        (np.zeros((0, 3), dtype=np.float32), (4,), "both at least 1"),
+        (np.zeros(3, dtype=np.float32), (4,), "expected float"),
+        (np.zeros((3, 3), dtype=np.int64), (4,), "int64"),
+        (np.array([[0.0], [np.inf]], dtype=np.float32), (4,), "embedding 1 has values"),
+        (np.array([[0.0], [1e300]]), (4,), "embedding 1 has values"),
+        (np.zeros((3, 3), dtype=np.float32), (), "at least one"),
+        (np.zeros((3, 3), dtype=np.float32), (4, 0), "at least 1 code"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_fit_refuses(embeddings: np.ndarray, levels: tuple[int, ...], message: str) -> None:
+    with pytest.raises(QuantizerError, match=message):
+        fit_residual_kmeans(embeddings, levels)
+
+
+def test_encode_and_decode_refuse() -> None:
+    quantizer = ResidualQuantizer([np.eye(3, dtype=np.float32)] * 2)
+    for bad in (np.zeros((1, 4), dtype=np.float32), np.zeros(3, dtype=np.float32), np.zeros((1, 3), dtype=np.int64)):
+        with pytest.raises(QuantizerError, match="expected float"):
+            quantizer.encode(bad)
+    bad_row = np.zeros((5, 3), dtype=np.float32)
+    bad_row[4, 1] = np.nan
+    with pytest.raises(QuantizerError, match="embedding 4 has values that are not finite"):
+        quantizer.encode(bad_row, chunk=2)
+    with pytest.raises(QuantizerError, match="chunk is 0"):
+        quantizer.encode(bad_row, chunk=0)
+    with pytest.raises(QuantizerError, match="code 3 of row 0 is outside level 1"):
+        quantizer.decode(np.array([[0, 3]]))
+    with pytest.raises(QuantizerError, match="integers"):
+        quantizer.decode(np.array([[0.0, 1.0]]))
+
+
+def test_codebooks_are_checked() -> None:
+    good = np.eye(3, dtype=np.float32)
+    for books in ([], [good, good[:, :2]], [good.astype(np.float64)], [good[:0]], [good * np.nan], [good[0]]):
+        with pytest.raises(QuantizerError):
+            ResidualQuantizer(books)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    embeddings = clustered()
+    quantizer = fit_residual_kmeans(embeddings, (8, 4, 2))
+    fit_residual_kmeans(embeddings, (2, 2, 2, 2)).save(tmp_path)
+    quantizer.save(tmp_path)  # replaces the one with more levels
+    again = ResidualQuantizer.load(tmp_path)
+    assert again.levels == (8, 4, 2)
+    for a, b in zip(quantizer.codebooks, again.codebooks, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(again.encode(embeddings), quantizer.encode(embeddings))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*(f"codebook_{i}.npy" for i in range(3)), "quantizer.json"]
+    first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    again.save(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == first
+
+
+def trap(path: Path) -> None:
+    """An .npy file that would run code if it were unpickled."""
+    np.save(path, np.array([Bomb()], dtype=object), allow_pickle=True)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return pytest.fail, ("unpickled",)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda d: (d / "quantizer.json").unlink(), "quantizer.json: cannot be read"),
+        (lambda d: (d / "quantizer.json").write_text("{"), "not valid JSON"),
+        (lambda d: (d / "quantizer.json").write_text("[]"), "format is None"),
+        (lambda d: (d / "quantizer.json").write_text('{"format": 2}'), "format is 2; this version reads format 1"),
+        (lambda d: (d / "quantizer.json").write_text('{"format": 1, "levels": [4, 0], "dim": 3}'), "positive whole"),
+        (lambda d: (d / "quantizer.json").write_text('{"format": 1, "levels": [4], "dim": true}'), "positive whole"),
+        (lambda d: (d / "quantizer.json").write_text('{"format": 1, "levels": [4, 5], "dim": 3}'), "holds 4 codes"),
+        (lambda d: (d / "quantizer.json").write_text('{"format": 1, "levels": [4, 4], "dim": 9}'), r"expected .*T, 9"),
+        (lambda d: (d / "codebook_1.npy").unlink(), r"codebook_1\.npy: not a readable"),
+        (lambda d: (d / "codebook_1.npy").write_bytes(b""), r"codebook_1\.npy: not a readable"),
+        (lambda d: (d / "codebook_1.npy").write_bytes((d / "codebook_1.npy").read_bytes()[:-1]), "not a readable"),
+        (lambda d: (d / "codebook_1.npy").write_bytes((d / "codebook_1.npy").read_bytes() + b"x"), "header tells"),
+        (lambda d: (d / "codebook_1.npy").write_bytes(pickle.dumps(Bomb())), "not a readable"),
+        (lambda d: trap(d / "codebook_1.npy"), "not a readable"),
+        (lambda d: np.save(d / "codebook_1.npy", np.eye(4, 3)), r"codebook_1\.npy: is float64"),
+        (lambda d: np.save(d / "codebook_1.npy", np.full((4, 3), np.nan, dtype=np.float32)), "not finite"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, spoil: object, message: str) -> None:
+    ResidualQuantizer([np.eye(4, 3, dtype=np.float32)] * 2).save(tmp_path)
+    assert json.loads((tmp_path / "quantizer.json").read_text())["levels"] == [4, 4]
+    spoil(tmp_path)  # type: ignore[operator]
+    with pytest.raises(QuantizerError, match=message):
+        ResidualQuantizer.load(tmp_path)
+
+
+def test_zip_archives_are_refused(tmp_path: Path) -> None:
+    ResidualQuantizer([np.eye(4, 3, dtype=np.float32)]).save(tmp_path)
+    with (tmp_path / "codebook_0.npy").open("wb") as file:
+        np.savez(file, np.eye(4, 3, dtype=np.float32))
+    with pytest.raises(QuantizerError, match=r"codebook_0\.npy: not an \.npy file"):
+        ResidualQuantizer.load(tmp_path)
+
+
+def test_collisions_are_counted() -> None:
+    sids = np.array([[0, 1], [0, 1], [0, 2], [0, 1], [3, 3], [3, 3]], dtype=np.int32)
+    assert collision_report(sids) == CollisionReport(items=6, distinct=3, colliding_share=5 / 6, largest_bucket=3)
+    with pytest.raises(QuantizerError, match="both at least 1"):
+        collision_report(sids[:0])
+
+
+def test_demo_shop_buckets_stay_small() -> None:
+    from genrec_builders.data.demo_shop.shop import make_demo_shop
+
+    embeddings = make_demo_shop(n_users=1).items.embeddings
+    assert embeddings is not None
+    report = collision_report(fit_residual_kmeans(embeddings, (128, 128, 128)).encode(embeddings))
+    assert report.largest_bucket <= 8 and report.colliding_share < 0.2

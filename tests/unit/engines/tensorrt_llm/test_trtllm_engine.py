@@ -1,0 +1,237 @@
+"""The engine over the LLM API's test double: parity, reuse, in-flight batching, deadlines, cancellation, errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from genrec.bundle import TENSORRT_LLM, Bundle
+from genrec.engines import open_engine
+from genrec.engines.base import Drafts
+from genrec.engines.tensorrt_llm.contract import CODES, LLM_ARGUMENTS, SCORES
+from genrec.errors import Cancelled, DeadlineExceeded
+from genrec.golden import check_drafts
+
+Start = Callable[..., Any]
+REUSE = {"enable_block_reuse": True, "enable_partial_reuse": True}
+
+
+@pytest.fixture
+def prompts(exported: Bundle) -> list[np.ndarray]:
+    rng = np.random.default_rng(2)
+    sids = exported.catalog.sids
+    return [exported.layout.encode(sids[rng.integers(0, len(sids), rng.integers(1, 40))]) for _ in range(60)]
+
+
+def assert_near(ours: Drafts, theirs: Drafts) -> None:
+    np.testing.assert_array_equal(np.isfinite(ours.scores), np.isfinite(theirs.scores))
+    finite = np.isfinite(theirs.scores)
+    np.testing.assert_allclose(ours.scores[finite], theirs.scores[finite], atol=1e-4)
+    assert (ours.codes[finite] == theirs.codes[finite]).mean() > 0.95, "more differ than near ties explain"
+
+
+def test_the_engine_drafts_what_the_pytorch_engine_drafts(
+    start: Start, exported: Bundle, prompts: list[np.ndarray]
+) -> None:
+    engine = start()
+    prompts.insert(3, np.empty(0, np.int32))  # nothing known of the user: never reaches the model
+    assert_near(engine.draft(prompts), open_engine(exported, "torch").draft(prompts))
+    check_drafts(exported.golden, engine)
+    assert any(contexts > 1 for contexts, _, _, _ in engine._llm.steps), "no batch was packed"
+    assert sum(contexts for contexts, _, _, _ in engine._llm.steps) == 61
+
+
+def test_every_request_asks_for_the_outputs_and_one_token(start: Start, prompts: list[np.ndarray]) -> None:
+    engine = start()
+    engine.draft(prompts[:5])
+    for request in engine._llm.requests:
+        assert request.sampling.additional_model_outputs == [CODES, SCORES]
+        assert (request.sampling.max_tokens, request.sampling.end_id, request.salt) == (1, -1, None)
+
+
+@pytest.mark.parametrize("as_decode", [False, True])
+@pytest.mark.parametrize("partial", [True, False])
+@pytest.mark.parametrize("reads", ["history", "tail"])
+def test_reuse_never_hides_what_the_head_reads(
+    start: Start,
+    stand_in: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    exported: Bundle,
+    exported_tail_only: Bundle,
+    prompts: list[np.ndarray],
+    reads: str,
+    partial: bool,
+    as_decode: bool,
+) -> None:
+    """The same prompts again: all but a token of each is cached, or all whole blocks."""
+    monkeypatch.setattr(stand_in.LLM, "one_token_as_decode", as_decode)
+    block, bundle = 4, exported if reads == "history" else exported_tail_only
+    engine = start(bundle, kv_cache_config=REUSE | {"enable_partial_reuse": partial, "tokens_per_block": block})
+    expected = open_engine(bundle, "torch").draft(prompts)
+    assert_near(engine.draft(prompts), expected)
+    before = len(engine._llm.requests)
+    assert_near(engine.draft(prompts), expected)
+    again = engine._llm.requests[before:]
+    short = [len(p) - 1 if partial else (len(p) - 1) // block * block for p in prompts]
+    count = exported.space.depth + 1
+    needed = [len(p) if reads == "history" else count for p in prompts]
+    resubmitted = sum(len(p) - cached < least for p, cached, least in zip(prompts, short, needed, strict=True))
+    salts = [request.salt for request in again if request.salt is not None]
+    assert len(salts) == len(set(salts)) == resubmitted > 0
+    assert len(again) == len(prompts) + resubmitted
+    assert all(request.cached == 0 for request in again if request.salt is not None)
+    if as_decode and partial:
+        assert any(decodes for _, decodes, _, _ in engine._llm.steps)
+
+
+def test_without_reuse_nothing_is_asked_twice(start: Start, prompts: list[np.ndarray]) -> None:
+    engine = start()
+    for _ in range(2):
+        engine.draft(prompts)
+    assert len(engine._llm.requests) == 2 * len(prompts)
+    assert all(request.cached == 0 for request in engine._llm.requests)
+
+
+def test_a_growing_history_computes_its_new_items_alone(start: Start, exported_tail_only: Bundle) -> None:
+    engine = start(exported_tail_only, kv_cache_config=REUSE)
+    history, layout = exported_tail_only.catalog.sids[:8], exported_tail_only.layout
+    for size in range(1, 9):
+        engine.draft([layout.encode(history[:size])])
+    assert len(engine._llm.requests) == 8, "new items push the placeholders on: no tail is cached"
+    new = [tokens for _, _, tokens, _ in engine._llm.steps]
+    # A visit's placeholders stand where the next one's new item does, so an item and the placeholders are new.
+    assert new[1:] == [2 * exported_tail_only.space.depth] * 7
+
+
+def test_padded_steps(
+    start: Start, stand_in: Any, monkeypatch: pytest.MonkeyPatch, exported: Bundle, prompts: list[np.ndarray]
+) -> None:
+    monkeypatch.setattr(stand_in.LLM, "pad", 7)
+    assert_near(start().draft(prompts), open_engine(exported, "torch").draft(prompts))
+
+
+def test_a_deadline_aborts_the_request_and_no_other(
+    start: Start, stand_in: Any, monkeypatch: pytest.MonkeyPatch, prompts: list[np.ndarray]
+) -> None:
+    engine = start()
+    monkeypatch.setattr(stand_in.LLM, "delay", 0.15)
+    late = engine.submit(prompts[0], deadline_ns=time.monotonic_ns() + 40_000_000)
+    patient = engine.submit(prompts[1], deadline_ns=time.monotonic_ns() + 30_000_000_000)
+    with pytest.raises(DeadlineExceeded, match="timeout expired"):
+        late.result(10)
+    assert patient.result(10).codes.shape == (1, engine.beam_width)
+    assert [request.aborted for request in engine._llm.requests] == [True, False]
+    with pytest.raises(DeadlineExceeded):
+        engine.submit(prompts[0], deadline_ns=time.monotonic_ns() - 1).result(10)
+
+
+def test_a_cancelled_request_is_aborted(
+    start: Start, stand_in: Any, monkeypatch: pytest.MonkeyPatch, prompts: list[np.ndarray]
+) -> None:
+    engine = start()
+    monkeypatch.setattr(stand_in.LLM, "delay", 0.2)
+    with pytest.raises(Cancelled):
+        engine.submit(prompts[0], cancelled=lambda: True).result(10)
+    assert engine._llm.requests[0].aborted
+
+
+def test_a_step_that_fails_fails_its_requests_and_the_next_ones_are_answered(
+    start: Start, stand_in: Any, monkeypatch: pytest.MonkeyPatch, exported: Bundle, prompts: list[np.ndarray]
+) -> None:
+    engine = start()
+    monkeypatch.setattr(stand_in.LLM, "fault", int(prompts[0][1]))
+    with pytest.raises(stand_in.RequestError, match="device-side"):
+        engine.submit(prompts[0]).result(10)
+    monkeypatch.undo()
+    assert_near(engine.draft(prompts[:3]), open_engine(exported, "torch").draft(prompts[:3]))
+
+
+def test_prompts_at_the_limit_are_drafted_and_those_above_refused(start: Start, exported: Bundle) -> None:
+    engine = start()
+    sids = exported.catalog.sids
+    longest = exported.layout.encode(sids[:40])
+    assert len(longest) == exported.layout.max_tokens
+    assert engine.submit(longest).result(10).codes.shape == (1, engine.beam_width)
+    with pytest.raises(ValueError, match=f"{len(longest) + 1} tokens; the model takes at most {len(longest)}"):
+        engine.submit(np.append(longest, 1))
+    assert (engine.submit(longest[:0]).result(10).scores == -np.inf).all(), "an empty prompt has no drafts"
+    vocabulary = exported.layout.vocabulary_size
+    for wrong in (-1, vocabulary):
+        with pytest.raises(ValueError, match=f"the model knows 0 to {vocabulary - 1}"):
+            engine.submit(np.array([1, wrong, 2], np.int32))
+
+
+def test_many_requests_are_in_flight_together(
+    start: Start, stand_in: Any, monkeypatch: pytest.MonkeyPatch, prompts: list[np.ndarray]
+) -> None:
+    engine = start()
+    monkeypatch.setattr(stand_in.LLM, "delay", 0.01)
+    futures = [engine.submit(prompt) for prompt in prompts]
+    assert not wait(futures, 20).not_done
+    assert max(contexts for contexts, _, _, _ in engine._llm.steps) == 8, "max_batch_size of the folder's arguments"
+
+
+def test_closing_cancels_what_is_in_flight(
+    start: Start, stand_in: Any, monkeypatch: pytest.MonkeyPatch, exported: Bundle, prompts: list[np.ndarray]
+) -> None:
+    monkeypatch.setattr(stand_in.LLM, "delay", 0.2)
+    engine = open_engine(exported, "tensorrt_llm")
+    future = engine.submit(prompts[0])  # type: ignore[attr-defined]
+    engine.close()
+    assert future.cancelled()
+
+
+def test_drafts_without_masks_are_refused(start: Start, prompts: list[np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="masks only; use the onnx or torch engine"):
+        start().draft(prompts[:1], masked=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"enable_chunked_prefill": True}, "enable_chunked_prefill is true"),
+        ({"max_num_tokens": 10}, "max_num_tokens is 10, below the 64"),
+        ({"max_seq_len": 64}, "max_seq_len is 64, below the 65"),
+    ],
+)
+def test_arguments_that_would_hide_states_are_refused(
+    stand_in: Any, exported: Bundle, change: dict[str, Any], message: str
+) -> None:
+    assert exported.layout.max_tokens == 64
+    with pytest.raises(ValueError, match=message):
+        open_engine(exported, "tensorrt_llm", **change)
+
+
+def test_a_bundle_without_the_folder_says_how_to_make_it(stand_in: Any, bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match=r"config.json: is missing; make .* `genrec export-tensorrt-llm`"):
+        open_engine(bundle, "tensorrt_llm")
+
+
+def test_damaged_arguments_are_named(stand_in: Any, exported: Bundle, tmp_path: Path) -> None:
+    from genrec.engines.tensorrt_llm.engine import TensorRtLlmEngine
+
+    for name in ("config.json", LLM_ARGUMENTS):
+        (tmp_path / name).write_text((exported.path / TENSORRT_LLM / name).read_text())
+    for text in ("[1, 2]", "a: b: c"):
+        (tmp_path / LLM_ARGUMENTS).write_text(text)
+        with pytest.raises(ValueError, match="cannot be read"):
+            TensorRtLlmEngine(tmp_path, exported.index.prefixes, 64, 64)
+    assert yaml.safe_load((exported.path / TENSORRT_LLM / LLM_ARGUMENTS).read_text())["max_batch_size"] == 8
+
+
+def test_outputs_may_come_as_a_list_of_steps() -> None:
+    """As some releases give them, and with a row for a step that was not asked for."""
+    import torch
+
+    from genrec.engines.tensorrt_llm.engine import _first_row
+
+    row, other = torch.arange(5)[None, None], torch.full((1, 1, 5), -2)
+    for output in (row, torch.cat([row, other]), [row], [row, other], [row[0]], torch.cat([row[0], other[0]])):
+        np.testing.assert_array_equal(_first_row(output), np.arange(5))
