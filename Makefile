@@ -22,7 +22,7 @@ knowledge-demo: build/shop-bundle/manifest.json  ## Texts of 200 users, streamed
 	$(BIN)/genrec knowledge demo build/shop build/shop-bundle build/knowledge
 
 bench-knowledge: $(INSTALLED)  ## Every way of drafting texts at every batch size, and ablations. After `make knowledge-demo`.
-	$(BIN)/python perf/knowledge/compare.py compare build/knowledge build/shop build/knowledge-bench
+	$(BIN)/python -m perf.knowledge.compare compare build/knowledge build/shop build/knowledge-bench
 
 test: $(INSTALLED)  ## Unit, engine parity, and integration against a real Triton.
 	$(BIN)/pytest
@@ -74,7 +74,7 @@ quality: $(addsuffix /manifest.json,$(TRAINED))  ## NEZHA against beam search, o
 		--reference TIGER=0.106,0.080 --reference LETTER-TIGER=0.112,0.083
 
 ablations: $(INSTALLED)  ## What each part of NEZHA is worth.
-	$(BIN)/python perf/quality/ablations.py $(DATA) build/ablations
+	$(BIN)/python -m perf.quality.ablations $(DATA) build/ablations
 
 # perf_analyzer, Triton's load generator: its wheel holds the binary; the system has to have libb64 (Debian: libb64-0d).
 ANALYZER := .perf-analyzer/bin/perf_analyzer
@@ -101,7 +101,7 @@ bench-full: $(ANALYZER)  ## The whole grid of cells, with a 0.6 B backbone. Hour
 	$(BIN)/python -m perf.speed.bench_report build/bench-full build/bench-full/report
 
 bench-gpu: $(INSTALLED) build/shop-bundle/manifest.json  ## On a GPU: PyTorch in bf16 with CUDA graphs; the report is build/bench-gpu/report.md.
-	$(BIN)/python -m perf.gpu build/bench-gpu $(GPU_ARGS)
+	$(BIN)/python -m perf.gpu.bench build/bench-gpu $(GPU_ARGS)
 	$(BIN)/python -m perf.gpu.precision build/shop-bundle build/shop build/bench-gpu
 
 serve-check: build/shop-bundle/manifest.json  ## Install what serving needs, without torch, and answer from there.

@@ -13,7 +13,7 @@ from genrec.bundle import Bundle
 from genrec.serving.serve import serve_bundle
 from genrec_client import Recommender
 
-BUILD_ONLY = ("torch", "transformers", "onnx", "sklearn", "pyarrow")
+BUILD_ONLY = ("genrec_builders", "torch", "transformers", "onnx", "sklearn", "pyarrow", "matplotlib")
 
 present = [name for name in BUILD_ONLY if importlib.util.find_spec(name)]
 if present:

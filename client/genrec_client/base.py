@@ -95,7 +95,8 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
 
         Raises:
             InvalidRequest: the request is wrong, by this client's or the server's judgement.
-            Overloaded: the server's queue is full.
+            Overloaded: the server or a proxy refused the load; `recommend` has no queue limit of its own, so this takes
+                a queue policy that somebody configured, or RESOURCE_EXHAUSTED.
             Unavailable: no address could answer.
             DeadlineExceeded: the time ran out.
             RecommendError: anything else, such as an error inside the server.
@@ -135,7 +136,7 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
 
         Args:
             requests: one for each user; drawn only as fast as they are sent.
-            concurrency: requests under way at once. Above what the server's queue holds, it refuses some.
+            concurrency: requests under way at once. Those that wait too long for the server end in DeadlineExceeded.
             timeout_s: seconds for each user's call, from its own first attempt.
             return_exceptions: True returns a user's error in the place of the answer; False raises the first one
                 that happens, and cancels what is under way.

@@ -1,3 +1,3 @@
-from genrec.cli import main
+from genrec.cli.main import main
 
 main()

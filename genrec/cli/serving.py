@@ -35,14 +35,16 @@ def serve(
         int,
         typer.Option(min=1, help="ONNX engines side by side, of --threads each: more throughput, less speed alone."),
     ] = 1,
-    max_batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Requests that a step takes at once, at most.")] = 16,
     timeout_ms: Annotated[
         int, typer.Option(min=1, help="Deadline of requests that bring none; late ones are refused.")
     ] = 1000,
     knowledge: Annotated[
         Optional[Path], typer.Option(help="Also write texts, by this folder of `genrec knowledge build`; needs torch.")
     ] = None,
-    verification: Annotated[str, typer.Option(help="Of the texts' drafts: relaxed or greedy.")] = "relaxed",
+    verification: Annotated[
+        str, typer.Option(help="How drafts of the texts are accepted: relaxed or greedy.")
+    ] = "relaxed",
     texts_at_once: Annotated[int, typer.Option(min=1, help="Texts that are written together.")] = 8,
     exit_timeout_s: Annotated[
         float, typer.Option(min=1, help="Seconds that requests in flight get to finish after SIGTERM.")

@@ -47,8 +47,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
 class UserSample:
     """Users of a dataset's test split, drawn to be ranked.
 
-    name: the dataset's. item_ids: of its catalogue, by row. user_ids: E. histories: E int32 arrays of rows, oldest first.
-    targets: int32 [E], the item that each user took next. test_users: of how many they were drawn, with `seed`.
+    name: the dataset's. item_ids: of its catalogue, by row. user_ids: E ids. histories: E int32 arrays of catalogue
+    rows, oldest first. targets: int32 [E], the item that each user took next. test_users: of how many they were drawn, with
+    `seed`.
     """
 
     name: str

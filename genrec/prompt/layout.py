@@ -157,7 +157,7 @@ class PromptLayout:
     def encode_history(
         self, history: np.ndarray, catalog_sids: np.ndarray, query_tokens: np.ndarray = _NOTHING
     ) -> np.ndarray:
-        """As `encode`, of catalogue rows: history int [N], catalog_sids int [items, L]. Looks up what the prompt keeps."""
+        """As `encode`, of catalogue rows: history int [N], oldest first, catalog_sids int [items, L]."""
         return self._joined(catalog_sids[self.recent(history)], query_tokens)
 
     def _joined(self, sids: np.ndarray, query_tokens: np.ndarray) -> np.ndarray:

@@ -51,10 +51,8 @@ class Deployment:
 
 
 def source_repository() -> Path:
-    """The checked-in model repository: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "_model_repository"
-    return installed if installed.is_dir() else package.parent / "model_repository"
+    """The model repository that is rendered: the package's own, in a checkout a link to `model_repository`."""
+    return Path(__file__).with_name("model_repository")
 
 
 def render_repository(bundle: Bundle, out: Path, deployment: Deployment) -> Path:

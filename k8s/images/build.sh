@@ -33,5 +33,6 @@ if [[ ${DEBOOTSTRAP:-} ]]; then
 fi
 # docker: OCI's format has no HEALTHCHECK.
 exec podman build --isolation=chroot --format=docker --file "$here/cpu/Containerfile" --tag "$tag" \
+    --build-arg "VERSION=$(sed -n 's/^__version__ = "\([^"]*\)".*/\1/p' "$root/genrec/__init__.py")" \
     --build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)" \
     "${arguments[@]}" "$@" "$root"

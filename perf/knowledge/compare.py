@@ -1,8 +1,8 @@
 """How much faster speculative decoding writes knowledge texts, whether they stay the same, and what large pools cost.
 
-python perf/knowledge/compare.py compare build/knowledge build/shop build/knowledge-bench    # against its baselines
-python perf/knowledge/compare.py equality build/knowledge build/shop                         # with plain greedy decoding
-python perf/knowledge/compare.py pool build/knowledge build/shop                             # of a million texts
+python -m perf.knowledge.compare compare build/knowledge build/shop build/knowledge-bench    # against its baselines
+python -m perf.knowledge.compare equality build/knowledge build/shop                         # with plain greedy decoding
+python -m perf.knowledge.compare pool build/knowledge build/shop                             # of a million texts
 
 Texts are those of held-out users and items of the demo shop: none of them is in the folder's pools.
 """

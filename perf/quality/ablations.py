@@ -1,6 +1,6 @@
 """What each part of NEZHA is worth: the same training with one thing changed, all users, in one table.
 
-python perf/quality/ablations.py DATA build/ablations --epochs 6
+python -m perf.quality.ablations DATA build/ablations --epochs 6
 
 What helps becomes the default, so it is the validation items that are ranked (`Interactions.without_last`); the test
 items, with --test, are for the figures of what was chosen.

@@ -16,7 +16,7 @@ import numpy as np
 from genrec.bundle import Bundle
 from genrec.serving.repository import MODEL
 
-INSTALLED = Path(__file__).resolve().parents[1] / ".perf-analyzer"  # `make perf-analyzer` puts it there
+INSTALLED = Path(__file__).resolve().parents[2] / ".perf-analyzer"  # `make perf-analyzer` puts it there
 HOW_TO_INSTALL = "run `make perf-analyzer`, and on Debian or Ubuntu `apt-get install libb64-0d`"
 WARM_UP = 0.1  # share of the first requests that is not counted: connections, caches, the batcher's first batches
 

@@ -1,6 +1,6 @@
 """How much of a returning user's prompt a KV cache still holds, by the block in which old items are dropped.
 
-python perf/speed/prefix_reuse.py DATA, a folder as `genrec build` reads it. Counts tokens; runs no model.
+python -m perf.speed.prefix_reuse DATA, a folder as `genrec build` reads it. Counts tokens; runs no model.
 """
 
 from __future__ import annotations

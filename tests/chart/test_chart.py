@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from genrec.cli import app
+from genrec.cli.main import app
 from k8s.rendering import CHART, KNOWLEDGE, PROFILES, REQUIRED, merged, profile
 from tests.chart.conftest import Manifests, Rendered, one
 

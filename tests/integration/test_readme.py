@@ -1,4 +1,6 @@
-"""The README's commands, run in order as they stand there, on small data; and its make targets."""
+"""What README.md and docs/usage.md show is run as it stands there, in order, on small data."""
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -8,48 +10,66 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from genrec.bundle import Bundle
+
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "docs/usage.md")
 # What makes a command small enough for a test; nothing else of it is changed.
 SMALLER = {
     "genrec demo-shop": "--items 400 --users 400",
     "genrec build": "--levels 16,16,16 --hidden-size 32 --layers 2 --evaluate-users 50",
     "genrec compare": "--users 50 --beam-widths 20",
 }
+READY = "ready: gRPC 127.0.0.1:8001, HTTP 127.0.0.1:8000"
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```", README, flags=re.S | re.M)
-    lines = [line.split("  #")[0].split("   ")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(("genrec ", "genrec-client "))]
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Fenced blocks that are run: language ("" for commands) and text. Blocks marked `text` are for reading."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), flags=re.S | re.M)
+    return [(language, text) for language, text in found if language != "text"]
 
 
-def run(command: str, folder: Path) -> str:
-    words = shlex.split(command)
-    words[0] = str(Path(sys.executable).with_name(words[0]))
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+def run(words: list[str], folder: Path) -> str:
+    done = subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 @contextlib.contextmanager
-def in_the_background(command: str, folder: Path):
-    words = shlex.split(command)
-    words[0] = str(Path(sys.executable).with_name(words[0]))
-    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True)
+def serving(words: list[str], folder: Path) -> Iterator[None]:
+    process = subprocess.Popen(words, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith("ready: gRPC 127.0.0.1:8001, HTTP 127.0.0.1:8000"), line
+        assert line.startswith(READY), line
         yield
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def run_command(line: str, folder: Path, stack: contextlib.ExitStack) -> None:
+    """Run one line of a page; what it starts in the foreground stays until `stack` ends."""
+    more = next((f" {words}" for start, words in SMALLER.items() if line.startswith(start)), "")
+    words = shlex.split(line + more)
+    if words[0] == "make":  # CI runs `make demo` and `make test` themselves: a test cannot run the tests
+        run([*words[:1], "--dry-run", *words[1:]], ROOT)
+    elif line == ". .venv/bin/activate":
+        pass
+    elif line.startswith("genrec serve"):
+        stack.enter_context(serving(words, folder))
+    elif words[0] in ("genrec", "genrec-client"):
+        shown = run(words, folder)
+        if words[0] == "genrec-client":
+            assert len(re.findall(r"drafted|fallback", shown, flags=re.I)) >= 5, shown
+    else:
+        pytest.fail(f"no test knows how to run {line!r}: teach this one, or mark the block `text`")
 
 
 def port_is_taken(port: int) -> bool:
@@ -57,33 +77,25 @@ def port_is_taken(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_the_commands_of_the_readme(tmp_path: Path) -> None:
-    if any(map(port_is_taken, (8000, 8001, 8002))):
-        pytest.skip("a server runs on the default ports")
-    listed = commands()
-    assert [command.split()[1] for command in listed] == [
-        "demo-shop", "build", "check", "evaluate", "export", "build", "compare", "export-tensorrt-llm", "plan",
-        "serve", "recommend",
-    ]  # fmt: skip
-    with contextlib.ExitStack() as serving:
-        for command in listed:
-            small = next((f"{command} {more}" for start, more in SMALLER.items() if command.startswith(start)), command)
-            if command.startswith("genrec serve"):
-                serving.enter_context(in_the_background(small, tmp_path))
-            else:
-                shown = run(small, tmp_path)
-        assert len(re.findall(r"drafted|fallback", shown, flags=re.I)) >= 5, shown
-        python = re.search(r"^```python\n(.*?)^```", README, flags=re.S | re.M)
-        assert python is not None
-        snippet = subprocess.run([sys.executable, "-c", python[1]], capture_output=True, text=True, check=False)
-        assert snippet.returncode == 0, snippet.stderr
-    time.sleep(0.2)
-    assert not port_is_taken(8001)
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_the_page_runs(page: str, bundle: Bundle, tmp_path: Path) -> None:
+    assert not any(map(port_is_taken, (8000, 8001, 8002))), "a server runs on the default ports: stop it"
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "shop-bundle").symlink_to(bundle.path)  # what `make demo` leaves
+    found = blocks(page)
+    assert {language for language, _ in found} == {"", "python"}
+    with contextlib.ExitStack() as stack:
+        for language, text in found:
+            if language == "python":
+                assert run([sys.executable, "-c", text], tmp_path).strip()
+                continue
+            for line in text.splitlines():
+                if command := re.split(r"\s{2,}#", line)[0].strip():
+                    run_command(command, tmp_path, stack)
 
 
-def test_the_make_targets_of_the_readme_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    named = set(re.findall(r"\bmake ([a-z][a-z0-9-]*)", README))
-    assert {"demo", "test"} <= named
-    assert named <= set(re.findall(r"^([a-z][a-z0-9-]*):", makefile, flags=re.M))
-    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+def test_the_make_targets_that_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), flags=re.M))
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("client/*.md")]
+    named = {target for page in pages for target in re.findall(r"`make ([a-z][a-z0-9-]*)", page.read_text())}
+    assert {"demo", "test"} < named and named <= targets, named - targets

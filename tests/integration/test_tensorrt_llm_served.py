@@ -27,7 +27,7 @@ from genrec_builders.data import Dataset, sample_users, split_leave_one_out
 from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
 from genrec_client import Recommender, RecommendRequest
 
-STAND_IN = Path(__file__).parents[1] / "unit" / "tensorrt_llm" / "stand_in"
+STAND_IN = Path(__file__).parents[1] / "unit" / "engines" / "tensorrt_llm" / "stand_in"
 STEP_S = 0.1
 DEPLOYMENT = Deployment(engine="tensorrt_llm", timeout_ms=30_000)
 

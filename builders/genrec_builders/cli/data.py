@@ -12,8 +12,8 @@ from genrec_builders.cli.arguments import Seed
 
 def demo_shop(
     out: Annotated[Path, typer.Argument(help="Folder to write the dataset to.")],
-    items: Annotated[int, typer.Option(min=100)] = 5000,
-    users: Annotated[int, typer.Option(min=10)] = 12000,
+    items: Annotated[int, typer.Option(min=100, help="Items of the catalogue.")] = 5000,
+    users: Annotated[int, typer.Option(min=10, help="Users with a history.")] = 12000,
     seed: Seed = 0,
 ) -> None:
     """Make a synthetic shop: a catalogue with titles and embeddings, and shopping histories."""

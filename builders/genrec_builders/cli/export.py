@@ -13,7 +13,7 @@ from genrec.cli.arguments import BundlePath
 def export(
     bundle_path: BundlePath,
     out: Annotated[Path, typer.Argument(help="Where the new bundle goes.")],
-    beam_width: Annotated[int, typer.Option(min=2)],
+    beam_width: Annotated[int, typer.Option(min=2, help="Beams drafted; at least twice the bundle's largest top_k.")],
 ) -> None:
     """Copy a bundle with another beam width: exports its checkpoint again."""
     from genrec_builders.build import export_bundle

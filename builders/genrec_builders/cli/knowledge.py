@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 
-if TYPE_CHECKING:
-    pass
-
-# Heavy imports stay inside the commands, as in builders/genrec_builders/cli/build.py.
+# Heavy imports stay inside the commands: `genrec --help` must not load torch.
 
 console = Console()
 
@@ -32,8 +29,8 @@ def build(
     ] = 1000,
     harder: Annotated[bool, _training("On texts with twice the novelty.")] = False,
     texts: Annotated[Optional[int], _training("Texts to train on; the recipe's number by default.", min=1)] = None,
-    epochs: Annotated[Optional[int], _training("Likewise.", min=1)] = None,
-    seed: Annotated[int, _training("")] = 0,
+    epochs: Annotated[Optional[int], _training("Passes over the texts; the recipe's number by default.", min=1)] = None,
+    seed: Annotated[int, _training("Seed of everything random.")] = 0,
 ) -> None:
     """Make a knowledge folder: language model, catalogue, groups of users and items, retrieval pools.
 

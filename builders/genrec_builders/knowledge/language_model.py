@@ -50,7 +50,7 @@ def train_language_model(
 ) -> Curves:
     """Train a tokenizer and a model to continue each prompt by its text and an end token; write both to `path`.
 
-    The loss counts the text and the end token only. state_path: as for `genrec_builders.training.loop.train`. Returns the loss per
+    The loss counts the text and the end token only. state_path: as for `training.loop.train`. Returns the loss per
     epoch, in nats per token. Raises ValueError for no texts, a vocabulary without room for the bytes, or a text that is
     longer than the model's positions.
     """

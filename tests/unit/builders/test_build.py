@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from genrec.bundle import CHECKPOINT, Bundle
-from genrec.cli import app
+from genrec.cli.main import app
 from genrec.engines import open_engine
 from genrec.model.checkpoint import load_checkpoint
 from genrec.reporting.progress import Track

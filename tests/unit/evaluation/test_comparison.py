@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from genrec.bundle import Bundle, seal_bundle
 from genrec.catalog import Catalog
-from genrec.cli import app, main
+from genrec.cli.main import app, main
 from genrec.evaluation.comparison import Settings, depth_of, models_of
 from genrec.evaluation.metrics import target_ranks
 from genrec.evaluation.ranker import Ranker

@@ -3,7 +3,7 @@ import pytest
 from typer.testing import CliRunner
 
 from genrec.bundle import Bundle
-from genrec.cli import app
+from genrec.cli.main import app
 from genrec.evaluation.metrics import mean_metrics, metrics, target_ranks, user_values
 from genrec.evaluation.ranker import Ranker, rank_popular, require_catalog
 from genrec.pipeline import Pipeline

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from genrec.cli import app
+from genrec.cli.main import app
 from genrec.evaluation.bootstrap import relative_difference
 from genrec.evaluation.metrics import mean_metrics, user_values
 from genrec.evaluation.plots import difference_figure, quality_figure, time_figure, training_figure

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from genrec.cli import app
+from genrec.cli.main import app
 from genrec.errors import DataError
 from genrec.knowledge.decoder import Session
 from genrec.knowledge.entities import Entities, read_entities

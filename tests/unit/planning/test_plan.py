@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from genrec.bundle import Bundle
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DECODERS, DRAFT_HEAD, HeadShape, expected_shapes
 from genrec.catalog import PrefixTrie, SemanticIdSpace
-from genrec.cli import app
+from genrec.cli.main import app
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel, backbone_config
 from genrec.model.nezha import NezhaModel
@@ -350,7 +350,7 @@ def test_refusals_of_a_bundle(bundle: Bundle, bundle_copy: Path) -> None:
 
 def test_planning_needs_neither_torch_nor_an_engine(bundle: Bundle) -> None:
     script = (
-        "import sys; from genrec.cli import app\n"
+        "import sys; from genrec.cli.main import app\n"
         f"app(['plan', {str(bundle.path)!r}, *{HARDWARE!r}, '--rate', '9'], standalone_mode=False)\n"
         "print('heavy:', [name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules])"
     )

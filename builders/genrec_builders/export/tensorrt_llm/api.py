@@ -1,6 +1,8 @@
 """Checks that TensorRT-LLM has every name that genrec uses of it: `api.json` against its source, which is not run.
 
-python -m genrec_builders.export.tensorrt_llm.api [SOURCE]: a checkout of its repository, or by default the installed package.
+python -m genrec_builders.export.tensorrt_llm.api [SOURCE]
+
+SOURCE: a checkout of its repository, or by default the installed package.
 """
 
 from __future__ import annotations

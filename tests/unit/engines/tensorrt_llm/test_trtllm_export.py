@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from genrec.bundle import CHECKPOINT, TENSORRT_LLM, Bundle
 from genrec.bundle.checkpoint_shapes import safetensors_shapes
-from genrec.cli import app
+from genrec.cli.main import app
 from genrec.engines.tensorrt_llm.contract import LLM_ARGUMENTS
 from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig, _configuration, export_tensorrt_llm
 
