@@ -49,11 +49,12 @@ k8s-image:  ## The CPU image, by podman. IMAGE_ARGS: for podman build. DEBOOTSTR
 k8s-e2e: $(INSTALLED) $(BUNDLE)/manifest.json  ## Install, test, roll over, change the bundle, roll back: on KUBECONFIG's cluster, or emulated.
 	$(BIN)/python -m k8s.e2e.run $(BUNDLE) --image $(IMAGE) $(E2E_ARGS)
 
-lint: $(INSTALLED)  ## Style and types.
+lint: $(INSTALLED)  ## Style, types, and who imports whom.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd client && ../$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Quality on a dataset with semantic IDs: DATA=folder. One seed takes an hour and a half on 2 cores, most of it training.
 SEED ?= 0

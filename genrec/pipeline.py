@@ -27,8 +27,8 @@ class Recommendation:
     """One user's answer; the fields are the wire contract's outputs.
 
     item_ids: k distinct ids, best first. scores: float32 [k], log-probabilities of the items' semantic IDs. source:
-    uint8 [k], DRAFTED or FALLBACK. drafted, valid: drafts with a finite score, and those that are live items. unknown: items of the history that are
-    not in the catalogue. filled: items from the popularity fallback.
+    uint8 [k], DRAFTED or FALLBACK. drafted, valid: drafts with a finite score, and those that are live items. unknown:
+    items of the history that are not in the catalogue. filled: items from the popularity fallback.
     """
 
     item_ids: list[str]

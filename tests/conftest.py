@@ -17,7 +17,7 @@ from genrec.reporting.progress import Track
 from genrec_builders.build import build_bundle
 from genrec_builders.config import BackboneShape, BuildConfig, TrainingConfig
 from genrec_builders.data import Dataset
-from genrec_builders.data.demo_shop.shop import make_demo_shop
+from genrec_builders.data.demo_shop import make_demo_shop
 
 TINY = BuildConfig(
     levels=(16, 16, 16),

@@ -21,7 +21,7 @@ from genrec.serving.statistics import read_step_counts
 from genrec_builders.build import build_bundle, read_attributes
 from genrec_builders.config import BuildConfig, TrainingConfig
 from genrec_builders.data import Dataset, read_dataset, sample_users, split_leave_one_out, write_dataset
-from genrec_builders.data.demo_shop.shop import make_demo_shop
+from genrec_builders.data.demo_shop import make_demo_shop
 
 # Large batches without dropout: less good after a long training than the default, and fast for three epochs.
 QUICK = TrainingConfig(epochs=3, learning_rate=2e-3, tokens_per_batch=8192, dropout=0.0)

@@ -19,11 +19,8 @@ FULL_KMEANS_ITEMS = 100_000
 class CollisionReport:
     """How well semantic IDs tell items apart.
 
-    Attributes:
-        items: number of items, n.
-        distinct: number of distinct semantic IDs.
-        colliding_share: share of the items that share their ID with another, 0 to 1.
-        largest_bucket: items of the most shared ID.
+    items: n. distinct: distinct semantic IDs. colliding_share: share of the items that share their ID with another, 0
+    to 1. largest_bucket: items of the most shared ID.
     """
 
     items: int
@@ -43,14 +40,10 @@ def fit_residual_kmeans(
     The same input and seed give the same codebooks on any number of cores. A level with no more distinct residuals
     than codes takes those residuals as its codebook; the codes left over repeat the first one, and are never assigned.
 
-    Args:
-        embeddings: float [n, D], n at least 1, finite.
-        levels: codes per level, T_1 .. T_L, each at least 1.
-        seed: of the k-means++ starts.
-        progress: called as progress(levels done, L), first with 0.
+    embeddings: float [n, D], n at least 1, finite. levels: codes per level, T_1 .. T_L, each at least 1. seed: of the
+    k-means++ starts. progress(levels done, L): called first with 0.
 
-    Raises:
-        QuantizerError: wrong shapes, values that are not finite, or no levels.
+    Raises QuantizerError for wrong shapes, values that are not finite, or no levels.
     """
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or 0 in embeddings.shape or embeddings.dtype.kind != "f":

@@ -42,10 +42,8 @@ class AsyncRecommender(BaseRecommender[_Answer, _AnswersOrErrors, _Answers]):
 
     `recommend_many` draws its requests in the event loop, so their iterable must not take long for the next one.
 
-    Raises:
-        ValueError: an address or a number that cannot be used.
-        OSError: a TLS file that cannot be read.
-        RuntimeError: in `async with` or a call: it is closed, or belongs to another event loop.
+    Raises ValueError for an address or a number that cannot be used, OSError for a TLS file that cannot be read, and in
+    `async with` or a call RuntimeError once it is closed, or in another event loop than its own.
     """
 
     def _prepare(self) -> None:

@@ -85,22 +85,15 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
     ) -> One:
         """Recommend items to one user.
 
-        Args:
-            history: item ids, oldest first; may be empty.
-            top_k: items wanted (default: the bundle's).
-            exclude: item ids never to return.
-            allow_history: whether items of the history may come back (default: no).
-            query: text query, for bundles that were trained with one.
-            timeout_s: seconds for the call with all its attempts.
+        history: item ids, oldest first; may be empty. top_k: items wanted, the bundle's default if None. exclude: item
+        ids never to return. allow_history: whether items of the history may come back, no if None. query: text query,
+        for bundles that were trained with one. timeout_s: seconds for the call with all its attempts.
 
-        Raises:
-            InvalidRequest: the request is wrong, by this client's or the server's judgement.
-            Overloaded: the server or a proxy refused the load; `recommend` has no queue limit of its own, so this takes
-                a queue policy that somebody configured, or RESOURCE_EXHAUSTED.
-            Unavailable: no address could answer.
-            DeadlineExceeded: the time ran out.
-            RecommendError: anything else, such as an error inside the server.
-            RuntimeError: the client is closed.
+        Raises InvalidRequest for a request that is wrong by this client's or the server's judgement, Unavailable if no
+        address could answer, DeadlineExceeded if the time ran out, Overloaded if the server or a proxy refused the load
+        (`recommend` has no queue limit of its own, so this takes a queue policy that somebody configured, or
+        RESOURCE_EXHAUSTED), RecommendError for anything else, such as an error inside the server, and RuntimeError once
+        the client is closed.
         """
         return self._answer(RecommendRequest(history, top_k, exclude, allow_history, query), timeout_s)
 
@@ -134,19 +127,13 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
     ) -> Any:
         """Recommend items to many users, as concurrent requests of one user each; the server forms the batches.
 
-        Args:
-            requests: one for each user; drawn only as fast as they are sent.
-            concurrency: requests under way at once. Those that wait too long for the server end in DeadlineExceeded.
-            timeout_s: seconds for each user's call, from its own first attempt.
-            return_exceptions: True returns a user's error in the place of the answer; False raises the first one
-                that happens, and cancels what is under way.
+        requests: one for each user; drawn only as fast as they are sent. concurrency: requests under way at once; those
+        that wait too long for the server end in DeadlineExceeded. timeout_s: seconds for each user's call, from its own
+        first attempt. return_exceptions: True returns a user's error in the place of the answer; False raises the first
+        one that happens, and cancels what is under way.
 
-        Returns:
-            One element for each request, in their order.
-
-        Raises:
-            RecommendError: as `recommend` does, only without `return_exceptions`.
-            RuntimeError: the client is closed.
+        Returns one element for each request, in their order. Raises RecommendError as `recommend` does, only without
+        `return_exceptions`, and RuntimeError once the client is closed.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}; it must be at least 1")

@@ -49,12 +49,9 @@ class Call:
     def begin_attempt(self) -> tuple[int, float]:
         """Choose where the next attempt goes and how long it may take.
 
-        Returns:
-            The index of the address, and the gRPC timeout: the seconds that remain of the call's one deadline.
-
-        Raises:
-            DeadlineExceeded: nothing remains.
-            RecommendError: the client was closed since the last attempt (CANCELLED).
+        Returns the index of the address, and the gRPC timeout: the seconds that remain of the call's one deadline.
+        Raises DeadlineExceeded if nothing remains, and RecommendError (CANCELLED) if the client was closed since the
+        last attempt.
         """
         context = self._context
         remaining_s = self._deadline - time.monotonic()
@@ -89,15 +86,8 @@ class Call:
     def fail(self, code: str, message: str) -> float:
         """Note that the last attempt failed.
 
-        Args:
-            code: the gRPC status name.
-            message: the status message.
-
-        Returns:
-            Seconds to wait before the next attempt.
-
-        Raises:
-            RecommendError: the call ends here.
+        code, message: the gRPC status, by name, and its message. Returns the seconds to wait before the next attempt.
+        Raises RecommendError if the call ends here.
         """
         context = self._context
         failure = classify(code, message)

@@ -29,10 +29,8 @@ _OPTIONS: dict[str, object] = {
 class TlsOptions:
     """PEM files for an encrypted connection; None is gRPC's own choice.
 
-    Attributes:
-        ca_file: certificates that the server's is checked against (default: the system's).
-        cert_file: the client's certificate chain, for mutual TLS.
-        key_file: the client's private key, for mutual TLS.
+    ca_file: certificates that the server's is checked against, the system's by default. cert_file, key_file: the
+    client's certificate chain and private key, for mutual TLS.
     """
 
     ca_file: str | Path | None = None
@@ -54,8 +52,7 @@ class TlsOptions:
 def split_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
     """The addresses of a list, or of one string with commas between them.
 
-    Raises:
-        ValueError: no address, or one of another protocol.
+    Raises ValueError for no address, or one of another protocol.
     """
     parts = urls.split(",") if isinstance(urls, str) else urls
     addresses = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
@@ -70,12 +67,8 @@ def split_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
 class ChannelOpener:
     """Opens the channels of one client. The TLS files are read here, once.
 
-    Args:
-        tls: True for TLS with the system's certificates.
-        options: gRPC channel arguments, which go before the client's own choices.
-
-    Raises:
-        OSError: a TLS file cannot be read.
+    tls: True for TLS with the system's certificates. options: gRPC channel arguments, which go before the client's own
+    choices. Raises OSError for a TLS file that cannot be read.
     """
 
     def __init__(self, tls: bool | TlsOptions, options: Sequence[tuple[str, object]] = ()) -> None:
@@ -87,9 +80,8 @@ class ChannelOpener:
     def open(self, url: str, library: ModuleType = grpc) -> Channel:
         """A channel to one address. It connects with the first request.
 
-        Args:
-            url: host:port, or any gRPC target such as "dns:///name:8001".
-            library: `grpc`, or `grpc.aio` for the running event loop.
+        url: host:port, or any gRPC target such as "dns:///name:8001". library: `grpc`, or `grpc.aio` for the running
+        event loop.
         """
         if self._credentials is None:
             return library.insecure_channel(url, options=self._options)

@@ -6,13 +6,10 @@ from __future__ import annotations
 class RecommendError(Exception):
     """A call that got no answer; also the class of every failure that has no class of its own.
 
-    Attributes:
-        message: the server's (or gRPC's) own words.
-        code: the gRPC status name, such as "UNAVAILABLE"; "INTERNAL" also stands for an answer that breaks the
-            wire contract.
-        attempts: requests sent for this call; 0 when it was refused before anything was sent.
-        address: where the last attempt went, "" when there was none.
-        note: why the client did not try again, "" when that goes without saying.
+    message: the server's (or gRPC's) own words. code: the gRPC status name, such as "UNAVAILABLE"; "INTERNAL" also
+    stands for an answer that breaks the wire contract. attempts: requests sent for this call; 0 when it was refused
+    before anything was sent. address: where the last attempt went, "" when there was none. note: why the client did not
+    try again, "" when that goes without saying.
     """
 
     def __init__(self, message: str, code: str, attempts: int = 0, address: str = "", note: str = "") -> None:

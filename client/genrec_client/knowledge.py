@@ -32,13 +32,9 @@ class TextPiece:
 class KnowledgeWriter:
     """Asks one server for texts. Thread-safe: many texts may be written at the same time, and the server batches them.
 
-    Args:
-        url: address of the server's gRPC port, "host:8001".
-        model: name of the model.
-        timeout_s: seconds that a text may take.
-        tls: True for TLS with the system's certificates, or the files to use.
-        metadata: gRPC metadata (headers) sent with every request, keys in lower case.
-        channel_options: gRPC channel arguments.
+    url: address of the server's gRPC port, "host:8001". model: name of the model. timeout_s: seconds that a text may
+    take. tls: True for TLS with the system's certificates, or the files to use. metadata: gRPC metadata (headers) sent
+    with every request, keys in lower case. channel_options: gRPC channel arguments.
     """
 
     def __init__(
@@ -72,12 +68,8 @@ class KnowledgeWriter:
     def user(self, history: Iterable[ItemId], *, max_new_tokens: int | None = None) -> Iterator[TextPiece]:
         """The text of a user. Closing the iterator (`break`, `close()`) stops the server's work on it.
 
-        Args:
-            history: item ids, oldest first.
-            max_new_tokens: tokens at most (default: the server's).
-
-        Raises:
-            RecommendError: as the pieces are asked for; InvalidRequest says what is wrong with the request.
+        history: item ids, oldest first. max_new_tokens: tokens at most, the server's limit if None. As the pieces are
+        asked for it raises RecommendError; InvalidRequest says what is wrong with the request.
         """
         return self._pieces(wire.build_text_request(self._model, history, None, max_new_tokens))
 

@@ -19,10 +19,8 @@ class Source(IntEnum):
 class RecommendedItem:
     """One item of the answer.
 
-    Attributes:
-        item_id: the catalogue's id.
-        score: log-probability of the item's semantic ID; -1e9 for a fallback; always finite.
-        source: drafted or fallback.
+    item_id: the catalogue's id. score: log-probability of the item's semantic ID, -1e9 for a fallback; always finite.
+    source: drafted or fallback.
     """
 
     item_id: str
@@ -34,17 +32,11 @@ class RecommendedItem:
 class Recommendations:
     """The ranked items for one user, and how they came about.
 
-    Attributes:
-        items: best first, distinct.
-        drafted: beams with a finite score.
-        valid: drafted beams that stand for an item that may be shown.
-        unknown_history: ids of the history that the catalogue does not know.
-        filled: items taken from the popularity fallback.
-        bundle_version: the bundle that answered.
-        catalog_version: the catalogue that the items are from.
-        latency_ms: from the call to the answer as this client saw it, all attempts and waits included; in
-            milliseconds.
-        attempts: requests sent for this answer.
+    items: best first, distinct. drafted: beams with a finite score. valid: drafted beams that stand for an item that
+    may be shown. unknown_history: ids of the history that the catalogue does not know. filled: items taken from the
+    popularity fallback. bundle_version: the bundle that answered. catalog_version: the catalogue that the items are
+    from. latency_ms: milliseconds from the call to the answer as this client saw it, all attempts and waits included.
+    attempts: requests sent for this answer.
     """
 
     items: tuple[RecommendedItem, ...]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import heapq
 import queue
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -74,75 +74,12 @@ class Recommender(BaseRecommender[Recommendations, list[Recommendations | Recomm
     def _answer_many(
         self, requests: Iterable[RecommendRequest], concurrency: int, timeout_s: float | None, return_exceptions: bool
     ) -> list[Any]:
-        results: list[Any] = []
-        finished: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-        calls: dict[int, Call] = {}
-        futures: dict[int, Any] = {}
-        waiting: list[tuple[float, int]] = []
+        def send(call: Call) -> Any:
+            address, remaining_s = call.begin_attempt()
+            return self._stubs[address].ModelInfer.future(call.message, timeout=remaining_s, metadata=self._metadata)
 
-        def end(index: int, result: Recommendations | RecommendError) -> None:
-            calls.pop(index, None)
-            if isinstance(result, RecommendError) and not return_exceptions:
-                raise result
-            results[index] = result
-
-        def send(index: int) -> None:
-            call = calls[index]
-            try:
-                address, remaining_s = call.begin_attempt()
-            except RecommendError as error:
-                end(index, error)
-                return
-            future = self._stubs[address].ModelInfer.future(call.message, timeout=remaining_s, metadata=self._metadata)
-            futures[index] = future
-            # Runs in gRPC's thread, so it only passes the news on; this thread does the rest.
-            future.add_done_callback(lambda done: finished.put((index, done)))
-
-        def receive(index: int, future: Any) -> None:
-            del futures[index]
-            try:
-                if future.code() is grpc.StatusCode.OK:
-                    end(index, calls[index].succeed(future.result()))
-                    return
-                delay_s = calls[index].fail(future.code().name, future.details() or "")
-            except RecommendError as error:
-                end(index, error)
-            else:
-                heapq.heappush(waiting, (time.monotonic() + delay_s, index))
-
-        source = iter(requests)
-        more = True
-        try:
-            while more or calls:
-                while more and len(calls) < concurrency:
-                    try:
-                        request = next(source)
-                    except StopIteration:
-                        more = False
-                        break
-                    index = len(results)
-                    results.append(None)
-                    try:
-                        calls[index] = self._call(request, timeout_s)
-                    except RecommendError as error:
-                        end(index, error)
-                    else:
-                        send(index)
-                while waiting and waiting[0][0] <= time.monotonic():
-                    send(heapq.heappop(waiting)[1])
-                if calls:
-                    pause_s = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
-                    try:
-                        index, future = finished.get(timeout=pause_s)
-                    except queue.Empty:
-                        continue
-                    receive(index, future)
-        finally:
-            for future in futures.values():
-                future.cancel()
-            for call in calls.values():
-                call.abandon()
-        return results
+        batch = _Batch(lambda request: self._call(request, timeout_s), send, concurrency, return_exceptions)
+        return batch.answer(requests)
 
     def readiness(self, timeout_s: float | None = None) -> tuple[Readiness, ...]:
         """Whether each address has the model ready, in the order of the urls. It does not raise for a server's error.
@@ -160,3 +97,103 @@ class Recommender(BaseRecommender[Recommendations, list[Recommendations | Recomm
             except grpc.RpcError as error:
                 found.append(self._readiness_of(url, error.code().name, error.details() or "", None))
         return tuple(found)
+
+
+class _Batch:
+    """The calls of one `recommend_many`, driven by the thread that waits for it.
+
+    prepare: makes a request's call. send: begins an attempt of a call and returns its gRPC future. Both may raise
+    RecommendError, which ends the call. A call is known by its index, the place of its request.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[RecommendRequest], Call],
+        send: Callable[[Call], Any],
+        concurrency: int,
+        return_exceptions: bool,
+    ) -> None:
+        self._prepare, self._send = prepare, send
+        self._concurrency, self._return_exceptions = concurrency, return_exceptions
+        self._more = True  # requests to come
+        self._results: list[Any] = []
+        self._calls: dict[int, Call] = {}  # under way: sent, or waiting for their next attempt
+        self._futures: dict[int, Any] = {}
+        self._waiting: list[tuple[float, int]] = []  # a heap: when the next attempt is due
+        self._finished: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+
+    def answer(self, requests: Iterable[RecommendRequest]) -> list[Any]:
+        """The answer or error of each request."""
+        source = iter(requests)
+        try:
+            while self._more or self._calls:
+                self._fill(source)
+                self._retry_due()
+                if self._calls:
+                    self._receive_next()
+        finally:
+            self._abandon()
+        return self._results
+
+    def _fill(self, source: Iterator[RecommendRequest]) -> None:
+        """Begins calls while there is room."""
+        while self._more and len(self._calls) < self._concurrency:
+            try:
+                request = next(source)
+            except StopIteration:
+                self._more = False
+                return
+            index = len(self._results)
+            self._results.append(None)
+            try:
+                self._calls[index] = self._prepare(request)
+            except RecommendError as error:
+                self._end(index, error)
+            else:
+                self._attempt(index)
+
+    def _attempt(self, index: int) -> None:
+        try:
+            future = self._send(self._calls[index])
+        except RecommendError as error:
+            self._end(index, error)
+            return
+        self._futures[index] = future
+        # Runs in gRPC's thread, so it only passes the news on; this thread does the rest.
+        future.add_done_callback(lambda done: self._finished.put((index, done)))
+
+    def _retry_due(self) -> None:
+        while self._waiting and self._waiting[0][0] <= time.monotonic():
+            self._attempt(heapq.heappop(self._waiting)[1])
+
+    def _receive_next(self) -> None:
+        """Waits for the end of an attempt, or until another one is due."""
+        pause_s = max(0.0, self._waiting[0][0] - time.monotonic()) if self._waiting else None
+        try:
+            index, future = self._finished.get(timeout=pause_s)
+        except queue.Empty:
+            return
+        del self._futures[index]
+        call = self._calls[index]
+        try:
+            if future.code() is grpc.StatusCode.OK:
+                self._end(index, call.succeed(future.result()))
+                return
+            delay_s = call.fail(future.code().name, future.details() or "")
+        except RecommendError as error:
+            self._end(index, error)
+        else:
+            heapq.heappush(self._waiting, (time.monotonic() + delay_s, index))
+
+    def _end(self, index: int, result: Recommendations | RecommendError) -> None:
+        self._calls.pop(index, None)
+        if isinstance(result, RecommendError) and not self._return_exceptions:
+            raise result
+        self._results[index] = result
+
+    def _abandon(self) -> None:
+        """Gives up what is still under way, if anything is."""
+        for future in self._futures.values():
+            future.cancel()
+        for call in self._calls.values():
+            call.abandon()

@@ -14,12 +14,9 @@ ItemId: TypeAlias = str | bytes | SupportsIndex
 class RecommendRequest:
     """One user's request. A field that is None is not sent, and the bundle's default holds.
 
-    Attributes:
-        history: item ids, oldest first; may be empty; ids that the catalogue does not know are skipped and counted.
-        top_k: items wanted, 1 up to the bundle's limit.
-        exclude: item ids never to return.
-        allow_history: whether items of the history may come back.
-        query: text query, for bundles that were trained with one.
+    history: item ids, oldest first; may be empty; ids that the catalogue does not know are skipped and counted. top_k:
+    items wanted, 1 up to the bundle's limit. exclude: item ids never to return. allow_history: whether items of the
+    history may come back. query: text query, for bundles that were trained with one.
     """
 
     history: Iterable[ItemId]

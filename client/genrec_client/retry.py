@@ -37,15 +37,14 @@ _ERRORS: dict[Failure, type[RecommendError]] = {
 class RetryPolicy:
     """How a `Recommender` tries again. Requests only read, so repeating one is always safe.
 
-    Attributes:
-        max_attempts: requests sent at most for one call; 1 turns retries off.
-        backoff_s: wait before the first retry on an address that this call has already tried, in seconds; doubled
-            each time, and shortened at random by up to half. An address that is new to the call is tried at once.
-        backoff_max_s: longest wait, in seconds.
-        cool_down_s: how long an address that failed is passed over while there are others, in seconds.
-        budget_ratio: retries that each call earns for all; 0.1 bounds them to 10 % extra requests.
-        budget_reserve: retries at hand at the start, so that a client with few calls can retry at all.
-        budget_capacity: retries that can be saved up, which bounds a burst of them.
+    max_attempts: requests sent at most for one call; 1 turns retries off. backoff_s: seconds before the first retry on
+    an address that this call has already tried, doubled each time, and shortened at random by up to half; an address
+    that is new to the call is tried at once. backoff_max_s: longest wait, in seconds. cool_down_s: seconds for which an
+    address that failed is passed over while there are others.
+
+    budget_ratio: retries that each call earns for all; 0.1 bounds them to 10 % extra requests. budget_reserve: retries
+    at hand at the start, so that a client with few calls can retry at all. budget_capacity: retries that can be saved
+    up, which bounds a burst of them.
     """
 
     max_attempts: int = 3
@@ -69,10 +68,8 @@ class RetryPolicy:
 class Decision:
     """What to do after a failed attempt.
 
-    Attributes:
-        retry: whether to send the request again.
-        delay_s: seconds to wait before that.
-        reason: why not, "" when the failure itself says so.
+    retry: whether to send the request again. delay_s: seconds to wait before that. reason: why not, "" when the failure
+    itself says so.
     """
 
     retry: bool
@@ -86,9 +83,7 @@ def classify(code: str, message: str) -> Failure:
     Triton says UNAVAILABLE for a server that stops, for a full queue and for a request that expired in the queue,
     and NOT_FOUND for a model that is being unloaded as for one that does not exist; only the text tells them apart.
 
-    Args:
-        code: the status name, such as "UNAVAILABLE".
-        message: the status message.
+    code: the status name, such as "UNAVAILABLE". message: the status message.
     """
     text = message.lower()
     if code == "UNAVAILABLE":
@@ -112,11 +107,8 @@ def decide(
 ) -> Decision:
     """Whether a call is tried again, leaving the budget aside.
 
-    Args:
-        attempts: requests sent so far, at least 1.
-        remaining_s: seconds to the call's deadline.
-        fresh_address: whether an address is left that this call has not tried and that is not cooling down.
-        jitter: a random number in [0, 1).
+    attempts: requests sent so far, at least 1. remaining_s: seconds to the call's deadline. fresh_address: whether an
+    address is left that this call has not tried and that is not cooling down. jitter: a random number in [0, 1).
     """
     if failure is not Failure.GONE:
         return Decision(retry=False)

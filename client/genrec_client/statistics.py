@@ -10,13 +10,10 @@ from dataclasses import dataclass
 class Statistics:
     """Counts since the client was made. What is no failure and not cancelled was answered, or is still under way.
 
-    Attributes:
-        requests: calls for one user that were sent at least once.
-        retries: attempts beyond the first of a call.
-        failures: calls that ended in an error after they were sent.
-        retries_refused: retries that the retry budget did not allow.
-        cancelled: calls that the caller gave up after they were sent: what `recommend_many` leaves when it raises, and
-            cancelled tasks of an `AsyncRecommender`.
+    requests: calls for one user that were sent at least once. retries: attempts beyond the first of a call. failures:
+    calls that ended in an error after they were sent. retries_refused: retries that the retry budget did not allow.
+    cancelled: calls that the caller gave up after they were sent: what `recommend_many` leaves when it raises, and
+    cancelled tasks of an `AsyncRecommender`.
     """
 
     requests: int = 0

@@ -29,8 +29,7 @@ _SOURCES = tuple(Source)
 def build_request(request: RecommendRequest, model: str) -> InferRequest:
     """The `ModelInferRequest` of one user: a leading batch dimension of 1, and only the inputs that were given.
 
-    Raises:
-        InvalidRequest: a value that cannot be put on the wire; limits are the server's to judge.
+    Raises InvalidRequest for a value that cannot be put on the wire; limits are the server's to judge.
     """
     if not isinstance(request, RecommendRequest):
         raise TypeError(f"expected a RecommendRequest, got {type(request).__name__}")
@@ -54,8 +53,7 @@ def build_text_request(
 ) -> InferRequest:
     """The `ModelInferRequest` for the text of a user, by `history`, or of an item.
 
-    Raises:
-        InvalidRequest: a value that cannot be put on the wire; limits are the server's to judge.
+    Raises InvalidRequest for a value that cannot be put on the wire; limits are the server's to judge.
     """
     message = service_pb2.ModelInferRequest(model_name=model)
     if history is not None:
@@ -70,8 +68,7 @@ def build_text_request(
 def parse_text_piece(message: InferResponse) -> tuple[str, int]:
     """The text and the number of tokens so far of one streamed response.
 
-    Raises:
-        RecommendError: with code INTERNAL, when the answer breaks the wire contract.
+    Raises RecommendError with code INTERNAL when the answer breaks the wire contract.
     """
     try:
         raw = {tensor.name: data for tensor, data in zip(message.outputs, message.raw_output_contents, strict=True)}
@@ -84,8 +81,7 @@ def parse_text_piece(message: InferResponse) -> tuple[str, int]:
 def set_timeout(message: InferRequest, remaining_s: float) -> None:
     """Tell Triton's queue what remains of the call's time, in place.
 
-    Args:
-        remaining_s: seconds; Triton's `timeout` parameter is in microseconds, and 0 would mean no limit there.
+    remaining_s: seconds; Triton's `timeout` parameter is in microseconds, and 0 would mean no limit there.
     """
     message.parameters["timeout"].int64_param = max(1, int(remaining_s * 1e6))
 
@@ -93,12 +89,8 @@ def set_timeout(message: InferRequest, remaining_s: float) -> None:
 def parse_response(message: InferResponse, latency_ms: float, attempts: int) -> Recommendations:
     """The answer of a `ModelInferResponse`.
 
-    Args:
-        latency_ms: what the call took, for `Recommendations.latency_ms`.
-        attempts: requests that it took.
-
-    Raises:
-        RecommendError: with code INTERNAL, when the answer breaks the wire contract.
+    latency_ms: milliseconds that the call took. attempts: requests that it took. Raises RecommendError with code
+    INTERNAL when the answer breaks the wire contract.
     """
     try:
         raw = {tensor.name: data for tensor, data in zip(message.outputs, message.raw_output_contents, strict=True)}

@@ -24,8 +24,7 @@ class QuantizerError(ValueError):
 class ResidualQuantizer:
     """Codebooks of L levels.
 
-    Attributes:
-        codebooks: L arrays, level l float32 [T_l, D], finite.
+    codebooks: L arrays, level l float32 [T_l, D], finite. Raises QuantizerError for others.
     """
 
     def __init__(self, codebooks: Sequence[np.ndarray]) -> None:
@@ -50,15 +49,8 @@ class ResidualQuantizer:
 
         The answer for an item depends on nothing but its embedding: neither on `chunk` nor on its neighbours.
 
-        Args:
-            embeddings: float [n, D], finite. n may be 0.
-            chunk: items at a time; about `16 * chunk * max(T_l)` bytes are needed.
-
-        Returns:
-            int32 [n, L].
-
-        Raises:
-            QuantizerError: wrong shape or type, or values that are not finite.
+        embeddings: float [n, D], finite; n may be 0. chunk: items at a time; about `16 * chunk * max(T_l)` bytes are
+        needed. Returns int32 [n, L]. Raises QuantizerError for a wrong shape or type, or values that are not finite.
         """
         if chunk < 1:
             raise QuantizerError(f"chunk is {chunk}; use at least 1 item at a time")
@@ -117,8 +109,7 @@ class ResidualQuantizer:
     def load(cls, directory: Path | str) -> ResidualQuantizer:
         """Reads what `save` wrote; nothing in the files is executed.
 
-        Raises:
-            QuantizerError: missing, truncated or foreign files, a newer format, or contents that disagree.
+        Raises QuantizerError for missing, truncated or foreign files, a newer format, or contents that disagree.
         """
         directory = Path(directory)
         levels, dim = _read_meta(directory / _META)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from genrec.knowledge.offline import Report
+    from genrec.knowledge.offline import GenerationReport
 
 console = Console()
 
@@ -51,13 +51,13 @@ def generate(
     The shards of an indexed Kubernetes Job (completionMode: Indexed, completions: 8) are args of its container:
     --shard $(JOB_COMPLETION_INDEX)/8 --out /texts/$(JOB_COMPLETION_INDEX).parquet
     """
-    from genrec.knowledge.offline import Options
+    from genrec.knowledge.offline import GenerationOptions
     from genrec.knowledge.offline import generate as generate_texts
     from genrec.reporting.progress import track
 
     if not (numbers := re.fullmatch(r"(\d+)/(\d+)", shard)):
         raise ValueError(f"shard is {shard!r}; write i/n, such as 0/4 for the first of four")
-    options = Options(
+    options = GenerationOptions(
         verification=verification,
         batch_size=batch_size,
         shard=(int(numbers[1]), int(numbers[2])),
@@ -73,7 +73,7 @@ def generate(
     raise typer.Exit(1 if report.failures else 0)
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: GenerationReport) -> None:
     total = max(sum(report.seconds.values()), 1e-9)
     table = Table(show_header=False)
     table.add_row("texts", f"{report.texts}, {report.texts_per_s:.1f}/s")

@@ -20,9 +20,9 @@ from genrec.evaluation.metrics import CUTOFFS, mean_metrics, target_ranks
 from genrec.evaluation.ranker import Ranker, rank_popular, require_catalog
 from genrec.evaluation.results import (
     RECORD,
-    Cell,
     DataSection,
     Floor,
+    RankingCell,
     Record,
     Reference,
     Results,
@@ -48,8 +48,8 @@ class UserSample:
     """Users of a dataset's test split, drawn to be ranked.
 
     name: the dataset's. item_ids: of its catalogue, by row. user_ids: E ids. histories: E int32 arrays of catalogue
-    rows, oldest first. targets: int32 [E], the item that each user took next. test_users: of how many they were drawn, with
-    `seed`.
+    rows, oldest first. targets: int32 [E], the item that each user took next. test_users: of how many they were drawn,
+    with `seed`.
     """
 
     name: str
@@ -66,7 +66,7 @@ OpenEngine = Callable[[Bundle, int], Engine]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ComparisonSettings:
     """How it is ranked. threads: 0 for one per core. device: of the torch engine."""
 
     beam_widths: tuple[int, ...] = (20, 50, 128, 512)
@@ -110,7 +110,7 @@ def compare(
     users: UserSample,
     models: Mapping[str, Sequence[Path]],
     out: Path,
-    settings: Settings,
+    settings: ComparisonSettings,
     open_engine: OpenEngine,
     track: Track,
     references: Sequence[Reference] = (),
@@ -153,7 +153,7 @@ def _rank(
     bundle: Bundle,
     width: int,
     users: UserSample,
-    settings: Settings,
+    settings: ComparisonSettings,
     open_engine: OpenEngine,
     track: Track,
 ) -> None:
@@ -186,7 +186,7 @@ def _rank(
                 continue
             results.ranks[name] = ranks = target_ranks(ranking.rows, users.targets)
             results.record.cells.append(
-                Cell(
+                RankingCell(
                     model=trained.model,
                     weights=trained.weights,
                     beam_width=width,

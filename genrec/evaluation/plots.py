@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from genrec.evaluation.results import COMPARED, POOLED, Cell, Results
+from genrec.evaluation.results import COMPARED, POOLED, RankingCell, Results
 from genrec.reporting.page import COLOURS, tidy
 
 MARGINS = (-0.01, -0.03)  # relative differences worth a line
@@ -48,7 +48,7 @@ def quality_figure(results: Results, history_excluded: bool) -> Figure | None:
     return figure
 
 
-def _metric(metric: str, cell: Cell) -> float:
+def _metric(metric: str, cell: RankingCell) -> float:
     return cell.metrics[metric]
 
 
@@ -168,7 +168,9 @@ def training_figure(results: Results) -> Figure | None:
     return figure
 
 
-def _against_width(axes: Axes, results: Results, value: Callable[[Cell], float], histories: tuple[bool, ...]) -> None:
+def _against_width(
+    axes: Axes, results: Results, value: Callable[[RankingCell], float], histories: tuple[bool, ...]
+) -> None:
     widths = sorted({cell.beam_width for cell in results.record.cells})
     for number, name in enumerate(results.names):
         colour = COLOURS[number % len(COLOURS)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from genrec.evaluation.bootstrap import LEVEL, RESAMPLES
 from genrec.evaluation.plots import difference_figure, metric_title, quality_figure, time_figure, training_figure
-from genrec.evaluation.results import POOLED, RECORD, Cell, Difference, Results, Trained
+from genrec.evaluation.results import POOLED, RECORD, Difference, RankingCell, Results, Trained
 from genrec.reporting.page import markdown_table, save_figure
 
 PAGE = "report.md"
@@ -178,7 +178,7 @@ def _runs(results: Results) -> Iterable[str]:
     )
 
 
-def _groups(results: Results, excluded: bool) -> Iterable[tuple[str, list[Cell]]]:
+def _groups(results: Results, excluded: bool) -> Iterable[tuple[str, list[RankingCell]]]:
     """The seeds' cells of every model and setting, model by model."""
     for name in results.names:
         for setting in results.settings():
@@ -187,7 +187,7 @@ def _groups(results: Results, excluded: bool) -> Iterable[tuple[str, list[Cell]]
                 yield name, cells
 
 
-def _mean(cells: Sequence[Cell], metric: str) -> str:
+def _mean(cells: Sequence[RankingCell], metric: str) -> str:
     if not all(metric in cell.metrics for cell in cells):
         return ""
     return f"{np.mean([cell.metrics[metric] for cell in cells]):.4f}"

@@ -69,7 +69,7 @@ class Trained(Section):
     curves: dict[str, Any] | None
 
 
-class Cell(Section):
+class RankingCell(Section):
     """One ranking of all users by one bundle.
 
     depth: items ranked. drafting_ms: of ms_per_user. run: position in `Record.runs`. ranks: name in `ranks.npz`.
@@ -149,7 +149,7 @@ class Record(Section):
     data: DataSection
     runs: list[Run] = Field(default_factory=list)
     models: list[Trained] = Field(default_factory=list)
-    cells: list[Cell] = Field(default_factory=list)
+    cells: list[RankingCell] = Field(default_factory=list)
     popularity: list[Floor] = Field(default_factory=list)
     references: list[Reference] = Field(default_factory=list)
     differences: list[Difference] = Field(default_factory=list)
@@ -157,7 +157,7 @@ class Record(Section):
 
 @dataclass
 class Results:
-    """A record and the ranks that belong to it, by `Cell.ranks`: uint16 [E] each."""
+    """A record and the ranks that belong to it, by `RankingCell.ranks`: uint16 [E] each."""
 
     record: Record
     ranks: dict[str, np.ndarray]
@@ -172,7 +172,7 @@ class Results:
         found = [trained for trained in self.record.models if trained.model == name]
         return sorted(found, key=lambda t: (t.seed is None, t.seed or 0, t.bundle_version, t.weights))
 
-    def cells(self, name: str, setting: tuple[int, bool, bool] | None = None) -> list[Cell]:
+    def cells(self, name: str, setting: tuple[int, bool, bool] | None = None) -> list[RankingCell]:
         """A model's cells, of one setting or all, in the order of `trained`."""
         place = {trained.weights: place for place, trained in enumerate(self.trained(name))}
         found = [c for c in self.record.cells if c.model == name and setting in (None, c.setting)]
@@ -224,11 +224,11 @@ class Results:
                 )
         return found
 
-    def values(self, cells: Sequence[Cell], metric: str) -> np.ndarray:
+    def values(self, cells: Sequence[RankingCell], metric: str) -> np.ndarray:
         """float64 [E]: each user's metric, averaged over cells (the seeds of one model in one setting)."""
         return user_values(np.stack([self.ranks[cell.ranks] for cell in cells]), metric).mean(0)
 
-    def _label(self, cell: Cell) -> str:
+    def _label(self, cell: RankingCell) -> str:
         trained = next(t for t in self.record.models if (t.model, t.weights) == (cell.model, cell.weights))
         return trained.weights[:8] if trained.seed is None else f"seed {trained.seed}"
 
@@ -282,7 +282,7 @@ def merge(folders: Sequence[Path], references: Sequence[Reference] = ()) -> Resu
     base = parts[0].record
     runs: list[Run] = []
     models: dict[tuple[str, str], Trained] = {}
-    cells: dict[str, Cell] = {}
+    cells: dict[str, RankingCell] = {}
     ranks: dict[str, np.ndarray] = {}
     for folder, part in zip(folders, parts, strict=True):
         require_same_data(base.data, part.record.data, folder, f"{folders[0]}")

@@ -43,7 +43,7 @@ GREEDY = Verification()
 
 
 @dataclass(frozen=True)
-class Request:
+class TextRequest:
     """A text to be written.
 
     prompt: int [p], at least one token. group: of the entity, as `GroupRouter` names it. max_new_tokens: most tokens to
@@ -71,7 +71,7 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TextProgress:
     """What a step wrote of one text: tokens int32 [n], n >= 1; `finished` once it is whole."""
 
     index: int
@@ -80,7 +80,7 @@ class Progress:
 
 
 @dataclass
-class Statistics:
+class DecodingStatistics:
     """Of all the texts of a session.
 
     tokens: written. steps: forward passes after the prompts'. text_steps: the same, counted once for each text in them.
@@ -150,7 +150,7 @@ class SpeculativeDecoder:
         """A new session: submit requests, and step."""
         return Session(self)
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Generated]:
+    def generate(self, requests: Iterable[TextRequest]) -> Iterator[Generated]:
         """Texts of `requests` as they finish. Requests are taken as they are needed. Raises InvalidRequest."""
         session, waiting = self.session(), iter(requests)
         while True:
@@ -188,7 +188,7 @@ class Session:
     """
 
     def __init__(self, decoder: SpeculativeDecoder) -> None:
-        self.statistics = Statistics()
+        self.statistics = DecodingStatistics()
         self._decoder, self._model = decoder, decoder.model
         self._cache = PackedCache(decoder.model.layers, decoder.batch_size)
         self._submitted = 0
@@ -200,7 +200,7 @@ class Session:
         """Texts that are neither finished nor cancelled."""
         return len(self._waiting) + len(self._running)
 
-    def submit(self, request: Request) -> int:
+    def submit(self, request: TextRequest) -> int:
         """Queue `request`; its index. Raises InvalidRequest that names what is wrong with it."""
         prompt, limit = np.asarray(request.prompt), self._decoder.max_length
         if prompt.ndim != 1 or not prompt.size:
@@ -240,7 +240,7 @@ class Session:
         return False
 
     @torch.inference_mode()
-    def step(self) -> list[Progress]:
+    def step(self) -> list[TextProgress]:
         """Start waiting texts where there is room, then take every running one further by at least a token."""
         began = perf_counter()
         before = {text.index: text.size for text in self._running}
@@ -252,7 +252,7 @@ class Session:
             finished += self._finish()
         done = {text.index: self._generated(text) for text in finished}
         progress = [
-            Progress(text.index, text.tokens[before[text.index] : text.size].copy(), done.get(text.index))
+            TextProgress(text.index, text.tokens[before[text.index] : text.size].copy(), done.get(text.index))
             for text in sorted(self._running + finished, key=lambda text: text.index)
         ]
         if finished and self._decoder.grow and self._decoder.drafter is not None:

@@ -15,7 +15,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from genrec.errors import DataError
-from genrec.knowledge.decoder import Request
+from genrec.knowledge.decoder import TextRequest
 from genrec.knowledge.model import KnowledgeModel
 
 _INTERACTION = ("user_id", "item_id", "timestamp")
@@ -51,7 +51,7 @@ class Entities:
         attributes = {name: values.take(taken) for name, values in self.attributes.items()}
         return Entities(self.ids.take(taken), histories, attributes)
 
-    def request(self, model: KnowledgeModel, position: int, max_new_tokens: int | None) -> Request:
+    def request(self, model: KnowledgeModel, position: int, max_new_tokens: int | None) -> TextRequest:
         """For the text of the entity at `position`. Raises InvalidRequest."""
         if self.histories is not None:
             items = (_decoded(item).strip() for item in self.histories[position].as_py() or [])

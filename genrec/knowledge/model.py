@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import GREEDY, Request, SpeculativeDecoder, Verification
+from genrec.knowledge.decoder import GREEDY, SpeculativeDecoder, TextRequest, Verification
 from genrec.knowledge.drafter import Drafter, PoolDrafter
 from genrec.knowledge.groups import GroupRouter
 from genrec.knowledge.pools import Pools
@@ -30,7 +30,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class KnowledgeSettings:
     """knowledge.json. max_new_tokens: of a text, unless the request asks for fewer. limits: of its prompt."""
 
     max_new_tokens: int = 192
@@ -40,7 +40,7 @@ class Settings:
         (folder / SETTINGS).write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Settings:
+    def load(cls, folder: Path) -> KnowledgeSettings:
         """Raises ValueError that names the file and what is wrong with it."""
         path = folder / SETTINGS
         try:
@@ -62,7 +62,7 @@ class KnowledgeModel:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.settings = Settings.load(folder)
+        self.settings = KnowledgeSettings.load(folder)
         self.router = GroupRouter.load(folder / ROUTER)
         self.attributes, self._row = _read_items(folder / ITEMS)
         try:
@@ -97,7 +97,7 @@ class KnowledgeModel:
 
     def request(
         self, history: Sequence[bytes] | None, item: bytes | None, max_new_tokens: int | None = None
-    ) -> Request:
+    ) -> TextRequest:
         """For the text of a user with `history`, or of `item`: ids in UTF-8, one of the two. Raises InvalidRequest."""
         if (history is None) == (item is None):
             given = "neither" if item is None else "both"
@@ -109,7 +109,7 @@ class KnowledgeModel:
             raise InvalidRequest(f"history has {len(history)} items; at most {most} are accepted, send the newest")
         return self.user_request([_decoded("history", each) for each in history], max_new_tokens)
 
-    def user_request(self, history: Sequence[str], max_new_tokens: int | None = None) -> Request:
+    def user_request(self, history: Sequence[str], max_new_tokens: int | None = None) -> TextRequest:
         """For a user's text. history: item ids, oldest first; unknown ones are skipped. Raises InvalidRequest."""
         rows = [self._row[item] for item in history if item in self._row]
         if history and not rows:
@@ -122,7 +122,7 @@ class KnowledgeModel:
 
     def item_request(
         self, item: str, attributes: Mapping[str, str] | None = None, max_new_tokens: int | None = None
-    ) -> Request:
+    ) -> TextRequest:
         """For an item's text; with `attributes` also of one that is not in the catalogue. Raises InvalidRequest."""
         row = self._row.get(item)
         if attributes is None:
@@ -138,14 +138,14 @@ class KnowledgeModel:
         """The text of tokens, int [n]; a character whose last bytes are not written yet is left out."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).rstrip("\N{REPLACEMENT CHARACTER}")
 
-    def _request(self, prompt: str, group: str, max_new_tokens: int | None) -> Request:
+    def _request(self, prompt: str, group: str, max_new_tokens: int | None) -> TextRequest:
         # A title that reads like a special token stays a title.
         tokens = np.array(self.tokenizer(prompt, split_special_tokens=True).input_ids, np.int32)
         most = self.settings.max_new_tokens
         wanted = most if max_new_tokens is None else max_new_tokens
         if not 1 <= wanted <= most:
             raise InvalidRequest(f"max_new_tokens is {wanted}; it must be 1 to {most}")
-        return Request(tokens, group, wanted)
+        return TextRequest(tokens, group, wanted)
 
 
 def _decoded(name: str, value: bytes) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from genrec.bundle import sha256_of
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import GREEDY, Generated, Request, Session, SpeculativeDecoder, Statistics
+from genrec.knowledge.decoder import GREEDY, DecodingStatistics, Generated, Session, SpeculativeDecoder, TextRequest
 from genrec.knowledge.entities import Entities, read_entities
 from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
 from genrec.knowledge.pools import Pools
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _RECORD = b"genrec.knowledge"
 _SHOWN_IDS = 5
-_Writable = Mapping[int, Request]  # by position among the entities of the shard
+_Writable = Mapping[int, TextRequest]  # by position among the entities of the shard
 # error: null if there is a text.
 _SCHEMA = pa.schema(
     {
@@ -46,7 +46,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Options:
+class GenerationOptions:
     """How texts are generated.
 
     verification: a name of `VERIFICATIONS`. batch_size: texts at once. shard: (i, n), entities whose position is i
@@ -74,7 +74,7 @@ class Options:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
 
-class Failure(Section):
+class FailedEntities(Section):
     """Entities that have no text for the same reason. error: of the first. ids: of the first few."""
 
     error: str
@@ -82,7 +82,7 @@ class Failure(Section):
     ids: list[str]
 
 
-class Report(Section):
+class GenerationReport(Section):
     """`<out>.json`: what was written and how fast, over all the runs that it took.
 
     arguments: what the texts depend on. entities: of the shard, with a text or a failure each. tokens: of the texts.
@@ -99,7 +99,7 @@ class Report(Section):
     entities: int
     texts: int
     tokens: int
-    failures: list[Failure]
+    failures: list[FailedEntities]
     seconds: dict[str, float]
     texts_per_s: float
     tokens_per_s: float
@@ -113,11 +113,11 @@ class _Record(Section):
     """In the metadata of every file of texts. statistics: of all the work up to it."""
 
     arguments: dict[str, str]
-    statistics: Statistics
-    autoregressive: Statistics | None = None
+    statistics: DecodingStatistics
+    autoregressive: DecodingStatistics | None = None
 
 
-def generate(folder: Path, source: Path, out: Path, options: Options, track: Track) -> Report:
+def generate(folder: Path, source: Path, out: Path, options: GenerationOptions, track: Track) -> GenerationReport:
     """Write the texts of the entities in `source` (see `read_entities`) with the knowledge folder `folder`.
 
     out: becomes a Parquet file with a row per entity in the order of `source`: id, text, tokens (list of int32), group,
@@ -153,7 +153,7 @@ def generate(folder: Path, source: Path, out: Path, options: Options, track: Tra
     return report
 
 
-def _arguments(folder: Path, source: Path, options: Options) -> dict[str, str]:
+def _arguments(folder: Path, source: Path, options: GenerationOptions) -> dict[str, str]:
     """What the texts depend on, as the command line names it; files by their content, wherever they lie.
 
     Without the batch size: a run that took too much memory may go on with a smaller one.
@@ -171,13 +171,13 @@ def _arguments(folder: Path, source: Path, options: Options) -> dict[str, str]:
 
 
 def _requests(
-    model: KnowledgeModel, entities: Entities, texts: pa.Table, options: Options, track: Track
-) -> tuple[dict[int, Request], dict[int, str]]:
+    model: KnowledgeModel, entities: Entities, texts: pa.Table, options: GenerationOptions, track: Track
+) -> tuple[dict[int, TextRequest], dict[int, str]]:
     """Requests of the entities without a text, by position, and the errors of those refused.
 
     Members of a group follow one another: its pool grows while they are written.
     """
-    requests: dict[int, Request] = {}
+    requests: dict[int, TextRequest] = {}
     errors: dict[int, str] = {}
     missing = np.setdiff1d(np.arange(len(entities)), texts["position"].to_numpy()).tolist()
     with track("prompts") as task:
@@ -190,11 +190,13 @@ def _requests(
     return dict(sorted(requests.items(), key=lambda request: request[1].group)), errors
 
 
-def _write(model: KnowledgeModel, requests: _Writable, store: _Store, options: Options, track: Track) -> dict[int, str]:
+def _write(
+    model: KnowledgeModel, requests: _Writable, store: _Store, options: GenerationOptions, track: Track
+) -> dict[int, str]:
     """Write the texts of `requests` to `store`; the errors of those that fail, by position."""
     if options.compare and store.record.autoregressive is None:
         drawn = np.random.default_rng(0).permutation(list(requests))[: options.compare].tolist()
-        plain, statistics = model.decoder(GREEDY, options.batch_size, drafter=None), Statistics()
+        plain, statistics = model.decoder(GREEDY, options.batch_size, drafter=None), DecodingStatistics()
         with track("without drafts") as task:
             for done, _ in enumerate(_decode(plain, {at: requests[at] for at in drawn}, 1, statistics), 1):
                 task(done, len(drawn), "")
@@ -220,7 +222,7 @@ def _write(model: KnowledgeModel, requests: _Writable, store: _Store, options: O
 
 
 def _decode(
-    decoder: SpeculativeDecoder, requests: _Writable, attempts: int, statistics: Statistics
+    decoder: SpeculativeDecoder, requests: _Writable, attempts: int, statistics: DecodingStatistics
 ) -> Iterator[tuple[int, Generated | Exception]]:
     """The texts of `requests` as they finish, or what went wrong with them. Work is counted in `statistics`.
 
@@ -250,7 +252,7 @@ def _decode(
 
 
 def _decode_alone(
-    decoder: SpeculativeDecoder, request: Request, attempts: int, statistics: Statistics
+    decoder: SpeculativeDecoder, request: TextRequest, attempts: int, statistics: DecodingStatistics
 ) -> Generated | Exception:
     for _ in range(attempts):
         session = _session(decoder, statistics)
@@ -264,7 +266,7 @@ def _decode_alone(
     return failure
 
 
-def _session(decoder: SpeculativeDecoder, statistics: Statistics) -> Session:
+def _session(decoder: SpeculativeDecoder, statistics: DecodingStatistics) -> Session:
     session = decoder.session()
     session.statistics = statistics
     return session
@@ -308,7 +310,7 @@ def _store(out: Path, arguments: dict[str, str]) -> Iterator[_Store]:
     with locked(folder, f"{out}: another process is writing it; wait until it has ended, or choose another output"):
         try:
             parts = sorted(folder.glob("*.parquet"))
-            record, tables = _Record(arguments=arguments, statistics=Statistics()), []
+            record, tables = _Record(arguments=arguments, statistics=DecodingStatistics()), []
             for path in [out, *parts] if out.exists() else parts:
                 table, record = read_texts(path)
                 if changed := [name for name, value in arguments.items() if record.arguments.get(name) != value]:
@@ -372,22 +374,26 @@ def add_texts(pools: Pools, texts: pa.Table) -> None:
     pools.add([text.values.to_numpy() for text in texts["tokens"]], texts["group"].to_pylist())
 
 
-def _failures(errors: dict[int, str], entities: Entities) -> list[Failure]:
+def _failures(errors: dict[int, str], entities: Entities) -> list[FailedEntities]:
     """Errors that differ only in numbers and quoted values are the same reason; the most frequent comes first."""
     positions: dict[str, list[int]] = {}
     for at, error in sorted(errors.items()):
         positions.setdefault(re.sub(r"'[^']*'|\d+", "*", error), []).append(at)
     return [
-        Failure(error=errors[same[0]], count=len(same), ids=[entities.ids[at].as_py() for at in same[:_SHOWN_IDS]])
+        FailedEntities(
+            error=errors[same[0]], count=len(same), ids=[entities.ids[at].as_py() for at in same[:_SHOWN_IDS]]
+        )
         for same in sorted(positions.values(), key=len, reverse=True)
     ]
 
 
-def _report(entities: Entities, texts: pa.Table, errors: dict[int, str], record: _Record, options: Options) -> Report:
+def _report(
+    entities: Entities, texts: pa.Table, errors: dict[int, str], record: _Record, options: GenerationOptions
+) -> GenerationReport:
     done, plain = record.statistics, record.autoregressive
     rate = done.tokens / max(done.total_s, 1e-9)
     plain_rate = plain.tokens / plain.total_s if plain and plain.tokens else None
-    return Report(
+    return GenerationReport(
         commit=this_commit(),
         machine=this_machine(),
         arguments=record.arguments,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -319,6 +320,19 @@ def _longest(
     return longest.tolist(), ranges
 
 
+class _Nodes(NamedTuple):
+    """The nodes of all texts' tries below their matches, level by level, so that parents come first: [n] each.
+
+    place: int64, of a node's first column, counted through the levels: level * columns + column. level: int64, from 0.
+    text: int64, whose node it is. size: float64, columns that it spans, suffixes that go through it.
+    """
+
+    place: np.ndarray
+    level: np.ndarray
+    text: np.ndarray
+    size: np.ndarray
+
+
 def draft_trees(
     pools: Sequence[RetrievalPool],
     texts: Sequence[np.ndarray],
@@ -331,58 +345,122 @@ def draft_trees(
 
     The pools may be the same or different ones, but of one vocabulary size.
     """
-    parts: list[np.ndarray] = []
-    starts, steps = [0], []
-    for length, ranges in zip(*_longest(pools, _needles(texts, pools[0].dtype)), strict=True):
-        step = max(1, -(-sum(last - first for _, first, last in ranges) // _ROWS))
-        found = [segment.behind(first, last, step, length) for segment, first, last in ranges]
-        if len(found) > 1:
-            found = [np.sort(np.concatenate(found))]
-        parts += found
-        starts.append(starts[-1] + (found[0].size if found else 0))
-        steps.append(step)
+    parts, counts, steps = _continuations(pools, texts)
     if not parts:
         return [EMPTY] * len(texts)
-    suffixes, counts = np.concatenate(parts), np.array(starts[1:]) - starts[:-1]
-    total = suffixes.size
-    # A column per suffix, those of a text next to each other; negative behind the end of a text.
-    depth = max(max_depths)
-    rows = suffixes.view(pools[0].dtype).reshape(total, MAX_DEPTH).T[:depth]
-    rows = np.subtract(rows, _SHIFT, dtype=np.int32)
-    # A node is where a column first differs from the one before it, at this level or above.
-    begins = np.empty(rows.shape, bool)
-    np.logical_or.accumulate(rows[:, 1:] != rows[:, :-1], axis=0, out=begins[:, 1:])
-    begins[:, [start for start in starts if start < total]] = True
-    places = begins.ravel().nonzero()[0]  # by level, then column: parents first
-    sizes = np.empty(places.size)
-    sizes[:-1] = places[1:] - places[:-1]
-    sizes[-1] = begins.size - places[-1]
-    level, column = np.divmod(places, total)
-    owner = np.arange(counts.size).repeat(counts).take(column)
-    shares = sizes / counts.take(owner)
-    if discount:
-        shares *= (sizes / (sizes + (discount / np.array(steps)).take(owner))) ** (level + 1)
-    kept = shares >= min_share
-    if min(max_depths) < depth:
-        kept &= level < np.array(max_depths).take(owner)
-    if rows.min() < 0:  # nothing follows the end of a text
-        kept &= np.logical_and.accumulate(rows >= 0, axis=0).ravel().take(places)
-    node = kept.nonzero()[0]
-    # Best first within each text; among equals those nearer to the root, so that no node comes without its parent.
-    node = node.take(np.lexsort((-shares.take(node), owner.take(node))))
-    owner = owner.take(node)
-    number = np.arange(node.size) - owner.searchsorted(owner)
-    if node.size > max_nodes:
-        best = number < max_nodes
-        node, owner, number = node[best], owner[best], number[best]
-    numbers = np.full(places.size, -1, np.int32)
-    numbers[node] = number
-    place = places.take(node)
-    parents = numbers.take(places.searchsorted(place - total, "right") - 1)
-    parents[place < total] = -1
-    tokens, shares = rows.ravel().take(place), shares.take(node).astype(np.float32)
+    columns = _columns(np.concatenate(parts), pools[0].dtype, max(max_depths))
+    nodes = _nodes(columns, counts)
+    shares = _shares(nodes, counts, steps, discount)
+    kept = _kept(nodes, shares, columns, max_depths, min_share)
+    best, owner, number = _best(nodes, shares, kept, max_nodes)
+    place, parents = _places_and_parents(nodes, best, number, columns.shape[1])
+    tokens, shares = columns.ravel().take(place), shares.take(best).astype(np.float32)
     ends = owner.searchsorted(np.arange(len(texts)), "right").tolist()
     return [
         TokenTree(tokens[begin:end], parents[begin:end], shares[begin:end])
         for begin, end in zip([0, *ends], ends, strict=False)
     ]
+
+
+def _continuations(
+    pools: Sequence[RetrievalPool], texts: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """What follows the longest match of each text: (suffixes, counts, steps).
+
+    suffixes: in order, bytes of `MAX_DEPTH` codes [r], of every text that has any. counts: how many these are for each
+    text. steps: every which suffix was read. Both int64 [texts].
+    """
+    parts: list[np.ndarray] = []
+    counts, steps = [], []
+    for length, ranges in zip(*_longest(pools, _needles(texts, pools[0].dtype)), strict=True):
+        step = max(1, -(-sum(last - first for _, first, last in ranges) // _ROWS))
+        found = [segment.behind(first, last, step, length) for segment, first, last in ranges]
+        if len(found) > 1:  # neighbours are compared: segments must be one order
+            found = [np.sort(np.concatenate(found))]
+        parts += found
+        counts.append(found[0].size if found else 0)
+        steps.append(step)
+    return parts, np.array(counts), np.array(steps)
+
+
+def _columns(suffixes: np.ndarray, dtype: np.dtype, depth: int) -> np.ndarray:
+    """Tokens by level, a column per suffix, those of a text side by side: int32 [depth, suffixes].
+
+    Negative behind the end of a text. Levels are rows, so that a node is a run of neighbours in memory.
+    """
+    codes = suffixes.view(dtype).reshape(suffixes.size, MAX_DEPTH).T[:depth]
+    return np.subtract(codes, _SHIFT, dtype=np.int32)
+
+
+def _nodes(columns: np.ndarray, counts: np.ndarray) -> _Nodes:
+    """A node is where a column first differs from the one before it, at this level or above: suffixes are in order.
+
+    columns: as of `_columns`. counts: of each text, int64 [texts].
+    """
+    total = columns.shape[1]
+    text = np.arange(counts.size).repeat(counts)
+    differs = columns[:, 1:] != columns[:, :-1]
+    differs[0] |= text[1:] != text[:-1]  # texts share no nodes
+    begins = np.empty(columns.shape, bool)
+    begins[:, 0] = True
+    np.logical_or.accumulate(differs, axis=0, out=begins[:, 1:])
+    place = begins.ravel().nonzero()[0]
+    size = np.empty(place.size)
+    size[:-1] = place[1:] - place[:-1]  # a node ends where the next one begins, each level's last one with the level
+    size[-1] = begins.size - place[-1]
+    level, column = np.divmod(place, total)
+    return _Nodes(place, level, text.take(column), size)
+
+
+def _shares(nodes: _Nodes, counts: np.ndarray, steps: np.ndarray, discount: float) -> np.ndarray:
+    """Of the matches, those that go on to each node, lowered by `discount`: float64 [n]; see `RetrievalPool.draft`."""
+    shares = nodes.size / counts.take(nodes.text)
+    if discount:  # of a sample, where a column stands for a step of suffixes, as much smaller a part of a column
+        discounts = (discount / steps).take(nodes.text)
+        shares *= (nodes.size / (nodes.size + discounts)) ** (nodes.level + 1)
+    return shares
+
+
+def _kept(
+    nodes: _Nodes, shares: np.ndarray, columns: np.ndarray, max_depths: Sequence[int], min_share: float
+) -> np.ndarray:
+    """Which nodes may be drafted, bool [n]: likely enough, no deeper than their text may go, and within the texts."""
+    kept = shares >= min_share
+    if min(max_depths) < len(columns):
+        kept &= nodes.level < np.array(max_depths).take(nodes.text)
+    if columns.min() < 0:  # nothing follows the end of a text
+        kept &= np.logical_and.accumulate(columns >= 0, axis=0).ravel().take(nodes.place)
+    return kept
+
+
+def _best(
+    nodes: _Nodes, shares: np.ndarray, kept: np.ndarray, max_nodes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The best `max_nodes` of each text's `kept` nodes: (which they are, their text, their number in its tree).
+
+    int64 [m] each, text by text.
+    """
+    best = kept.nonzero()[0]
+    # Best first within each text; among equals those nearer to the root, so that no node comes without its parent.
+    best = best.take(np.lexsort((-shares.take(best), nodes.text.take(best))))
+    owner = nodes.text.take(best)
+    number = np.arange(best.size) - owner.searchsorted(owner)
+    if best.size > max_nodes:  # else no text has too many
+        among = number < max_nodes
+        best, owner, number = best[among], owner[among], number[among]
+    return best, owner, number
+
+
+def _places_and_parents(
+    nodes: _Nodes, best: np.ndarray, number: np.ndarray, total: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the nodes `best`: their places, int64 [m], and the numbers of their parents, int32 [m], -1 for none.
+
+    total: columns. A parent spans its child's first column: it is the last node to begin there or before, a level up.
+    """
+    numbers = np.full(nodes.place.size, -1, np.int32)
+    numbers[best] = number
+    place = nodes.place.take(best)
+    parents = numbers.take(nodes.place.searchsorted(place - total, "right") - 1)
+    parents[place < total] = -1
+    return place, parents

@@ -43,8 +43,7 @@ def user_prompt(history: Sequence[Mapping[str, str | bytes]], limits: PromptLimi
     history: the items' attributes, oldest first; `title` is needed, `category` is shown if there is one, others are
     left out. Only the newest `limits.shown_items` are read.
 
-    Raises:
-        InvalidRequest: an empty or too long history, an item without a title, text that is not UTF-8 or too long.
+    Raises InvalidRequest for an empty or too long history, an item without a title, text that is not UTF-8 or too long.
     """
     if not history:
         raise InvalidRequest("history has 0 items; a user's text needs at least 1, send what the user took")
@@ -58,8 +57,7 @@ def user_prompt(history: Sequence[Mapping[str, str | bytes]], limits: PromptLimi
 def item_prompt(attributes: Mapping[str, str | bytes], limits: PromptLimits = DEFAULT_LIMITS) -> str:
     """The prompt of an item: its attributes in the order given, those without a value left out.
 
-    Raises:
-        InvalidRequest: no attribute with a value, too many, or text that is not UTF-8 or too long.
+    Raises InvalidRequest for no attribute with a value, too many, or text that is not UTF-8 or too long.
     """
     if len(attributes) > limits.attributes:
         raise InvalidRequest(f"item has {len(attributes)} attributes; at most {limits.attributes} are accepted")

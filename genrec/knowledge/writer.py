@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import Progress, Request, Session, SpeculativeDecoder
+from genrec.knowledge.decoder import Session, SpeculativeDecoder, TextProgress, TextRequest
 
 MAX_WAITING = 1024
 Reason = Literal["refused", "overloaded", "cancelled", "failed"]
@@ -48,12 +48,12 @@ class TextWriter:
         self, decoder: SpeculativeDecoder, text: Callable[[np.ndarray], str], log: Callable[[str], object]
     ) -> None:
         self._decoder, self._text, self._log = decoder, text, log
-        self._arrived: queue.Queue[tuple[Request, Stream] | None] = queue.Queue(MAX_WAITING)
+        self._arrived: queue.Queue[tuple[TextRequest, Stream] | None] = queue.Queue(MAX_WAITING)
         self._running: dict[int, _Running] = {}
         self._thread = threading.Thread(target=self._run, name="text-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, stream: Stream) -> None:
+    def submit(self, request: TextRequest, stream: Stream) -> None:
         """Queue a request; its stream hears of everything else. Safe from any thread."""
         try:
             self._arrived.put_nowait((request, stream))
@@ -102,7 +102,7 @@ class TextWriter:
                 stream.fail(str(error), "refused")
         return open_
 
-    def _report(self, progress: Progress) -> None:
+    def _report(self, progress: TextProgress) -> None:
         running = self._running[progress.index]
         running.parts.append(progress.tokens)
         tokens = np.concatenate(running.parts)

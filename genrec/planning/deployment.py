@@ -1,4 +1,4 @@
-"""From the work of a batch to latency, replicas and cost, for a decoder on given hardware under a given load."""
+"""From the work of a batch to latency, replicas and cost, for a decoder on given hardware under a given demand."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Load:
+class Demand:
     """Requests per second of all replicas together, and what they must keep to.
 
     utilisation: share of their time that replicas may work, at most. p99_ms: that 99 % of the answers take at most, or
-    None. spare: replicas beyond those that are needed; they get no load here, so that any one may be lost.
+    None. spare: replicas beyond those that are needed; they get no requests here, so that any one may be lost.
     """
 
     rate: float
@@ -54,7 +54,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Fleet:
-    """What a load takes. p50_ms, p95_ms, p99_ms: from arrival to answer, with the spare replicas lost."""
+    """What a demand takes. p50_ms, p95_ms, p99_ms: from arrival to answer, with the spare replicas lost."""
 
     replicas: int
     spare: int
@@ -68,7 +68,7 @@ class Fleet:
 class Plan:
     """A decoder on a site. service_ms: of a batch of 1, 2, .. requests. cost: per million requests.
 
-    Without a load, `fleet` is None and `cost` is that of replicas which are busy all the time.
+    Without a demand, `fleet` is None and `cost` is that of replicas which are busy all the time.
     """
 
     decoder: str
@@ -91,7 +91,7 @@ class Plan:
         return total(self.parts).flops
 
 
-def plan(shape: Shape, decoder: str, batch: Batch, site: Site, load: Load | None) -> Plan:
+def plan(shape: Shape, decoder: str, batch: Batch, site: Site, demand: Demand | None) -> Plan:
     """Plan batches of up to `batch.size` requests. Raises ValueError for what no number of replicas reaches."""
     hardware = site.hardware
     by_size = [
@@ -101,10 +101,10 @@ def plan(shape: Shape, decoder: str, batch: Batch, site: Site, load: Load | None
     service = tuple(site.fixed_ms + hardware.total_ms(parts) for parts in by_size)
     parts = by_size[-1]
     per_replica = 1e3 * batch.size / service[-1]
-    fleet = fleet_for(load, service) if load else None
+    fleet = fleet_for(demand, service) if demand else None
     cost = None
     if site.price is not None:
-        replicas_per_rate = (fleet.replicas + fleet.spare) / load.rate if load and fleet else 1 / per_replica
+        replicas_per_rate = (fleet.replicas + fleet.spare) / demand.rate if demand and fleet else 1 / per_replica
         cost = site.price * replicas_per_rate * 1e6 / 3600
     return Plan(
         decoder=decoder,
@@ -118,26 +118,26 @@ def plan(shape: Shape, decoder: str, batch: Batch, site: Site, load: Load | None
     )
 
 
-def fleet_for(load: Load, service_ms: tuple[float, ...]) -> Fleet:
-    """The fewest replicas that keep to `load`. service_ms: of a batch of 1, 2, .. requests."""
-    if load.p99_ms is not None and load.p99_ms < service_ms[0]:
+def fleet_for(demand: Demand, service_ms: tuple[float, ...]) -> Fleet:
+    """The fewest replicas that keep to `demand`. service_ms: of a batch of 1, 2, .. requests."""
+    if demand.p99_ms is not None and demand.p99_ms < service_ms[0]:
         raise ValueError(
-            f"p99-ms {load.p99_ms:g} is below the {service_ms[0]:.3g} ms that one request takes alone: no number of "
+            f"p99-ms {demand.p99_ms:g} is below the {service_ms[0]:.3g} ms that one request takes alone: no number of "
             "replicas reaches it; take faster hardware, a shorter prompt or a narrower beam"
         )
-    rate = load.rate / 1e3  # per millisecond
+    rate = demand.rate / 1e3  # per millisecond
 
     def enough(count: int) -> bool:
-        if rate * service_ms[-1] > load.utilisation * len(service_ms) * count:
+        if rate * service_ms[-1] > demand.utilisation * len(service_ms) * count:
             return False
-        return load.p99_ms is None or latency_quantiles(rate, service_ms, count, (0.99,))[0] <= load.p99_ms
+        return demand.p99_ms is None or latency_quantiles(rate, service_ms, count, (0.99,))[0] <= demand.p99_ms
 
     high = 1
     while not enough(high):
         if high == MAX_SERVERS:
             raise ValueError(
-                f"rate {load.rate:g} requests/s needs more than {MAX_SERVERS} replicas at {service_ms[-1]:.3g} ms for "
-                f"{len(service_ms)} at once: plan a share of the load, or faster replicas"
+                f"rate {demand.rate:g} requests/s needs more than {MAX_SERVERS} replicas at {service_ms[-1]:.3g} ms "
+                f"for {len(service_ms)} at once: plan a share of the load, or faster replicas"
             )
         high = min(2 * high, MAX_SERVERS)
     low = high // 2  # too few, or 0
@@ -145,4 +145,4 @@ def fleet_for(load: Load, service_ms: tuple[float, ...]) -> Fleet:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     quantiles = latency_quantiles(rate, service_ms, high, SHARES)
-    return Fleet(high, load.spare, utilisation(rate, service_ms, high), *quantiles)
+    return Fleet(high, demand.spare, utilisation(rate, service_ms, high), *quantiles)

@@ -13,7 +13,7 @@ class StepFailed(Exception):
 
 
 @dataclass
-class Report:
+class SelfCheck:
     """Steps with their outcome, and what was measured."""
 
     steps: dict[str, str] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from genrec_client import Recommender
-from k8s.e2e.load import Load
+from k8s.e2e.load import Traffic
 from k8s.e2e.pods import Host, Pod, PodError, podman
 
 Manifest = dict[str, Any]
@@ -17,13 +17,11 @@ STALE_S = 5.0
 SIGKILLED = 137
 
 
-class Deployment:
+class EmulatedDeployment:
     """The replicas of a release. One is replaced after the other, with maxSurge 1 and maxUnavailable 0.
 
-    Attributes:
-        pods: the replicas that are endpoints.
-        ready_s: seconds from start to ready of every pod so far.
-        killed: names of pods that did not end within their grace period.
+    pods: the replicas that are endpoints. ready_s: seconds from start to ready of every pod so far. killed: names of
+    pods that did not end within their grace period.
     """
 
     def __init__(self, host: Host) -> None:
@@ -42,8 +40,8 @@ class Deployment:
         for _ in range(deployment["spec"]["replicas"]):
             self.pods.append(self._start(deployment))
 
-    def roll_over(self, manifests: Sequence[Manifest], load: Load) -> None:
-        """Replace every replica by one of `manifests`, while `load` asks those that are there.
+    def roll_over(self, manifests: Sequence[Manifest], traffic: Traffic) -> None:
+        """Replace every replica by one of `manifests`, while `traffic` asks those that are there.
 
         Raises PodError when a new one does not become ready, or its strategy cannot be carried out.
         """
@@ -53,9 +51,9 @@ class Deployment:
             raise PodError(f"only maxSurge 1 with maxUnavailable 0 can be carried out, not {strategy}")
         for old in self.pods.copy():
             self.pods.append(self._start(deployment))
-            load.use(self._urls())
+            traffic.use(self._urls())
             time.sleep(deployment["spec"].get("minReadySeconds", 0))
-            self._drain(old, load)
+            self._drain(old, traffic)
         for pod in self.pods:
             pod.check()
 
@@ -74,13 +72,13 @@ class Deployment:
         self.ready_s.append(pod.ready_s)
         return pod
 
-    def _drain(self, pod: Pod, load: Load) -> None:
+    def _drain(self, pod: Pod, traffic: Traffic) -> None:
         deadline_s = time.monotonic() + pod.grace_s
         self.pods.remove(pod)
         pod.pre_stop()
         pod.terminate()
         time.sleep(STALE_S)
-        load.use(self._urls())
+        traffic.use(self._urls())
         if pod.wait_ended(deadline_s - time.monotonic()) == SIGKILLED:
             self.killed.append(pod.name)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from genrec_client import Recommender, RecommendError, RecommendRequest
+from genrec_client import ItemId, Recommender, RecommendError, RecommendRequest
 
 WORKERS = 128
 TIMEOUT_S = 2.0
@@ -31,12 +31,9 @@ TIMEOUT_S = 2.0
 class Outcome:
     """What became of one request.
 
-    Attributes:
-        due_s: when it was to leave, on time.monotonic().
-        latency_ms: from then to the end of the call.
-        attempts: requests sent for it.
-        version: the bundle that answered; "" when none did.
-        error: why none did, "" otherwise.
+    due_s: when it was to leave, in seconds on time.monotonic(). latency_ms: milliseconds from then to the end of the
+    call. attempts: requests sent for it. version: the bundle that answered; "" when none did. error: why none did, ""
+    otherwise.
     """
 
     due_s: float
@@ -46,16 +43,13 @@ class Outcome:
     error: str = ""
 
 
-class Load:
+class Traffic:
     """Poisson arrivals at `rate` requests per second, as long as the block lasts.
 
-    Args:
-        histories: item ids of users, asked for in turn.
-        rate: requests per second.
-        seed: of the arrivals.
+    histories: item ids of users, asked for in turn. rate: requests per second. seed: of the arrivals.
     """
 
-    def __init__(self, histories: Sequence[Sequence[str]], rate: float, seed: int = 0) -> None:
+    def __init__(self, histories: Sequence[Sequence[ItemId]], rate: float, seed: int = 0) -> None:
         self._histories = histories
         self._rate = rate
         self._random = random.Random(seed)
@@ -69,7 +63,7 @@ class Load:
         """From now on, requests go to these addresses (host:port); those under way end where they are."""
         self._recommender = self._open.enter_context(Recommender(urls, timeout_s=TIMEOUT_S))
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Traffic:
         self._sender.start()
         return self
 
@@ -91,7 +85,7 @@ class Load:
                 number += 1
                 due_s += self._random.expovariate(self._rate)
 
-    def _ask(self, history: Sequence[str], due_s: float) -> None:
+    def _ask(self, history: Sequence[ItemId], due_s: float) -> None:
         assert self._recommender is not None
         try:
             answer = self._recommender.recommend(history)
@@ -118,7 +112,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def saturation(urls: Sequence[str], histories: Sequence[Sequence[str]], seconds: float, concurrency: int) -> float:
+def saturation(urls: Sequence[str], histories: Sequence[Sequence[ItemId]], seconds: float, concurrency: int) -> float:
     """Requests per second that the servers answer when `concurrency` requests are always under way.
 
     Raises RecommendError if a request fails.
@@ -142,10 +136,10 @@ def main(url: str, rate: float) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     began_s = time.monotonic()
-    with Load([[]], rate) as load:
-        load.use([url])
+    with Traffic([[]], rate) as traffic:
+        traffic.use([url])
         stop.wait()
-    print(json.dumps(summary(load.between(began_s, time.monotonic()))))
+    print(json.dumps(summary(traffic.between(began_s, time.monotonic()))))
 
 
 if __name__ == "__main__":

@@ -40,10 +40,8 @@ def podman(*words: str | Path, stdin: str | None = None) -> str:
 class Host:
     """Where pods run: a network of their own, the claims' folders, folders for emptyDirs. A context manager.
 
-    Args:
-        name: of the network; the pods' names begin with it.
-        claims: a folder with one folder for each PersistentVolumeClaim.
-        scratch: folder for emptyDirs.
+    name: of the network; the pods' names begin with it. claims: a folder with one folder for each
+    PersistentVolumeClaim. scratch: folder for emptyDirs.
 
     Leaving the block removes its pods, network and emptyDirs, whatever happened.
     """
@@ -148,11 +146,8 @@ class Probe:
 class Pod:
     """One replica: the pod of a Deployment's template on a host.
 
-    Attributes:
-        name: the pod's name.
-        ip: its address.
-        ready: whether the readiness probe says so now.
-        ready_s: seconds from the start of the pod to ready; 0 before.
+    name: the pod's. ip: its address. ready: whether the readiness probe says so now. ready_s: seconds from the start of
+    the pod to ready; 0 before.
     """
 
     def __init__(self, host: Host, name: str, template: Mapping[str, Any]) -> None:

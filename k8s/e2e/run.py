@@ -27,8 +27,8 @@ from rich.table import Table
 from genrec.bundle import Bundle
 from genrec.reporting.machine import this_commit, this_machine
 from k8s.e2e import cluster
-from k8s.e2e.emulation import Deployment, helm_test
-from k8s.e2e.load import Load, saturation, summary
+from k8s.e2e.emulation import EmulatedDeployment, helm_test
+from k8s.e2e.load import Traffic, saturation, summary
 from k8s.e2e.pods import Host, PodError, podman
 from k8s.rendering import render
 
@@ -61,7 +61,7 @@ def emulate(
 
     histories = random_histories(bundle)
     with Host(f"genrec-e2e-{os.getpid()}", out / "claims", out / "scratch") as host:
-        deployment = Deployment(host)
+        deployment = EmulatedDeployment(host)
         console.print("install")
         deployment.install(manifests("a"))
         tested = helm_test(host, manifests("a"), deployment.pods)
@@ -69,8 +69,8 @@ def emulate(
         saturation(urls, histories, WARM_UP_S, concurrency)
         most = saturation(urls, histories, saturation_s, concurrency)
         phases: dict[str, Any] = {}
-        with Load(histories, load_share * most) as load:
-            load.use(urls)
+        with Traffic(histories, load_share * most) as traffic:
+            traffic.use(urls)
             time.sleep(WARM_UP_S)
 
             def phase(name: str, work: Callable[[], None]) -> None:
@@ -79,13 +79,13 @@ def emulate(
                 work()
                 ended_s = time.monotonic()
                 time.sleep(2.0)  # the last ones end
-                phases[name] = {"seconds": ended_s - began_s, **summary(load.between(began_s, ended_s))}
+                phases[name] = {"seconds": ended_s - began_s, **summary(traffic.between(began_s, ended_s))}
 
             phase("steady", lambda: time.sleep(steady_s))
-            phase("rollout of the same bundle", lambda: deployment.roll_over(manifests("a"), load))
-            phase("rollout of another bundle", lambda: deployment.roll_over(manifests("b"), load))
+            phase("rollout of the same bundle", lambda: deployment.roll_over(manifests("a"), traffic))
+            phase("rollout of another bundle", lambda: deployment.roll_over(manifests("b"), traffic))
             changed = deployment.versions()
-            phase("rollback", lambda: deployment.roll_over(manifests("a"), load))
+            phase("rollback", lambda: deployment.roll_over(manifests("a"), traffic))
             restored = deployment.versions()
     version = {name: Bundle(path).manifest.bundle_version for name, path in bundles.items()}
     return {
@@ -118,11 +118,12 @@ def chart_values(image: str, location: str, values: dict[str, Any]) -> dict[str,
     return values | {"image": {"repository": repository, "tag": tag}, "bundle": {"location": location}}
 
 
-def random_histories(bundle: Bundle, count: int = 1000, seed: int = 0) -> list[list[str]]:
-    """Item ids of users that do not exist, up to the longest history of a prompt."""
+def random_histories(bundle: Bundle, count: int = 1000, seed: int = 0) -> list[list[bytes]]:
+    """Item ids of users that do not exist, 1 to as many as the bundle's prompt shows each."""
     draw = random.Random(seed)
     items = list(bundle.catalog.item_ids)
-    return [draw.choices(items, k=draw.randint(1, 20)) for _ in range(count)]
+    longest = bundle.manifest.prompt.max_history
+    return [draw.choices(items, k=draw.randint(1, longest)) for _ in range(count)]
 
 
 def failures(results: dict[str, Any]) -> list[str]:

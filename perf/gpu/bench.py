@@ -41,7 +41,7 @@ from genrec.planning.hardware import Hardware
 from genrec.planning.work import DECODE, ENGINES, PRECISIONS, PREFILL, Batch, Part, Shape, Work, total, work_of
 from genrec.prompt import PromptLayout
 from genrec.reporting.machine import provenance
-from genrec.reporting.self_check import Report, StepFailed
+from genrec.reporting.self_check import SelfCheck, StepFailed
 from genrec.reporting.timing import in_turn
 from genrec_builders.config import BackboneShape
 from perf.gpu.report import RESULTS, write_report
@@ -63,7 +63,7 @@ WARM_UP = 2  # rounds before those that count
 
 
 @dataclass(frozen=True)
-class Cell:
+class GpuCell:
     """What is measured together. tokens: of each prompt, placeholders not counted. beam: width K. batch: prompts."""
 
     shape: str
@@ -103,7 +103,7 @@ def measured_rates(device: torch.device, rounds: int) -> dict[str, float]:
     return rates | {"copy": 2 * source.nbytes / ms["copy"] / 1e6}
 
 
-def limits(config: Mapping[str, Any], cell: Cell, rates: Mapping[str, float]) -> dict[str, float]:
+def limits(config: Mapping[str, Any], cell: GpuCell, rates: Mapping[str, float]) -> dict[str, float]:
     """Milliseconds that arithmetic or memory alone would take at the measured rates, and a prefill's FLOPs.
 
     Each part of the work as `genrec.planning.work` counts it for an engine that keeps attention scores on the chip, but
@@ -153,7 +153,7 @@ class Bench:
         self.precision = "bf16"
         self.nezha.model.to(torch.bfloat16)
 
-    def prompts(self, cell: Cell) -> list[np.ndarray]:
+    def prompts(self, cell: GpuCell) -> list[np.ndarray]:
         """The cell's prompts for the draft head, the same at every call: int32 [tokens + L] each."""
         rng = np.random.default_rng(cell.tokens)
         history = rng.integers(2, self.layout.vocabulary_size - self.layout.space.depth, (cell.batch, cell.tokens))
@@ -166,7 +166,7 @@ class Bench:
         return CudaGraphs(self.device) if self.device.type == "cuda" else call_again
 
 
-def calls_of(bench: Bench, cell: Cell, compiled: bool) -> dict[str, Callable[[], Any]]:
+def calls_of(bench: Bench, cell: GpuCell, compiled: bool) -> dict[str, Callable[[], Any]]:
     """Everything that is measured of a cell. "graph" is a recorded call, "eager" one that is not."""
     device, depth, capture = bench.device, bench.layout.space.depth, bench.capture()
     prompts, model = bench.prompts(cell), bench.nezha
@@ -197,8 +197,8 @@ def calls_of(bench: Bench, cell: Cell, compiled: bool) -> dict[str, Callable[[],
     for name, decoder, asked in (("engine", model, prompts), ("beam search", bench.baseline, histories)):
         own = Buckets((cell.batch,), (len(asked[0]),))
         eager, graphs = bench.engine(decoder, cell.beam), bench.engine(decoder, cell.beam, buckets=own, capture=capture)
-        calls[f"{name}, eager"] = lambda engine=eager, asked=asked: engine.draft(asked)
-        calls[f"{name}, graph"] = lambda engine=graphs, asked=asked: engine.draft(asked)
+        calls[f"{name}, eager"] = partial(eager.draft, asked)
+        calls[f"{name}, graph"] = partial(graphs.draft, asked)
     return calls
 
 
@@ -210,7 +210,7 @@ def require_alike(found: Mapping[str, float], what: str, precision: str = "bf16"
     return said
 
 
-def check_buckets(bench: Bench, cell: Cell) -> str:
+def check_buckets(bench: Bench, cell: GpuCell) -> str:
     """Prompts of different lengths through a bucket that is wider than any, asked twice, as without buckets."""
     longest = cell.tokens + bench.layout.space.depth
     asked = bench.prompts(replace(cell, batch=3))
@@ -222,7 +222,7 @@ def check_buckets(bench: Bench, cell: Cell) -> str:
     return require_alike(likeness(graphs.draft(asked), expected), what, "float32")
 
 
-def draft_all(bench: Bench, cells: Sequence[Cell], drafts: dict[Cell, Drafts]) -> str:
+def draft_all(bench: Bench, cells: Sequence[GpuCell], drafts: dict[GpuCell, Drafts]) -> str:
     """The drafts of every cell as things stand, into `drafts`."""
     for cell in cells:
         drafts[cell] = bench.engine(bench.nezha, cell.beam).draft(bench.prompts(cell))
@@ -242,11 +242,11 @@ def main(
     compiled: Annotated[bool, typer.Option(help="Also the prefill by torch.compile: a minute or so a cell.")] = False,
 ) -> None:
     """Measure every cell; exit status 1 if a check fails. Missed targets are in the report."""
-    at, report, space = torch.device(device), Report(), SemanticIdSpace(tuple(map(int, levels.split(","))))
+    at, checks, space = torch.device(device), SelfCheck(), SemanticIdSpace(tuple(map(int, levels.split(","))))
     for name, given, known in (("shapes", shapes, SHAPES), ("attention", attention, ("default", *ATTENTION))):
         if unknown := set(given.split(",")) - set(known):
             raise typer.BadParameter(f"{name} {', '.join(sorted(unknown))}: use one of {', '.join(known)}")
-    if not report.step("device", lambda: describe(at)):
+    if not checks.step("device", lambda: describe(at)):
         raise typer.Exit(1)
     if at.type == "cuda":
         torch.cuda.set_device(at)
@@ -256,25 +256,25 @@ def main(
         "settings": provenance(device=describe(at), levels=levels, rounds=rounds, attention=attention),
         "rates": measured_rates(at, rounds),
         "cells": [],
-        "steps": report.steps,
+        "steps": checks.steps,
     }
     with torch.inference_mode():
         for shape in shapes.split(","):
-            cells = [Cell(shape, *values) for values in itertools.product(*sizes)]
-            bench, exact = Bench(SHAPES[shape], space, max(sizes[0]), at), dict[Cell, Drafts]()
-            report.step(f"{shape}, float32", partial(draft_all, bench, cells, exact))
-            report.step(f"{shape}, buckets", partial(check_buckets, bench, cells[0]))
+            cells = [GpuCell(shape, *values) for values in itertools.product(*sizes)]
+            bench, exact = Bench(SHAPES[shape], space, max(sizes[0]), at), dict[GpuCell, Drafts]()
+            checks.step(f"{shape}, float32", partial(draft_all, bench, cells, exact))
+            checks.step(f"{shape}, buckets", partial(check_buckets, bench, cells[0]))
             bench.halve()
             for cell in cells:
                 with chosen(attention):
-                    report.step(cell.name, partial(run_cell, bench, cell, exact, raw, rounds, compiled))
+                    checks.step(cell.name, partial(run_cell, bench, cell, exact, raw, rounds, compiled))
                 (out / RESULTS).write_text(json.dumps(raw, indent=1) + "\n")
-    print(f"{'pass' if report.passed else 'FAIL'}: report in {write_report(out)}")
-    raise typer.Exit(not report.passed)
+    print(f"{'pass' if checks.passed else 'FAIL'}: report in {write_report(out)}")
+    raise typer.Exit(not checks.passed)
 
 
 def run_cell(
-    bench: Bench, cell: Cell, exact: Mapping[Cell, Drafts], raw: dict[str, Any], rounds: int, compiled: bool
+    bench: Bench, cell: GpuCell, exact: Mapping[GpuCell, Drafts], raw: dict[str, Any], rounds: int, compiled: bool
 ) -> str:
     """Measure one cell, add it to the results, and check its answers. exact: the drafts of float32."""
     if bench.device.type == "cuda":

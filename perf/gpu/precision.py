@@ -25,7 +25,7 @@ from genrec.golden import check_drafts
 from genrec.pipeline import Pipeline
 from genrec.reporting.machine import provenance
 from genrec.reporting.progress import track
-from genrec.reporting.self_check import Report, StepFailed
+from genrec.reporting.self_check import SelfCheck, StepFailed
 from genrec_builders.data import read_dataset, sample_users, split_leave_one_out
 
 RESULTS = "precision.json"
@@ -71,7 +71,7 @@ def main(
     bundle, dataset = Bundle(bundle_path), read_dataset(data)
     require_catalog(bundle, dataset.items.item_ids)
     histories, targets = sample_users(split_leave_one_out(dataset.interactions).test, users)
-    report = Report()
+    checks = SelfCheck()
 
     def ranked(engine: Engine, name: str) -> np.ndarray:
         with track(name) as task:
@@ -87,15 +87,15 @@ def main(
         def check(name: str = name, more: dict[str, Any] = more) -> str:
             engine = open_engine(bundle, "torch", device=device, precision="bf16", **more)
             check_drafts(bundle.golden, engine)
-            report.measured[name] = compare(ranked(engine, name), reference, targets)
-            return verdict(report.measured[name])
+            checks.measured[name] = compare(ranked(engine, name), reference, targets)
+            return verdict(checks.measured[name])
 
-        report.step(name, check)
+        checks.step(name, check)
     settings = {"bundle": bundle.manifest.bundle_version, "users": len(histories), "device": device}
     out.mkdir(parents=True, exist_ok=True)
-    results = {"settings": provenance(**settings), "steps": report.steps, **report.measured}
+    results = {"settings": provenance(**settings), "steps": checks.steps, **checks.measured}
     (out / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
-    raise typer.Exit(not report.passed)
+    raise typer.Exit(not checks.passed)
 
 
 if __name__ == "__main__":

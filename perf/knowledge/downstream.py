@@ -10,8 +10,9 @@ model of one's own is not compared with them.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +21,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from genrec.knowledge.offline import Options, generate
+from genrec.knowledge.offline import GenerationOptions, generate
 from genrec.reporting.machine import provenance
 from genrec.reporting.progress import track
 from genrec_builders.data import Dataset, read_dataset
 from genrec_builders.knowledge.folder import training_histories
 from genrec_builders.knowledge.texts import item_texts, user_texts
-from perf.knowledge.features import NONE, EntityTexts, compare_texts
+from perf.knowledge.features import NONE, Downstream, EntityTexts, compare_texts
 
 RESULTS = "downstream.json"
 GREEDY, RELAXED, MADE_UP = "greedy", "relaxed", "made-up"
@@ -41,7 +42,7 @@ def drawn_users(dataset: Dataset, count: int, path: Path) -> None:
     pq.write_table(table, path)
 
 
-def written_texts(folder: Path, users: Path, items: Path, out: Path, options: Options) -> EntityTexts:
+def written_texts(folder: Path, users: Path, items: Path, out: Path, options: GenerationOptions) -> EntityTexts:
     """What the folder's model writes of both files; kept in `out`, and written once.
 
     Raises ValueError if `out` has texts of another folder, of other entities or options.
@@ -56,6 +57,46 @@ def written_texts(folder: Path, users: Path, items: Path, out: Path, options: Op
     return EntityTexts(*found)
 
 
+def text_sets(
+    dataset: Dataset, folder: Path, data: Path, out: Path, users: int, max_new_tokens: int | None
+) -> dict[str, EntityTexts]:
+    """Texts of `users` users and all items by name: greedy, relaxed, and the made-up ones where there are any."""
+    source = out / "users.parquet"
+    drawn_users(dataset, users, source)
+    sets = {}
+    for verification in (GREEDY, RELAXED):
+        options = GenerationOptions(verification=verification, batch_size=16, max_new_tokens=max_new_tokens)
+        sets[verification] = written_texts(folder, source, data / "items.parquet", out, options)
+    try:
+        made_up = [{text.entity: text.text for text in texts} for texts in (user_texts(dataset), item_texts(dataset))]
+        sets[MADE_UP] = EntityTexts(*made_up)
+    except ValueError as error:
+        console.print(f"no made-up texts: {error}")
+    return sets
+
+
+def differences(found: Downstream) -> list[dict[str, Any]]:
+    """Every set of texts against none, and relaxed ones against greedy ones: mean AUC and interval, for JSON."""
+    rows = []
+    for name, other in (*((name, NONE) for name in found.auc if name != NONE), (RELAXED, GREEDY)):
+        interval = found.difference(name, other)
+        assert interval is not None
+        rows.append({"texts": name, "against": other, "auc": found.auc[name].mean(), **vars(interval)})
+    return rows
+
+
+def print_differences(found: Downstream, rows: Sequence[dict[str, Any]]) -> None:
+    table = Table("texts", "AUC", "against", "difference, 95 % interval", title=f"{len(found.users)} users")
+    for row in rows:
+        table.add_row(
+            row["texts"],
+            f"{row['auc']:.4f}",
+            f"{row['against']} ({found.auc[row['against']].mean():.4f})",
+            f"{row['relative']:+.2%} ({row['low']:+.2%} to {row['high']:+.2%})",
+        )
+    console.print(table)
+
+
 def main(
     folder: Annotated[Path, typer.Argument(help="A folder of `genrec knowledge build`.")],
     data: Annotated[Path, typer.Argument(help="The dataset that it was built on.")],
@@ -63,36 +104,17 @@ def main(
     users: Annotated[
         int, typer.Option(min=20, help="Users whose texts are written, besides those of all items.")
     ] = 3000,
-    max_new_tokens: Annotated[Optional[int], typer.Option(help="Of a text; the folder's limit by default.")] = None,
+    max_new_tokens: Annotated[
+        Optional[int], typer.Option(help="The most tokens of a text; the folder's limit by default.")
+    ] = None,
 ) -> None:
     """Write the texts of users and all items, greedy and relaxed, and compare what they are worth."""
     dataset = read_dataset(data)
     out.mkdir(parents=True, exist_ok=True)
-    source = out / "users.parquet"
-    drawn_users(dataset, users, source)
-    sets = {}
-    for verification in (GREEDY, RELAXED):
-        options = Options(verification=verification, batch_size=16, max_new_tokens=max_new_tokens)
-        sets[verification] = written_texts(folder, source, data / "items.parquet", out, options)
-    try:
-        made_up = [{text.entity: text.text for text in texts} for texts in (user_texts(dataset), item_texts(dataset))]
-        sets[MADE_UP] = EntityTexts(*made_up)
-    except ValueError as error:
-        console.print(f"no made-up texts: {error}")
+    sets = text_sets(dataset, folder, data, out, users, max_new_tokens)
     found = compare_texts(dataset, sets)
-    table = Table("texts", "AUC", "against", "difference, 95 % interval", title=f"{len(found.users)} users")
-    rows = []
-    for name, other in (*((name, NONE) for name in sets), (RELAXED, GREEDY)):
-        interval = found.difference(name, other)
-        assert interval is not None
-        rows.append({"texts": name, "against": other, "auc": found.auc[name].mean(), **vars(interval)})
-        table.add_row(
-            name,
-            f"{rows[-1]['auc']:.4f}",
-            f"{other} ({found.auc[other].mean():.4f})",
-            f"{interval.relative:+.2%} ({interval.low:+.2%} to {interval.high:+.2%})",
-        )
-    console.print(table)
+    rows = differences(found)
+    print_differences(found, rows)
     settings = provenance(users=len(found.users), items=len(sets[GREEDY].items))
     (out / RESULTS).write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 

@@ -1,9 +1,10 @@
 """Whether knowledge texts help a recommender: a small ranking model with and without them as features.
 
 Every user's last item is to be told from items that others took. What the model may know ends two items earlier, as
-`genrec_builders.knowledge.texts` and the leave-one-out split have it: it is trained to find each user's last item but one, and
-tested on the last. Without texts it knows the item's popularity, the length of the history, and how well user and item
-fit in a factorisation of who took what. Texts add how alike a user's and an item's text are in each of their topics.
+`genrec_builders.knowledge.texts` and the leave-one-out split have it: it is trained to find each user's last item but
+one, and tested on the last. Without texts it knows the item's popularity, the length of the history, and how well user
+and item fit in a factorisation of who took what. Texts add how alike a user's and an item's text are in each of their
+topics.
 """
 
 from __future__ import annotations

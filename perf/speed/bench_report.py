@@ -22,6 +22,7 @@ from perf.speed import bench, catalog_size, overhead
 PAGE = "report.md"
 OF_BOUND = 0.7  # the aim: share of the arithmetic bound
 SYSTEMS = ("NEZHA", "beam search")
+HEADLINE = ("25M-h20-L3-K50", "25M-h20-L4-K512", "110M-h20-L4-K512")
 _PARTS = ("prefill", "head and beam", "verifier", "serving")
 
 
@@ -60,6 +61,7 @@ def write_report(folder: Path, out: Path) -> Path:
 
 def _cells(raw: dict[str, Any], out: Path) -> Iterable[str]:
     cells = [CellResult(cell) for cell in raw["cells"]]
+    save_figure(_headline_figure([cell for cell in cells if cell.name in HEADLINE]), out, "headline")  # the README's
     yield from ("## NEZHA against beam search", "", save_figure(_gain_figure(cells), out, "speed-up"))
     yield "Latency, one request at a time:"
     yield ""
@@ -96,6 +98,30 @@ def _percentiles(cell: CellResult, system: str) -> str:
 def _against(gain: float, bound: float) -> tuple[str, ...]:
     share = gain / bound
     return f"{gain:.2f}", f"{bound:.2f}", f"{share:.0%}", "met" if share >= OF_BOUND else "missed"
+
+
+def _headline_figure(cells: Sequence[CellResult]) -> Figure | None:
+    """Latency of both systems in a few cells, to be read without knowing their names; None without any."""
+    if not cells:
+        return None
+    figure = Figure(figsize=(8.0, 0.5 + 0.75 * len(cells)), layout="constrained")
+    axes = figure.subplots()
+    at = np.arange(len(cells))[::-1]
+    for shift, system, label, colour in (
+        (0.2, "NEZHA", "genrec-triton (NEZHA)", COLOURS[0]),
+        (-0.2, "beam search", "beam search, same model and server", "0.65"),
+    ):
+        times = [cell.figure(system, "alone", "p50") for cell in cells]
+        bars = axes.barh(at + shift, times, 0.38, color=colour, label=label)
+        gains = [f" ({cell.latency_gain:.1f} times as fast)" if system == "NEZHA" else "" for cell in cells]
+        axes.bar_label(bars, [f"{spent:,.0f} ms{gain}" for spent, gain in zip(times, gains, strict=True)], padding=4)
+    sizes = [(cell.name.split("-")[0].removesuffix("M"), cell.name.split("-K")[-1]) for cell in cells]
+    axes.set_yticks(at, [f"{size} M parameters,\n{beams} beams" for size, beams in sizes])
+    axes.set_xlabel("milliseconds for one answer (p50), 2 CPU cores")
+    axes.margins(x=0.12)
+    axes.legend(loc="upper right", frameon=False)
+    tidy(axes, "x")
+    return figure
 
 
 def _gain_figure(cells: Sequence[CellResult]) -> Figure:

@@ -23,7 +23,7 @@ _PERCENTILES = ("p50", "p95", "p99")
 _LINES = {"p50": "-", "p95": "--", "p99": ":"}
 
 
-class Result:
+class LoadResult:
     """One `results.json`; runs of the same load are taken together by the median of their figures."""
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +54,7 @@ def _medians(runs: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
 def write_report(out: Path, paths: Sequence[Path]) -> Path:
     """Write `report.md` and its figures to `out` from the results in `paths`; the first is compared with the others."""
-    results = [Result(path) for path in paths]
+    results = [LoadResult(path) for path in paths]
     out.mkdir(parents=True, exist_ok=True)
     page = ["# Load test", "", *_settings(results), "", "## Latency against throughput", ""]
     page += [save_figure(_latency_figure(results), out, "latency"), "Requests under way at all times:", ""]
@@ -73,7 +73,7 @@ def write_report(out: Path, paths: Sequence[Path]) -> Path:
     return path
 
 
-def _settings(results: Sequence[Result]) -> Iterable[str]:
+def _settings(results: Sequence[LoadResult]) -> Iterable[str]:
     keys = [key for key in results[0].settings if key != "machine"]
     rows = [(key, *(_short(result.settings.get(key, "")) for result in results)) for key in keys]
     machines = [f"{m['processor']}, {m['cores']} cores" for m in (result.settings["machine"] for result in results)]
@@ -84,7 +84,7 @@ def _short(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def _closed_table(results: Sequence[Result]) -> Iterable[str]:
+def _closed_table(results: Sequence[LoadResult]) -> Iterable[str]:
     more = ["p50 against the first"] if len(results) > 1 else []
     first = {run["value"]: run["p50"] for run in results[0].closed}
     rows = []
@@ -110,7 +110,7 @@ def _closed_table(results: Sequence[Result]) -> Iterable[str]:
     return markdown_table((*titles, "server MB", *more), rows, left=(0,))
 
 
-def _open_table(results: Sequence[Result]) -> Iterable[str]:
+def _open_table(results: Sequence[LoadResult]) -> Iterable[str]:
     rows = []
     for result in results:
         saturated = max(closed["throughput"] for closed in result.closed)
@@ -142,7 +142,7 @@ def _predicted_p99(rate: float, saturated: float, alone_ms: float, instances: in
     return latency_quantiles(rate / 1e3, [service], instances, [0.99])[0] + max(0.0, alone_ms - service)
 
 
-def _steps_table(results: Sequence[Result]) -> Iterable[str]:
+def _steps_table(results: Sequence[LoadResult]) -> Iterable[str]:
     rows = [
         (
             result.name,
@@ -158,7 +158,7 @@ def _steps_table(results: Sequence[Result]) -> Iterable[str]:
     return markdown_table(titles, rows, left=(0, 2))
 
 
-def _locust_table(results: Sequence[Result]) -> Iterable[str]:
+def _locust_table(results: Sequence[LoadResult]) -> Iterable[str]:
     rows = [
         (
             result.name,
@@ -173,7 +173,7 @@ def _locust_table(results: Sequence[Result]) -> Iterable[str]:
     return markdown_table((*titles, "server cores", "client cores"), rows, left=(0, 1))
 
 
-def _latency_figure(results: Sequence[Result]) -> Figure:
+def _latency_figure(results: Sequence[LoadResult]) -> Figure:
     figure = Figure(figsize=(9.0, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, kind, title in ((left, "closed", "requests under way at all times"), (right, "open", "Poisson arrivals")):
@@ -195,7 +195,7 @@ def _latency_figure(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def _steps_figure(results: Sequence[Result]) -> Figure:
+def _steps_figure(results: Sequence[LoadResult]) -> Figure:
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     for axes, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):
         names = [f"{run['value']:.0f}" for run in result.closed]
@@ -218,7 +218,7 @@ def _steps_figure(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def _locust_figure(results: Sequence[Result]) -> Figure:
+def _locust_figure(results: Sequence[LoadResult]) -> Figure:
     shapes = list(dict.fromkeys(run["shape"] for result in results for run in result.locust))
     figure = Figure(figsize=(3.2 * len(shapes), 4.2), layout="constrained")
     grid = figure.subplots(2, len(shapes), squeeze=False, sharey="row", height_ratios=(2, 1))

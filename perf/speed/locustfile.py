@@ -73,7 +73,7 @@ class Shopper(User):
         )
 
 
-class Shape(LoadTestShape):
+class UsersOverTime(LoadTestShape):
     """Users over time: all at once (steady), one more at a time (ramp), or four times as many in the middle third."""
 
     use_common_options: ClassVar[bool] = True  # --users and --run-time

@@ -47,6 +47,10 @@ def measure(
     states = [parts.prefill(prompt) for prompt in prompts]
     drafts = [engine.draft([prompt]) for prompt in prompts]
     top_k = np.array([bundle.manifest.limits.default_top_k])
+
+    def drafting(batch: list[np.ndarray]) -> Callable[[int], object]:
+        return lambda at: engine.draft(batch)
+
     with load_test(bundle, asked, raw, threads=threads) as test:
         with Recommender(test.server.grpc_url, timeout_s=60.0) as client:
             calls: dict[str, Callable[[int], Any]] = {
@@ -68,8 +72,7 @@ def measure(
         for number in range(rounds):
             saturated["ensemble"].append(test.analyzer(Load(wanted, BATCHES[-1]), number)["throughput"])
             for size in BATCHES:
-                batch = prompts[:size]
-                spent = each_ms(lambda at, batch=batch: engine.draft(batch), 2, seconds)
+                spent = each_ms(drafting(prompts[:size]), 2, seconds)
                 saturated[f"engine, batch {size}"].append(1e3 * size / float(np.median(spent)))
     return {"times": times, "saturated": saturated}
 

@@ -39,7 +39,7 @@ class Reuse:
         return self.cached / max(1, self.tokens)
 
 
-class Cache:
+class PrefixCache:
     """Every block of every earlier prompt: matching is of whole blocks, and never of a prompt's last token.
 
     As TensorRT-LLM's, but nothing is ever evicted: the rates are upper bounds. block: tokens of one.
@@ -68,7 +68,7 @@ def replay(
     histories: int32 rows each, oldest first. sids: int32 [n, L], of the rows. repeats: times that a visit is repeated
     with no new item.
     """
-    cache, all_visits, dropping = Cache(block), Reuse(), Reuse()
+    cache, all_visits, dropping = PrefixCache(block), Reuse(), Reuse()
     needed = layout.space.depth + 1
     for history in histories:
         for size in range(1, history.size + 1):

@@ -1,7 +1,7 @@
 """A real Triton whose `backbone` runs the TensorRT-LLM engine, over the test double of its LLM API.
 
 What is tested is everything around TensorRT-LLM: the asynchronous step in the unchanged ensemble, errors of single
-requests, deadlines, cancellation. tests/unit/tensorrt_llm has the test double.
+requests, deadlines, cancellation. tests/unit/engines/tensorrt_llm has the test double.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from genrec.bundle.checkpoint_shapes import HeadShape
+from genrec.prompt import Limits
 from genrec_builders.cli.arguments import DataPath, Seed, print_quality
 from genrec_builders.config import DROPOUTS, BackboneShape, BuildConfig, TrainingConfig
 
@@ -29,7 +30,9 @@ def _by_decoder(text: str, place: int) -> str:
 def build(
     data: DataPath,
     out: Annotated[Path, typer.Argument(help="Where the bundle goes; replaced if it is there.")],
-    levels: Annotated[str, typer.Option(help="Codes per level, for a catalogue without semantic IDs.")] = "128,128,128",
+    levels: Annotated[
+        str, typer.Option(help="Codes per level, commas between, for a catalogue without semantic IDs.")
+    ] = "128,128,128",
     beam_width: Annotated[int, typer.Option(min=2, help="Beams drafted; at least twice the largest top_k.")] = 128,
     max_top_k: Annotated[int, typer.Option(min=1, help="The largest top_k that a request may ask for.")] = 50,
     max_history: Annotated[int, typer.Option(min=1, help="Most recent items kept in a prompt.")] = 20,
@@ -40,57 +43,72 @@ def build(
     evaluate_users: Annotated[Optional[int], typer.Option(help="Test users to evaluate; all by default.")] = None,
     seed: Seed = 0,
     family: Annotated[str, _backbone("Family to train from scratch: qwen3 or llama.")] = "qwen3",
-    hidden_size: Annotated[int, _backbone("", min=16)] = 128,
-    layers: Annotated[int, _backbone("", min=1)] = 4,
-    heads: Annotated[int, _backbone("", min=1)] = 4,
-    state_size: Annotated[int, _backbone("Of a beam's state in the draft head.", min=1)] = HeadShape.state_size,
-    transition_size: Annotated[int, _backbone("Of the draft head's transitions.", min=1)] = HeadShape.transition_size,
+    hidden_size: Annotated[
+        int, _backbone("Width of the hidden states; the feed-forward layers' inner width is three times it.", min=16)
+    ] = 128,
+    layers: Annotated[int, _backbone("Transformer layers.", min=1)] = 4,
+    heads: Annotated[int, _backbone("Attention heads of a layer.", min=1)] = 4,
+    state_size: Annotated[int, _backbone("Width of a beam's state in the draft head.", min=1)] = HeadShape.state_size,
+    transition_size: Annotated[
+        int, _backbone("Inner width of the draft head's transitions from level to level.", min=1)
+    ] = HeadShape.transition_size,
     attention_heads: Annotated[
-        int, _backbone("With which these read the history; 0 for transitions that do not.", min=0)
+        int, _backbone("Attention heads with which the draft head reads the history; 0 for one that does not.", min=0)
     ] = HeadShape.attention_heads,
     checkpoint: Annotated[
         Optional[Path], _backbone("Start from this Hugging Face folder of the Qwen3 or Llama family, or from a bundle.")
     ] = None,
     sid_tokens: Annotated[
-        Optional[str], _backbone("Its tokenizer's SID tokens per level, e.g. '<a_{}>,<b_{}>,<c_{}>'.")
+        Optional[str],
+        _backbone("SID tokens per level in the tokenizer of --checkpoint's folder, e.g. '<a_{}>,<b_{}>,<c_{}>'."),
     ] = None,
-    epochs: Annotated[int, _training("0 leaves the weights random, to measure speed.", min=0)] = _DEFAULT.epochs,
-    learning_rate: Annotated[float, _training("The backbone's.", min=1e-7)] = _DEFAULT.learning_rate,
+    epochs: Annotated[
+        int, _training("Passes over the training data; 0 leaves the weights random, to measure speed.", min=0)
+    ] = _DEFAULT.epochs,
+    learning_rate: Annotated[
+        float, _training("Peak learning rate of the backbone.", min=1e-7)
+    ] = _DEFAULT.learning_rate,
     head_scales: Annotated[
-        str, _training("The draft head's learning rates as factors on it: code embeddings, transitions, projections.")
+        str,
+        _training(
+            "The draft head's learning rates, as factors on the backbone's: of its code embeddings, transitions and "
+            "projections, commas between."
+        ),
     ] = "1,1,1",
-    dropout: Annotated[Optional[float], _training(_by_decoder("In the backbone", 0), min=0, max=0.9)] = None,
-    head_dropout: Annotated[Optional[float], _training(_by_decoder("Within the draft head", 1), min=0, max=0.9)] = None,
-    tokens_per_batch: Annotated[int, _training("Packed tokens of a batch.", min=1)] = _DEFAULT.tokens_per_batch,
+    dropout: Annotated[Optional[float], _training(_by_decoder("Dropout in the backbone", 0), min=0, max=0.9)] = None,
+    head_dropout: Annotated[
+        Optional[float], _training(_by_decoder("Dropout within the draft head", 1), min=0, max=0.9)
+    ] = None,
+    tokens_per_batch: Annotated[
+        int, _training("Packed tokens of a batch, of each process.", min=1)
+    ] = _DEFAULT.tokens_per_batch,
     auxiliary_weight: Annotated[
         float, _training("Weight of the next-token loss on the history.", min=0)
     ] = _DEFAULT.auxiliary_weight,
     validation_users: Annotated[
         int, _training("Users whose validation items choose the best epoch; 0 keeps the last one.", min=0)
     ] = 0,
-    patience: Annotated[int, _training("Stop after so many epochs without a better one; 0 for never.", min=0)] = 0,
+    patience: Annotated[
+        int, _training("Stop after so many epochs without a better validation result; 0 for never.", min=0)
+    ] = 0,
     freeze_backbone: Annotated[bool, _training("Train the draft head and the placeholders alone.")] = False,
-    precision: Annotated[str, _training("no, bf16 or fp16.")] = _DEFAULT.precision,
+    precision: Annotated[str, _training("Mixed precision: no, bf16 or fp16.")] = _DEFAULT.precision,
 ) -> None:
     """Make a bundle: semantic IDs, training, ONNX export, evaluation. Goes on where it was interrupted.
 
     On N GPUs: `torchrun --nproc-per-node N --no-python genrec build ...`.
     """
-    from genrec.prompt import Limits
     from genrec.reporting.progress import track
     from genrec_builders.build import build_bundle
     from genrec_builders.data import read_dataset
 
-    usual = DROPOUTS.get(decoder, (0.0, 0.0))  # an unknown decoder is refused further on
-    code_embeddings, transitions, projections = (float(scale) for scale in head_scales.split(","))
-    training = TrainingConfig(
+    training = _training_config(
+        decoder,
+        head_scales,
+        dropout,
+        head_dropout,
         epochs=epochs,
         learning_rate=learning_rate,
-        code_embedding_scale=code_embeddings,
-        transition_scale=transitions,
-        projection_scale=projections,
-        dropout=usual[0] if dropout is None else dropout,
-        head_dropout=usual[1] if head_dropout is None else head_dropout,
         tokens_per_batch=tokens_per_batch,
         auxiliary_weight=auxiliary_weight,
         patience=patience,
@@ -98,17 +116,17 @@ def build(
         precision=precision,
         seed=seed,
     )
-    config = BuildConfig(
-        levels=tuple(int(size) for size in levels.split(",")),
+    config = _build_config(
+        levels,
+        sid_tokens,
+        max_top_k,
         max_history=max_history,
         max_query=max_query,
         beam_width=beam_width,
         decoder=decoder,
         head=HeadShape(state_size, transition_size, attention_heads),
-        limits=Limits(top_k=max_top_k, default_top_k=min(10, max_top_k)),
         shape=BackboneShape(family, hidden_size, 3 * hidden_size, layers, heads, heads),
         checkpoint=checkpoint,
-        sid_tokens=tuple(sid_tokens.split(",")) if sid_tokens else None,
         training=training,
         validation_users=validation_users,
         evaluate_users=evaluate_users,
@@ -118,3 +136,29 @@ def build(
         return
     typer.echo(f"bundle {manifest.bundle_version} in {out}")
     print_quality(manifest.training["quality"])
+
+
+def _training_config(
+    decoder: str, head_scales: str, dropout: float | None, head_dropout: float | None, **settings: Any
+) -> TrainingConfig:
+    """Dropouts are the decoder's own unless given. settings: what `TrainingConfig` takes as it is."""
+    usual = DROPOUTS.get(decoder, (0.0, 0.0))  # an unknown decoder is refused further on
+    code_embeddings, transitions, projections = (float(scale) for scale in head_scales.split(","))
+    return TrainingConfig(
+        code_embedding_scale=code_embeddings,
+        transition_scale=transitions,
+        projection_scale=projections,
+        dropout=usual[0] if dropout is None else dropout,
+        head_dropout=usual[1] if head_dropout is None else head_dropout,
+        **settings,
+    )
+
+
+def _build_config(levels: str, sid_tokens: str | None, max_top_k: int, **settings: Any) -> BuildConfig:
+    """Ten items are asked for by default, or as many as may be. settings: what `BuildConfig` takes as it is."""
+    return BuildConfig(
+        levels=tuple(int(size) for size in levels.split(",")),
+        sid_tokens=tuple(sid_tokens.split(",")) if sid_tokens else None,
+        limits=Limits(top_k=max_top_k, default_top_k=min(10, max_top_k)),
+        **settings,
+    )

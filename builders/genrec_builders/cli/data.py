@@ -18,7 +18,7 @@ def demo_shop(
 ) -> None:
     """Make a synthetic shop: a catalogue with titles and embeddings, and shopping histories."""
     from genrec_builders.data import write_dataset
-    from genrec_builders.data.demo_shop.shop import make_demo_shop
+    from genrec_builders.data.demo_shop import make_demo_shop
 
     write_dataset(make_demo_shop(items, users, seed), out)
     typer.echo(f"{items} items and {users} users in {out}")

@@ -69,7 +69,7 @@ def compare(
 
     Every bundle ranks at every beam width, with prefix masks and without, history excluded and not.
     """
-    from genrec.evaluation.comparison import Settings, models_of
+    from genrec.evaluation.comparison import ComparisonSettings, models_of
     from genrec.evaluation.comparison import compare as compare_models
     from genrec.evaluation.report import write_report
     from genrec.evaluation.results import reference_of
@@ -80,7 +80,7 @@ def compare(
     switches = {"on": True, "off": False}
     if unknown := [word for word in masks.split(",") if word not in switches]:
         raise ValueError(f"masks {masks!r}: {unknown[0]!r} is neither on nor off")
-    settings = Settings(
+    settings = ComparisonSettings(
         beam_widths=_numbers("beam widths", beam_widths),
         masks=tuple(switches[word] for word in masks.split(",")),
         engine=engine,

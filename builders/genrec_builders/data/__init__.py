@@ -55,10 +55,9 @@ def read_dataset(path: Path | str) -> Dataset:
     Users come in the order of their first appearance; interactions are ordered by timestamp within the user, and by
     their place in the file where timestamps are equal. Users without interactions are left out.
 
-    Raises:
-        DataError: missing, ambiguous, unreadable or empty files; missing columns; ids that are empty, duplicated, not
-            UTF-8 or over 128 bytes; interactions with unknown items; negative or ragged semantic IDs; embeddings that
-            are ragged or not finite; queries that are not text.
+    Raises DataError for missing, ambiguous, unreadable or empty files; missing columns; ids that are empty, duplicated,
+    not UTF-8 or over 128 bytes; interactions with unknown items; negative or ragged semantic IDs; embeddings that are
+    ragged or not finite; queries that are not text.
     """
     path = Path(path)
     if not path.is_dir():

@@ -16,10 +16,8 @@ from genrec_builders.data.tables import Dataset, Interactions, Sequences, slices
 class Holdout:
     """One held-out item per user.
 
-    Attributes:
-        histories: E sequences.
-        targets: int32 [E], rows of the item table.
-        queries: large_string [E], the query that led to each target, "" for none; or None if there are no queries.
+    histories: E sequences. targets: int32 [E], rows of the item table. queries: large_string [E], the query that led to
+    each target, "" for none; or None if there are no queries.
     """
 
     histories: Sequences

@@ -303,9 +303,8 @@ def write_dataset(dataset: Dataset, path: Path | str) -> None:
     `timestamp` is the place of the interaction in its user's sequence (0, 1, ...), since a `Dataset` keeps only the
     order. Existing Parquet files of these names are replaced.
 
-    Raises:
-        DataError: `path` holds data in another form, which would make it ambiguous; or an attribute has the name of a
-            reserved column.
+    Raises DataError if `path` holds data in another form, which would make it ambiguous, or an attribute has the name
+    of a reserved column.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)

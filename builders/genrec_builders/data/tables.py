@@ -14,13 +14,10 @@ from genrec.errors import DataError
 class ItemTable:
     """The catalogue, one row per item.
 
-    Attributes:
-        item_ids: n distinct ids, each 1 to 128 bytes of UTF-8.
-        sids: int32 [n, L] semantic-ID codes, or None if the catalogue has none yet.
-        levels: number of codes per level (T_1 .. T_L), or None without `sids`. Files that do not say how many codes a
-            level has give the largest code + 1, rounded up to a power of two.
-        embeddings: float32 [n, D], finite, or None.
-        attributes: columns of text, n values each, such as title, category, brand.
+    item_ids: n distinct ids, each 1 to 128 bytes of UTF-8. sids: int32 [n, L] semantic-ID codes, or None if the
+    catalogue has none yet. levels: codes per level (T_1 .. T_L), or None without `sids`; files that do not say how many
+    codes a level has give the largest code + 1, rounded up to a power of two. embeddings: float32 [n, D], finite, or
+    None. attributes: columns of text, n values each, such as title, category, brand.
     """
 
     item_ids: list[str]
@@ -60,11 +57,9 @@ class ItemTable:
 class Interactions:
     """Every user's items in time order, as compressed sparse rows.
 
-    Attributes:
-        user_ids: U distinct ids.
-        offsets: int64 [U + 1]; user u owns `rows[offsets[u]:offsets[u + 1]]`.
-        rows: int32 [N], rows of the item table, oldest first within a user.
-        queries: large_string [N], the text query that led to each item, "" for none; or None if there are no queries.
+    user_ids: U distinct ids. offsets: int64 [U + 1]; user u owns `rows[offsets[u]:offsets[u + 1]]`. rows: int32 [N],
+    rows of the item table, oldest first within a user. queries: large_string [N], the text query that led to each item,
+    "" for none; or None if there are no queries.
     """
 
     user_ids: list[str]
@@ -126,11 +121,9 @@ class Dataset:
 class Sequences:
     """Item sequences of some of the users, as compressed sparse rows.
 
-    Attributes:
-        users: int64 [E], positions in `Interactions.user_ids`.
-        offsets: int64 [E + 1].
-        rows: int32 [N], rows of the item table, oldest first.
-        queries: large_string [N], the query that led to each item, "" for none; or None if there are no queries.
+    users: int64 [E], positions in `Interactions.user_ids`. offsets: int64 [E + 1]. rows: int32 [N], rows of the item
+    table, oldest first. queries: large_string [N], the query that led to each item, "" for none; or None if there are
+    no queries.
     """
 
     users: np.ndarray

@@ -11,13 +11,13 @@ from genrec.bundle import CHECKPOINT, ONNX_GRAPH, Bundle
 from genrec.engines.base import Engine
 from genrec.engines.onnx import OnnxEngine
 from genrec.engines.torch import TorchEngine
-from genrec.evaluation.comparison import OpenEngine, Settings
+from genrec.evaluation.comparison import ComparisonSettings, OpenEngine
 from genrec.model.checkpoint import load_checkpoint
 from genrec.reporting.progress import Track
 from genrec_builders.export.onnx import export_onnx
 
 
-def opener(settings: Settings, track: Track) -> OpenEngine:
+def opener(settings: ComparisonSettings, track: Track) -> OpenEngine:
     """What opens the engines of a comparison. An ONNX graph's width is fixed: another one is exported and forgotten."""
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from genrec.bundle import sha256_of
 from genrec.knowledge.decoder import GREEDY
 from genrec.knowledge.groups import GroupRouter
-from genrec.knowledge.model import CHECKPOINT, ITEMS, POOLS, ROUTER, KnowledgeModel, Settings, category_of
+from genrec.knowledge.model import CHECKPOINT, ITEMS, POOLS, ROUTER, KnowledgeModel, KnowledgeSettings, category_of
 from genrec.knowledge.offline import add_texts, locked, read_texts
 from genrec.knowledge.pools import Pools
 from genrec_builders.data import Dataset, split_leave_one_out
@@ -43,7 +43,7 @@ def build_folder(
     work = path.with_name(path.name + ".work")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    settings = Settings()
+    settings = KnowledgeSettings()
     settings.save(work)
     columns = dataset.items.attributes
     pq.write_table(pa.table({"item_id": dataset.items.item_ids, **columns}), work / ITEMS)
@@ -89,7 +89,7 @@ def grow_pools(folder: Path, outputs: Sequence[Path]) -> int:
     Raises ValueError for a file that cannot be read or has other tokens than the folder's model, and if another
     process grows the same pools; nothing is added then.
     """
-    Settings.load(folder)
+    KnowledgeSettings.load(folder)
     path = folder / POOLS
     with locked(path, f"{path}: another process is adding texts; wait until it has ended"):
         pools, added = Pools.load(path), 0

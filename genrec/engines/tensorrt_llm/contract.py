@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-# The release of TensorRT-LLM that this is written for; builders/tensorrt_llm/api.json lists what is used of it.
+# The release of TensorRT-LLM that this is written for; api.json in genrec_builders/export/tensorrt_llm lists what is
+# used of it.
 RELEASE = "1.2.1"
 # Additional outputs of the model: int64 and float32, a row of K for every sequence of a batch, contexts first.
 CODES, SCORES = "draft_codes", "draft_scores"

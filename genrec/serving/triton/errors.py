@@ -16,9 +16,8 @@ class TritonNotFoundError(TritonError):
 class TritonStartError(TritonError):
     """The server did not become ready. The message holds the server's own error lines.
 
-    Attributes:
-        returncode: exit status of the server, or None when it was still running at the time limit.
-        log: the recent log lines, whole.
+    returncode: exit status of the server, or None when it was still running at the time limit. log: the recent log
+    lines, whole.
     """
 
     def __init__(self, message: str, returncode: int | None = None, log: Sequence[str] = ()) -> None:

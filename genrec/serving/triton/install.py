@@ -26,13 +26,10 @@ HOW_TO_INSTALL = (
 class TritonInstall:
     """Where the parts of a Triton server lie.
 
-    Attributes:
-        binary: the ``tritonserver`` executable.
-        library_dirs: what the dynamic loader has to search in addition to the system's folders.
-        backends_dir: the folder with one sub-folder for each backend.
-        stubs_dir: the folder with one Python stub for each Python version (``3.11/triton_python_backend_stub``),
-            or None where the Python backend is already complete.
-        version: Triton's version, or the wheel's where Triton's is not recorded; None when unknown.
+    binary: the `tritonserver` executable. library_dirs: what the dynamic loader has to search in addition to the
+    system's folders. backends_dir: the folder with one sub-folder for each backend. stubs_dir: the folder with one
+    Python stub for each Python version (`3.11/triton_python_backend_stub`), or None where the Python backend is already
+    complete. version: Triton's version, or the wheel's where Triton's is not recorded; None when unknown.
     """
 
     binary: Path
@@ -43,16 +40,15 @@ class TritonInstall:
 
     @property
     def python_backend_dir(self) -> Path | None:
-        """The folder of ``libtriton_python.so``, or None when this server has no Python backend."""
+        """The folder of `libtriton_python.so`, or None when this server has no Python backend."""
         folder = self.backends_dir / "python"
         return folder if (folder / "libtriton_python.so").is_file() else None
 
 
 def find_triton() -> TritonInstall:
-    """The server to run: ``tritonserver`` on PATH, else in ``/opt/tritonserver``, else in the nvidia-pytriton wheel.
+    """The server to run: `tritonserver` on PATH, else in `/opt/tritonserver`, else in the nvidia-pytriton wheel.
 
-    Raises:
-        TritonNotFoundError: there is none; the message says how to get one.
+    Raises TritonNotFoundError where there is none; the message says how to get one.
     """
     on_path = shutil.which("tritonserver")
     for candidate in (Path(on_path) if on_path else None, DEFAULT_PREFIX / "bin" / "tritonserver"):
@@ -97,18 +93,11 @@ def _from_wheel() -> TritonInstall | None:
 
 
 def prepare_backends(install: TritonInstall, target_dir: str | os.PathLike[str]) -> Path:
-    """The folder for ``--backend-directory`` with a Python backend for the running interpreter.
+    """The folder for `--backend-directory` with a Python backend for the running interpreter.
 
-    Args:
-        install: the server.
-        target_dir: written to only for a server from a wheel, whose stubs lie apart from its backend; there
-            ``<target_dir>/python`` is made (or made anew) out of links to the wheel's files.
-
-    Returns:
-        ``target_dir``, or the server's own folder when its backends are complete.
-
-    Raises:
-        TritonNotFoundError: no Python backend, or none for this Python version.
+    That is `target_dir`, or the server's own folder when its backends are complete. target_dir: written to only for a
+    server from a wheel, whose stubs lie apart from its backend; there `<target_dir>/python` is made (or made anew) out
+    of links to the wheel's files. Raises TritonNotFoundError: no Python backend, or none for this Python version.
     """
     backend = install.python_backend_dir
     running = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -151,7 +140,7 @@ def _version_key(version: str) -> tuple[int, ...]:
 
 
 def _python_of_stub(stub: Path) -> str | None:
-    """The Python version that a stub is linked with, as ``3.12``; None when that cannot be told."""
+    """The Python version that a stub is linked with, as `3.12`; None when that cannot be told."""
     try:
         match = re.search(rb"libpython(3\.\d+)\.so", stub.read_bytes())
     except OSError:

@@ -28,7 +28,7 @@ def remove_leftovers(group: int, shm_prefix: str, run_dir: str) -> None:
 
 
 def _launch(parent_pid: int, shm_prefix: str, run_dir: str, grace: float, command: Sequence[str]) -> None:
-    """Becomes the server, after leaving a guard process behind. Runs in the child, before ``tritonserver``.
+    """Becomes the server, after leaving a guard process behind. Runs in the child, before `tritonserver`.
 
     The guard ends the server when the process that started it dies. It watches process handles (pidfd) instead of using
     PR_SET_PDEATHSIG, because that fires when the starting *thread* ends, needs code between fork and exec in a process

@@ -1,15 +1,23 @@
 """Step 2 of `recommend`: one prefill and the draft head's beam -> drafted semantic IDs."""
 
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.engines import open_engine
-from genrec.engines.base import InFlightEngine
+from genrec.engines.base import Drafts, InFlightEngine
 from genrec.errors import InvalidRequest
 from genrec.golden import check_drafts
 from genrec.serving.step import Step, tensor
 
 
-class TritonPythonModel(Step):
+class TritonPythonModel(Step[tuple[np.ndarray, int]]):
+    """It reads a prompt, int32 [P], and its deadline in ns on CLOCK_MONOTONIC."""
+
     def setup(self) -> None:
         options = {"threads": int(self.parameters["threads"])} if self.parameters["engine"] == "onnx" else {}
         self.engine = open_engine(self.bundle, self.parameters["engine"], **options)
@@ -18,30 +26,32 @@ class TritonPythonModel(Step):
         self.engine.draft([golden["prompt"]] * self.max_batch_size, masked=self.masked)  # warm-up at full size
         check_drafts(golden, self.engine)
 
-    def read(self, request):
+    def read(self, request: Any) -> tuple[np.ndarray, int]:
         stamp = self.checked_stamp(request)
         return tensor(request, "input_ids")[0], stamp.deadline_ns
 
-    def run(self, inputs):
+    def run(self, inputs: list[tuple[np.ndarray, int]]) -> list[list[Any]]:
         drafts = self.engine.draft([prompt for prompt, _ in inputs], masked=self.masked)
         return [tensors(drafts, i) for i in range(len(inputs))]
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         if isinstance(self.engine, InFlightEngine):
-            return self.execute_in_flight(requests, self.begin, tensors)
+            return self.execute_in_flight(requests, partial(begin, self.engine), tensors)
         return super().execute(requests)
-
-    def begin(self, read, cancelled):
-        prompt, deadline_ns = read
-        try:
-            return self.engine.submit(prompt, deadline_ns, cancelled)
-        except ValueError as error:
-            raise InvalidRequest(f"input_ids: {error}") from error
 
     def finalize(self) -> None:
         self.engine.close()
 
 
-def tensors(drafts, i=0):
+def begin(engine: InFlightEngine, read: tuple[np.ndarray, int], cancelled: Callable[[], bool]) -> Future[Drafts]:
+    """Start one request on an engine that forms its own batches. Raises InvalidRequest."""
+    prompt, deadline_ns = read
+    try:
+        return engine.submit(prompt, deadline_ns, cancelled)
+    except ValueError as error:
+        raise InvalidRequest(f"input_ids: {error}") from error
+
+
+def tensors(drafts: Drafts, i: int = 0) -> list[Any]:
     """The outputs of the i-th request of a batch."""
     return [pb.Tensor("draft_codes", drafts.codes[i : i + 1]), pb.Tensor("draft_scores", drafts.scores[i : i + 1])]

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.errors import InvalidRequest
+from genrec.knowledge.decoder import TextRequest
 from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
-from genrec.knowledge.writer import TextWriter
+from genrec.knowledge.writer import Reason, TextWriter
 from genrec.serving.step import optional
 
 # By name: the module has its classes only once a model is being made.
@@ -22,7 +24,7 @@ OUTCOMES = ("written", *_CODES)
 
 
 class TritonPythonModel:
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self.model = KnowledgeModel(Path(parameters["knowledge"]))
@@ -35,7 +37,7 @@ class TritonPythonModel:
         self.outcomes = {name: self.texts.Metric(labels={"outcome": name}) for name in OUTCOMES}
         self.writer = TextWriter(self.decoder, self.model.text, pb.Logger.log_error)
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> None:
         for request in requests:
             stream = _Stream(request.get_response_sender(), self.outcomes)
             try:
@@ -43,10 +45,10 @@ class TritonPythonModel:
             except InvalidRequest as error:
                 stream.fail(str(error), "refused")
 
-    def finalize(self):
+    def finalize(self) -> None:
         self.writer.close()
 
-    def _read(self, request):
+    def _read(self, request: Any) -> TextRequest:
         history = optional(request, "history", lambda array: array[0].tolist(), None)
         item = optional(request, "item", lambda array: array[0, 0], None)
         most = optional(request, "max_new_tokens", lambda array: int(array[0, 0]), None)
@@ -56,24 +58,24 @@ class TritonPythonModel:
 class _Stream:
     """Where the pieces of one text go; see `genrec.knowledge.writer.Stream`."""
 
-    def __init__(self, sender, outcomes):
+    def __init__(self, sender: Any, outcomes: dict[str, Any]) -> None:
         self._sender, self._outcomes = sender, outcomes
 
-    def cancelled(self):
-        return self._sender.is_cancelled()
+    def cancelled(self) -> bool:
+        return bool(self._sender.is_cancelled())
 
-    def write(self, text, tokens, last):
+    def write(self, text: str, tokens: int, last: bool) -> None:
         outputs = [
             pb.Tensor("text", np.array([[text.encode()]], np.object_)),
             pb.Tensor("tokens", np.array([[tokens]], np.int32)),
         ]
         self._send(pb.InferenceResponse(outputs), "written" if last else None)
 
-    def fail(self, message, reason):
+    def fail(self, message: str, reason: Reason) -> None:
         self._send(pb.InferenceResponse(error=pb.TritonError(message, getattr(pb.TritonError, _CODES[reason]))), reason)
 
-    def _send(self, response, outcome):
-        last = outcome is not None
-        if last:
+    def _send(self, response: Any, outcome: str | None) -> None:
+        """outcome: of the text, with its last response."""
+        if outcome is not None:
             self._outcomes[outcome].increment(1)
-        self._sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+        self._sender.send(response, flags=0 if outcome is None else pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

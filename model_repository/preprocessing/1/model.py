@@ -1,6 +1,8 @@
 """Step 1 of `recommend`: history and query -> prompt, blocked rows, stamp."""
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb
@@ -15,13 +17,15 @@ _LONGEST_US = 3_600_000_000  # longer timeouts mean "no hurry", and the largest 
 
 
 class TritonPythonModel(Step[tuple[Request, int]]):
+    """It reads a request and its deadline in ns on CLOCK_MONOTONIC."""
+
     def setup(self) -> None:
         bundle = self.bundle
         self.preprocessor = Preprocessor(bundle.catalog, bundle.layout, bundle.manifest.limits, bundle.query_tokenizer)
         self.timeout_us = 1000 * int(self.parameters["timeout_ms"])
         check_prompt(bundle.golden, self.preprocessor)
 
-    def read(self, request) -> tuple[Request, int]:
+    def read(self, request: Any) -> tuple[Request, int]:
         deadline = time.monotonic_ns() + 1000 * min(request.timeout() or self.timeout_us, _LONGEST_US)
         history = optional(request, "history", _items("history"), None)
         if history is None:
@@ -36,7 +40,7 @@ class TritonPythonModel(Step[tuple[Request, int]]):
         self.preprocessor.validate(read)
         return read, deadline
 
-    def run(self, inputs):
+    def run(self, inputs: list[tuple[Request, int]]) -> list[list[Any]]:
         version = self.bundle.manifest.catalog.version
         prepared = self.preprocessor.prepare([request for request, _ in inputs])
         return [
@@ -49,10 +53,10 @@ class TritonPythonModel(Step[tuple[Request, int]]):
         ]
 
 
-def _items(name):
+def _items(name: str) -> Callable[[np.ndarray], np.ndarray]:
     """Reads one user's items: BYTES [1, n] -> object [n]."""
 
-    def convert(array):
+    def convert(array: np.ndarray) -> np.ndarray:
         if array.ndim != 2 or array.shape[0] != 1:
             raise InvalidRequest(
                 f"{name} has shape {list(array.shape)}; send one user per request, [1, n]: the server forms batches"

@@ -1,15 +1,21 @@
 """Step 3 of `recommend`: drafted semantic IDs -> items that exist, ranked."""
 
+from typing import Any
+
 import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.golden import check_items
 from genrec.serving.metrics import Metrics
-from genrec.serving.step import Step, tensor
+from genrec.serving.step import Stamp, Step, tensor
 from genrec.verifier import Verifier
 
+Draft = tuple[Stamp, np.ndarray, np.ndarray, np.ndarray]
 
-class TritonPythonModel(Step):
+
+class TritonPythonModel(Step[Draft]):
+    """It reads a stamp, codes int64 [K], scores float32 [K] and blocked catalogue rows int32 [b]."""
+
     def setup(self) -> None:
         bundle = self.bundle
         self.catalog = bundle.catalog
@@ -19,12 +25,12 @@ class TritonPythonModel(Step):
         check_items(bundle.golden, self.catalog, self.verifier)
         self.metrics = Metrics(bundle.manifest)
 
-    def read(self, request):
+    def read(self, request: Any) -> Draft:
         stamp = self.checked_stamp(request)
         codes, scores = tensor(request, "draft_codes")[0], tensor(request, "draft_scores")[0]
         return stamp, codes, scores, tensor(request, "blocked_rows")[0]
 
-    def run(self, inputs):
+    def run(self, inputs: list[Draft]) -> list[list[Any]]:
         stamps, codes, scores, blocked = zip(*inputs, strict=True)
         top_k = np.array([stamp.top_k for stamp in stamps])
         unknown = np.array([stamp.unknown for stamp in stamps])

@@ -10,12 +10,13 @@ import torch
 from typer.testing import CliRunner
 
 from genrec.bundle import CHECKPOINT, Bundle
+from genrec.bundle.checkpoint_shapes import HeadShape
 from genrec.cli.main import app
 from genrec.engines import open_engine
 from genrec.model.checkpoint import load_checkpoint
 from genrec.reporting.progress import Track
 from genrec_builders.build import build_bundle, export_bundle
-from genrec_builders.config import BuildConfig
+from genrec_builders.config import BuildConfig, TrainingConfig
 from genrec_builders.data import Dataset, split_leave_one_out
 
 
@@ -105,4 +106,20 @@ def test_dropout_is_the_decoders_own_unless_given(
     monkeypatch.setattr("genrec_builders.build.build_bundle", lambda data, out, config, track: asked.append(config))
     result = CliRunner().invoke(app, ["build", str(tmp_path), str(tmp_path / "bundle"), *words])
     assert result.exit_code == 0, result.output
-    assert (asked[0].training.dropout, asked[0].training.head_dropout) == expected
+    training = replace(TrainingConfig(), dropout=expected[0], head_dropout=expected[1])
+    decoder = words[1] if "--decoder" in words else "draft_head"
+    assert asked == [BuildConfig(decoder=decoder, training=training)]  # and the options' other defaults are its own
+
+
+def test_options_of_a_build_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[BuildConfig] = []
+    monkeypatch.setattr("genrec_builders.data.read_dataset", lambda data: None)
+    monkeypatch.setattr("genrec_builders.build.build_bundle", lambda data, out, config, track: asked.append(config))
+    words = "--levels 8,9 --head-scales 100,10,2 --max-top-k 7 --sid-tokens <a_{}>,<b_{}> --heads 2 --state-size 32"
+    result = CliRunner().invoke(app, ["build", str(tmp_path), str(tmp_path / "bundle"), *words.split()])
+    assert result.exit_code == 0, result.output
+    (config,), scales = asked, {"code_embedding_scale": 100.0, "transition_scale": 10.0, "projection_scale": 2.0}
+    assert config.levels == (8, 9) and config.sid_tokens == ("<a_{}>", "<b_{}>") and config.head == HeadShape(32)
+    assert (config.limits.top_k, config.limits.default_top_k) == (7, 7)
+    assert (config.shape.heads, config.shape.kv_heads) == (2, 2)
+    assert scales.items() <= vars(config.training).items()

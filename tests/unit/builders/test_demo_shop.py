@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 
@@ -10,9 +9,7 @@ import numpy as np
 import pytest
 
 from genrec_builders.data import Dataset, Sequences, popularity, split_leave_one_out
-from genrec_builders.data.demo_shop.shop import make_demo_shop
-
-SHOP_BEFORE_QUERIES = "0a0455b8b1f6c4de22d930a2d0225188997ca7d4fe596e8747cd1b3e24184cb0"
+from genrec_builders.data.demo_shop import make_demo_shop
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +47,29 @@ def test_same_seed_same_shop() -> None:
     np.testing.assert_array_equal(one.items.embeddings, two.items.embeddings)
     np.testing.assert_array_equal(one.interactions.rows, two.interactions.rows)
     np.testing.assert_array_equal(one.interactions.offsets, two.interactions.offsets)
-    assert one.items.attributes["title"] != other.items.attributes["title"]
     assert one.interactions.queries is not None and one.interactions.queries.equals(two.interactions.queries)
+    # Another seed draws each part anew.
+    assert other.items.embeddings is not None and other.interactions.queries is not None
+    assert one.items.attributes["title"] != other.items.attributes["title"]
+    assert not np.array_equal(one.items.embeddings, other.items.embeddings)
+    assert not np.array_equal(one.interactions.offsets, other.interactions.offsets)
+    assert not np.array_equal(one.interactions.rows, other.interactions.rows)
+    assert not one.interactions.queries.equals(other.interactions.queries)
 
 
-def test_queries_leave_the_shop_as_it_was() -> None:
-    """As it was drawn before there were queries."""
-    shop = make_demo_shop(400, 300, 3)
-    digest = hashlib.sha256(shop.interactions.rows.tobytes() + "".join(shop.items.attributes["title"]).encode())
-    assert digest.hexdigest() == SHOP_BEFORE_QUERIES
+def test_every_item_is_named_after_what_it_is(shop: Dataset) -> None:
+    columns = (shop.items.attributes[name] for name in ("title", "category", "brand"))
+    for title, category, brand in zip(*columns, strict=True):
+        if category == "Camping > Tents":
+            assert re.fullmatch(rf"{brand} \w+ [1-4]-Person Tent(, \w+)?", title)
+        if category == "Electronics > Phone Cases":
+            assert re.fullmatch(rf"{brand} \w+ Phone Case for \w+ [56XZ](, \w+)?", title)
+        if category == "Games > Board Games":
+            assert re.fullmatch(r"The \w+ \w+: (The Board Game|Expansion [1-6])", title)
+        if category == "DIY > Project Guides":
+            assert re.fullmatch(r"\w+( \(Course \d\))? Workshop Guide, Part [1-7]", title)
+        if category == "Books > Manga":
+            assert re.fullmatch(r"The \w+ \w+, Vol\. [1-7]", title)
 
 
 def test_catalogue_knows_nothing_of_the_shoppers() -> None:
@@ -152,6 +163,23 @@ def test_sequels_are_bought_in_order(shop: Dataset) -> None:
     assert forward > 5000
     assert backward < 0.1 * forward
     assert begun > 5000
+
+
+def test_accessories_follow_what_they_belong_to(shop: Dataset) -> None:
+    titles, categories, brands = (shop.items.attributes[name] for name in ("title", "category", "brand"))
+    rows, last = shop.interactions.rows, shop.interactions.offsets[1:] - 1
+    inner = np.delete(np.arange(len(rows)), last)
+    pairs = list(zip(rows[inner].tolist(), rows[inner + 1].tolist(), strict=True))
+    after_tents = [(tent, row) for tent, row in pairs if categories[tent] == "Camping > Tents"]
+    footprints = [(tent, row) for tent, row in after_tents if categories[row] == "Camping > Footprints"]
+    usual = np.mean([categories[row] == "Camping > Footprints" for row in rows.tolist()])
+    assert len(footprints) / len(after_tents) > 10 * usual
+    fits = [brands[tent] == brands[row] and size(titles[tent]) == size(titles[row]) for tent, row in footprints]
+    assert np.mean(fits) > 0.5
+
+
+def size(title: str) -> str:
+    return re.findall(r"\d-Person", title)[0]
 
 
 def test_half_of_the_purchases_follow_a_query(shop: Dataset) -> None:

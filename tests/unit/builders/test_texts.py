@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from genrec_builders.data import Dataset, Interactions
-from genrec_builders.data.demo_shop.shop import make_demo_shop
+from genrec_builders.data.demo_shop import make_demo_shop
+from genrec_builders.knowledge.facts import followers, item_facts, user_facts
 from genrec_builders.knowledge.texts import KnowledgeText, item_texts, split_texts, user_texts
+from genrec_builders.knowledge.wording import ITEM, USER, WORDS
 from perf.knowledge.repetition import repetition
 
 
@@ -48,6 +50,21 @@ def test_texts_are_filled_in_and_of_sensible_length(users: list[KnowledgeText], 
         assert not re.search(r"[\[\]{}|]|  | [.,]|\ba [aeio]", text.text), text.text
         assert text.text[-1] == "." and text.text[0].isupper()
         assert 20 <= len(text.text.split()) <= 140
+
+
+def test_templates_name_facts_and_words_that_exist(shop: Dataset) -> None:
+    """A template with another name in it would never be used."""
+    columns = shop.items.attributes
+    items = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    after = followers(shop)
+    users = [user_facts(items[start : start + 8], after).known for start in range(0, len(items), 8)]
+    for sentences, known in ((USER, users), (ITEM, [item_facts(item, after).known for item in items])):
+        names = {name for facts in known for name in facts} | WORDS.keys()
+        names |= {"activity", "virtue", "virtue2", "place", "tier", "worth"}  # chosen by the department and tier
+        templates = [template for sentence in sentences for template in sentence.templates]
+        assert set(re.findall(r"\{(.*?)\}", " ".join(templates))) <= names
+        for template in templates:
+            assert re.fullmatch(r"([^\[\]]|\[[^\[\]]*\])+\.", template), template
 
 
 def test_every_text_is_its_own(users: list[KnowledgeText], items: list[KnowledgeText]) -> None:

@@ -249,7 +249,7 @@ def test_collisions_are_counted() -> None:
 
 
 def test_demo_shop_buckets_stay_small() -> None:
-    from genrec_builders.data.demo_shop.shop import make_demo_shop
+    from genrec_builders.data.demo_shop import make_demo_shop
 
     embeddings = make_demo_shop(n_users=1).items.embeddings
     assert embeddings is not None

@@ -14,14 +14,14 @@ from typer.testing import CliRunner, Result
 from genrec.bundle import Bundle, seal_bundle
 from genrec.catalog import Catalog
 from genrec.cli.main import app, main
-from genrec.evaluation.comparison import Settings, depth_of, models_of
+from genrec.evaluation.comparison import ComparisonSettings, depth_of, models_of
 from genrec.evaluation.metrics import target_ranks
 from genrec.evaluation.ranker import Ranker
 from genrec.evaluation.results import RECORD, Results, this_run
 from genrec.pipeline import Pipeline
 from genrec_builders.build import write_catalog
 from genrec_builders.data import Dataset, sample_users, split_leave_one_out, write_dataset
-from genrec_builders.data.demo_shop.shop import make_demo_shop
+from genrec_builders.data.demo_shop import make_demo_shop
 
 USERS = 40
 
@@ -172,4 +172,4 @@ def test_models_are_read_from_texts() -> None:
 def test_the_depth_of_a_ranking() -> None:
     assert [depth_of(beams) for beams in (16, 20, 50, 99, 100, 512)] == [10, 10, 25, 49, 50, 50]
     with pytest.raises(ValueError, match="name on, off or both"):
-        Settings(masks=())
+        ComparisonSettings(masks=())

@@ -9,7 +9,7 @@ from genrec.evaluation.ranker import Ranker, rank_popular, require_catalog
 from genrec.pipeline import Pipeline
 from genrec.verifier import Verifier
 from genrec_builders.data import Dataset, sample, sample_users, split_leave_one_out, write_dataset
-from genrec_builders.data.demo_shop.shop import make_demo_shop
+from genrec_builders.data.demo_shop import make_demo_shop
 
 
 def test_metrics_of_a_case_by_hand() -> None:

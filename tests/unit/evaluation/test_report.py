@@ -19,10 +19,10 @@ from genrec.evaluation.results import (
     POOLED,
     RANKS,
     RECORD,
-    Cell,
     DataSection,
     Floor,
     Machine,
+    RankingCell,
     Record,
     Reference,
     Results,
@@ -94,7 +94,7 @@ def _add(results: Results, trained: Trained, width: int, masked: bool, excluded:
     found = rng.random(USERS) < 0.3 + 0.05 * masked
     ranks = np.where(found, rng.integers(1, depth + 1, USERS), 0).astype(np.uint16)
     name = ranks_name(trained, width, masked, excluded)
-    cell = Cell(
+    cell = RankingCell(
         model=trained.model,
         weights=trained.weights,
         beam_width=width,

@@ -23,7 +23,7 @@ from genrec.errors import DataError
 from genrec.knowledge.decoder import Session
 from genrec.knowledge.entities import Entities, read_entities
 from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
-from genrec.knowledge.offline import Options, Report, generate, locked
+from genrec.knowledge.offline import GenerationOptions, GenerationReport, generate, locked
 from genrec.knowledge.pool import RetrievalPool
 from genrec.knowledge.pools import Pools
 from genrec.reporting.progress import Task
@@ -31,7 +31,7 @@ from genrec_builders.data import Dataset, write_dataset
 from genrec_builders.knowledge.folder import grow_pools
 
 USERS, NEW_TOKENS = 40, 16
-GREEDY = Options(verification="greedy", batch_size=4, max_new_tokens=NEW_TOKENS, save_every_s=0)
+GREEDY = GenerationOptions(verification="greedy", batch_size=4, max_new_tokens=NEW_TOKENS, save_every_s=0)
 Rows = list[dict[str, Any]]
 
 
@@ -79,13 +79,17 @@ def users(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(knowledge_folder: Path, users: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+def whole(
+    knowledge_folder: Path, users: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, GenerationReport]:
     """An uninterrupted greedy run, and its report. Read-only."""
     out = tmp_path_factory.mktemp("whole") / "texts.parquet"
     return out, generate(knowledge_folder, users, out, replace(GREEDY, compare=8), silent)
 
 
-def test_every_entity_gets_its_text_in_order(whole: tuple[Path, Report], knowledge_folder: Path, users: Path) -> None:
+def test_every_entity_gets_its_text_in_order(
+    whole: tuple[Path, GenerationReport], knowledge_folder: Path, users: Path
+) -> None:
     rows, report = rows_of(whole[0]), whole[1]
     assert [row["id"] for row in rows] == pq.read_table(users)["user_id"].to_pylist()
     model = KnowledgeModel(knowledge_folder)
@@ -111,7 +115,7 @@ def arguments(folder: Path, entities: Path, out: Path, *more: str) -> list[str]:
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_texts(
-    whole: tuple[Path, Report], knowledge_folder: Path, users: Path, tmp_path: Path
+    whole: tuple[Path, GenerationReport], knowledge_folder: Path, users: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "texts.parquet"
     command = arguments(knowledge_folder, users, out)
@@ -168,7 +172,7 @@ def state(folder: Path) -> dict[str, bytes]:
 
 
 def test_texts_of_all_shards_become_drafts_of_later_ones(
-    whole: tuple[Path, Report], copy: Path, users: Path, tmp_path: Path
+    whole: tuple[Path, GenerationReport], copy: Path, users: Path, tmp_path: Path
 ) -> None:
     before, files = state(copy), [tmp_path / f"{number}.parquet" for number in range(2)]
     for number, out in enumerate(files):
@@ -188,7 +192,7 @@ def test_texts_of_all_shards_become_drafts_of_later_ones(
 
 
 def test_pools_are_the_old_or_the_new_ones_whatever_happens(
-    whole: tuple[Path, Report], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, GenerationReport], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, save, saved = Pools.load(copy / "pools"), RetrievalPool.save, []
 
@@ -257,7 +261,9 @@ def test_only_one_process_writes_an_output(knowledge_folder: Path, users: Path, 
     assert generate(knowledge_folder, users, out, options, track).texts == 2
 
 
-def test_shards_make_the_whole(whole: tuple[Path, Report], knowledge_folder: Path, users: Path, tmp_path: Path) -> None:
+def test_shards_make_the_whole(
+    whole: tuple[Path, GenerationReport], knowledge_folder: Path, users: Path, tmp_path: Path
+) -> None:
     expected = rows_of(whole[0])
     for index in range(3):
         out = tmp_path / f"{index}.parquet"
@@ -304,7 +310,11 @@ def requests(model: KnowledgeModel, entities: Entities) -> list[tuple[str, str, 
 
 
 def test_what_breaks_one_text_breaks_no_other(
-    whole: tuple[Path, Report], knowledge_folder: Path, users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, GenerationReport],
+    knowledge_folder: Path,
+    users: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, step, victim = tmp_path / "texts.parquet", Session.step, 11
     prompt = read_entities(users).request(KnowledgeModel(knowledge_folder), victim, NEW_TOKENS).prompt.tolist()
@@ -416,7 +426,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 )
 def test_bad_options_are_refused(option: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Options(**option)
+        GenerationOptions(**option)
 
 
 def test_bad_arguments_are_refused(knowledge_folder: Path, users: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import Generated, Request, SpeculativeDecoder, Verification, _Packed
+from genrec.knowledge.decoder import Generated, SpeculativeDecoder, TextRequest, Verification, _Packed
 from genrec.knowledge.drafter import PoolDrafter, PromptLookupDrafter, RunningText
 from genrec.knowledge.packed import PackedCache, PackedModel
 from genrec.knowledge.pools import Pools
@@ -104,7 +104,7 @@ def random_tree(rng: np.random.Generator, largest: int = 20) -> TokenTree:
     )
 
 
-def generate(decoder: SpeculativeDecoder, requests: Sequence[Request]) -> list[Generated]:
+def generate(decoder: SpeculativeDecoder, requests: Sequence[TextRequest]) -> list[Generated]:
     texts = sorted(decoder.generate(requests), key=lambda text: text.index)
     assert [text.index for text in texts] == list(range(len(requests)))
     return texts
@@ -136,7 +136,7 @@ def test_greedy_verification_gives_plain_greedy_decoding(
 
     pools = Pools(VOCABULARY)
     pools.add([np.array(text) for text in expected[::2]], [str(number) for number in range(0, 6, 2)])
-    requests = [Request(prompt, str(number), NEW) for number, prompt in enumerate(asked)]
+    requests = [TextRequest(prompt, str(number), NEW) for number, prompt in enumerate(asked)]
     drafters: dict[str, Any] = {
         "none": None,
         "empty": Scripted(lambda number, text: EMPTY),
@@ -173,7 +173,7 @@ def test_tree_attention_equals_a_separate_pass_per_branch(model: PreTrainedModel
     judge = session._judge
     session._judge = lambda logits, packed: (seen.append((packed, logits.clone())), judge(logits, packed))[1]  # type: ignore
     for number, prompt in enumerate(asked):
-        session.submit(Request(prompt, str(number), 40))
+        session.submit(TextRequest(prompt, str(number), 40))
     session.step()
     packed, logits = seen[0]
     assert logits.shape[0] == sum(tree.size + 1 for tree in trees)
@@ -240,7 +240,7 @@ def test_verification_accepts_what_the_rule_says(qwen: PreTrainedModel, top_k: i
     )
     session = decoder.session()
     for number, text in enumerate(texts):
-        session.submit(Request(np.array(text), str(number), 40))
+        session.submit(TextRequest(np.array(text), str(number), 40))
     relaxed = ties = 0
     for progress in session.step():
         text = texts[progress.index]
@@ -290,7 +290,7 @@ def test_slots_limits_and_cancellation_do_not_change_other_texts(
     decoder = SpeculativeDecoder(model, Scripted(lambda number, text: random_tree(rng)), batch_size=batch_size)
     session = decoder.session()
     for number, limit in enumerate(limits):
-        assert session.submit(Request(asked[number], str(number), limit)) == number
+        assert session.submit(TextRequest(asked[number], str(number), limit)) == number
     written: list[list[int]] = [[] for _ in limits]
     dropped, finished = set(), set()
     while session.pending:
@@ -322,13 +322,13 @@ def test_a_text_ends_with_its_stop_token(qwen: PreTrainedModel) -> None:
     expected = [text[: next((place + 1 for place, token in enumerate(text) if token in stops), NEW)] for text in plain]
     for drafter in (None, Scripted(lambda number, text: TokenTree.chain(np.array(plain[number][text.size :][:9])))):
         decoder = SpeculativeDecoder(qwen, drafter, stop_tokens=stops, batch_size=3)
-        texts = generate(decoder, [Request(prompt, str(n), NEW) for n, prompt in enumerate(asked)])
+        texts = generate(decoder, [TextRequest(prompt, str(n), NEW) for n, prompt in enumerate(asked)])
         assert [text.tokens.tolist() for text in texts] == expected
         assert [text.stopped for text in texts] == [text[-1] in stops for text in expected]
 
 
 def test_finished_texts_go_to_the_drafter_only_if_it_is_to_grow(qwen: PreTrainedModel) -> None:
-    requests = [Request(prompt, str(n), 3 + n % 3) for n, prompt in enumerate(prompts(7))]
+    requests = [TextRequest(prompt, str(n), 3 + n % 3) for n, prompt in enumerate(prompts(7))]
     for grow in (False, True):
         drafter = Scripted(lambda number, text: EMPTY)
         texts = list(SpeculativeDecoder(qwen, drafter, batch_size=3, grow=grow).generate(requests))
@@ -336,7 +336,7 @@ def test_finished_texts_go_to_the_drafter_only_if_it_is_to_grow(qwen: PreTrained
     # With pools, the second time around the texts are known.
     pools = Pools(VOCABULARY)
     decoder = SpeculativeDecoder(qwen, PoolDrafter(pools), batch_size=3, grow=True)
-    requests = [Request(prompt, "a", NEW) for prompt in prompts(5)]
+    requests = [TextRequest(prompt, "a", NEW) for prompt in prompts(5)]
     first, second = (sum(text.steps for text in generate(decoder, requests)) for _ in range(2))
     assert second < first // 3
     assert pools.by_group["a"].tokens == 2 * 5 * (NEW + 1)
@@ -351,7 +351,7 @@ def test_statistics_count_by_depth(qwen: PreTrainedModel) -> None:
     )
     session = SpeculativeDecoder(qwen, drafter, batch_size=2).session()
     for number, prompt in enumerate(asked):
-        session.submit(Request(prompt, str(number), 9))
+        session.submit(TextRequest(prompt, str(number), 9))
     while session.pending:
         session.step()
     found = session.statistics
@@ -391,10 +391,10 @@ def test_requests_that_cannot_be_served_are_refused(qwen: PreTrainedModel) -> No
         ([1] * 60, 5, "prompt has 60 tokens and max_new_tokens is 5; at most 64 together"),
     ):
         with pytest.raises(InvalidRequest, match=message):
-            session.submit(Request(np.array(prompt), max_new_tokens=limit))
+            session.submit(TextRequest(np.array(prompt), max_new_tokens=limit))
     assert session.pending == 0
     assert session.step() == []
-    assert session.submit(Request(np.array([1] * 59), max_new_tokens=5)) == 0
+    assert session.submit(TextRequest(np.array([1] * 59), max_new_tokens=5)) == 0
 
 
 def test_settings_out_of_range_are_refused(qwen: PreTrainedModel) -> None:
@@ -436,7 +436,7 @@ def test_the_model_stays_usable_for_others(qwen: PreTrainedModel) -> None:
     tokens = torch.tensor([[1, 2, 3, 4]])
     with torch.inference_mode():
         before = qwen(tokens).logits
-        generate(SpeculativeDecoder(qwen), [Request(np.array([1, 2]), max_new_tokens=4)])
+        generate(SpeculativeDecoder(qwen), [TextRequest(np.array([1, 2]), max_new_tokens=4)])
         torch.testing.assert_close(qwen(tokens).logits, before)
         padded = qwen(tokens, attention_mask=torch.tensor([[0, 1, 1, 1]])).logits[:, 1:]
         alone = qwen(tokens[:, 1:], position_ids=torch.tensor([[1, 2, 3]])).logits

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from genrec.knowledge import writer as texts
-from genrec.knowledge.decoder import Request, SpeculativeDecoder
+from genrec.knowledge.decoder import SpeculativeDecoder, TextRequest
 from genrec.knowledge.writer import TextWriter
 
 
@@ -52,7 +52,7 @@ def decoder() -> SpeculativeDecoder:
 
 
 def test_the_pieces_are_the_text_that_the_decoder_gives(decoder: SpeculativeDecoder) -> None:
-    requests = [Request(np.arange(1, 3 + number), max_new_tokens=10 + number) for number in range(5)]
+    requests = [TextRequest(np.arange(1, 3 + number), max_new_tokens=10 + number) for number in range(5)]
     expected = {text.index: as_text(text.tokens) for text in decoder.generate(requests)}
     writer, streams = TextWriter(decoder, as_text, print), [Recorder() for _ in requests]
     for request, stream in zip(requests, streams, strict=True):
@@ -67,7 +67,7 @@ def test_the_pieces_are_the_text_that_the_decoder_gives(decoder: SpeculativeDeco
 def test_a_requester_that_gives_up_ends_its_text_and_no_other(decoder: SpeculativeDecoder) -> None:
     writer, gone, stays = TextWriter(decoder, as_text, print), Recorder(patience=2), Recorder()
     for stream in (gone, stays):
-        writer.submit(Request(np.arange(3), max_new_tokens=60), stream)
+        writer.submit(TextRequest(np.arange(3), max_new_tokens=60), stream)
     writer.close()
     assert gone.error == ("cancelled", "cancelled") and len(gone.pieces) == 2
     assert stays.pieces[-1][1] == 60
@@ -75,8 +75,8 @@ def test_a_requester_that_gives_up_ends_its_text_and_no_other(decoder: Speculati
 
 def test_a_refused_request_hears_why(decoder: SpeculativeDecoder) -> None:
     writer, refused, stays = TextWriter(decoder, as_text, print), Recorder(), Recorder()
-    writer.submit(Request(np.arange(3), max_new_tokens=500), refused)
-    writer.submit(Request(np.arange(3), max_new_tokens=4), stays)
+    writer.submit(TextRequest(np.arange(3), max_new_tokens=500), refused)
+    writer.submit(TextRequest(np.arange(3), max_new_tokens=4), stays)
     writer.close()
     assert refused.error is not None and refused.error[1] == "refused" and "at most 128 together" in refused.error[0]
     assert stays.pieces[-1][1] == 4
@@ -92,10 +92,10 @@ def test_too_many_waiting_are_refused_at_once(decoder: SpeculativeDecoder, monke
         return as_text(tokens)
 
     writer, streams = TextWriter(decoder, slow, print), [Recorder() for _ in range(3)]
-    writer.submit(Request(np.arange(3), max_new_tokens=2), streams[0])
+    writer.submit(TextRequest(np.arange(3), max_new_tokens=2), streams[0])
     assert entered.wait(10)
     for stream in streams[1:]:
-        writer.submit(Request(np.arange(3), max_new_tokens=2), stream)
+        writer.submit(TextRequest(np.arange(3), max_new_tokens=2), stream)
     assert streams[2].error is not None and streams[2].error[1] == "overloaded"
     go_on.set()
     writer.close()
@@ -109,9 +109,9 @@ def test_after_a_defect_the_next_texts_are_written(
     writer, first, second = TextWriter(decoder, as_text, log.append), Recorder(), Recorder()
     with monkeypatch.context() as broken:
         broken.setattr(decoder.model, "logits", lambda *_: 1 / 0)
-        writer.submit(Request(np.arange(3), max_new_tokens=3), first)
+        writer.submit(TextRequest(np.arange(3), max_new_tokens=3), first)
         assert first.done.wait(10)
-    writer.submit(Request(np.arange(3), max_new_tokens=3), second)
+    writer.submit(TextRequest(np.arange(3), max_new_tokens=3), second)
     writer.close()
     assert first.error == ("internal error, see the server's log", "failed") and "ZeroDivisionError" in log[0]
     assert second.pieces[-1][1] == 3

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from genrec.knowledge.model import KnowledgeModel
 from genrec_builders.data import Dataset, write_dataset
 from perf.knowledge import downstream
-from perf.knowledge.compare import BASELINE, DARE, Of, app, held_out_requests
+from perf.knowledge.compare import app
+from perf.knowledge.runs import BASELINE, DARE, Of, held_out_requests
 
 
 @pytest.fixture(scope="module")

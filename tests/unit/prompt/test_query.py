@@ -29,7 +29,7 @@ from genrec.prompt import (
     Request,
     text_vocabulary,
 )
-from genrec_builders.data.demo_shop.shop import make_demo_shop
+from genrec_builders.data.demo_shop import make_demo_shop
 from genrec_builders.training.checkpoint import open_backbone
 from genrec_builders.training.query import encode_queries, query_corpus, train_query_tokenizer
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import resources
 
 import numpy as np
+import yaml
 
 from genrec_builders.data import ItemTable
 
@@ -13,20 +15,11 @@ _P_TYPO = 0.06
 _P_OMISSION = 0.05  # one of several words is left out
 _P_CAPITALS = 0.15
 
-# What a query is made of; see `_Wording`.
-_KINDS = (
-    ("type",) * 22
-    + ("brand type",) * 20
-    + ("detail type",) * 24
-    + ("name",) * 12
-    + ("part",) * 8
-    + ("department type",) * 6
-    + ("brand",) * 5
-    + ("department",) * 3
-)
+_TABLES = yaml.safe_load(resources.files("genrec_builders.data.demo_shop").joinpath("queries.yaml").read_text("utf-8"))
+_KINDS = [kind for kind, share in _TABLES["kinds"].items() for _ in range(share)]  # to draw from
 
 
-class _Wording:
+class Wording:
     """The words that say what one item is.
 
     title: of the item, without what stands behind a comma or colon. details: its words that are neither brand nor
@@ -47,7 +40,7 @@ class _Wording:
         self.details = [word for word in telling if word.lower() not in plural.lower()]
 
     def query(self, kind: str, rolls: list[float]) -> str:
-        """A query of one of `_KINDS`. rolls: three random numbers in [0, 1)."""
+        """A query of a kind in `queries.yaml`. rolls: three random numbers in [0, 1)."""
         thing = self.types[int(rolls[0] * len(self.types))]
         if kind == "type":
             return thing
@@ -71,7 +64,7 @@ class _Wording:
 def make_queries(items: ItemTable, rows: np.ndarray, rng: np.random.Generator) -> list[str]:
     """The query that led to each of `rows` (int32 [N], items with title, category and brand); "" for half of them."""
     titles, categories, brands = (items.attributes[name] for name in ("title", "category", "brand"))
-    wordings: dict[int, _Wording] = {}
+    wordings: dict[int, Wording] = {}
     asked = rng.random(len(rows)) < SHARE
     kinds = rng.integers(0, len(_KINDS), len(rows))
     rolls = rng.random((len(rows), 8))
@@ -79,7 +72,7 @@ def make_queries(items: ItemTable, rows: np.ndarray, rng: np.random.Generator) -
     for at in np.flatnonzero(asked).tolist():
         row = int(rows[at])
         if row not in wordings:
-            wordings[row] = _Wording(titles[row], categories[row], brands[row])
+            wordings[row] = Wording(titles[row], categories[row], brands[row])
         roll = rolls[at].tolist()
         queries[at] = _as_typed(wordings[row].query(_KINDS[kinds[at]], roll[:3]), roll[3:])
     return queries
@@ -104,7 +97,7 @@ def _as_typed(text: str, rolls: list[float]) -> str:
 
 @cache
 def _singular(plural: str) -> str:
-    for ending, singular in (("Knives", "Knife"), ("Mice", "Mouse"), ("ies", "y"), ("ches", "ch"), ("ses", "s")):
+    for ending, singular in _TABLES["singular_endings"].items():
         if plural.endswith(ending):
             return plural.removesuffix(ending) + singular
     return plural.removesuffix("s")

@@ -25,7 +25,7 @@ from genrec.evaluation.ranker import Ranker, Ranking, require_catalog
 from genrec.golden import check_drafts
 from genrec.pipeline import Pipeline
 from genrec.reporting.machine import provenance
-from genrec.reporting.self_check import Report, StepFailed
+from genrec.reporting.self_check import SelfCheck, StepFailed
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec_builders.data import read_dataset, sample_users, split_leave_one_out
@@ -176,17 +176,17 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, help="Of the benchmark, at each concurrency.")] = 10.0,
 ) -> None:
     """Run every step; exit status 1 if one fails."""
-    report = Report()
+    checks = SelfCheck()
     work.mkdir(parents=True, exist_ok=True)
     exported = work / "bundle"
-    if not report.step("package", check_package):
+    if not checks.step("package", check_package):
         raise typer.Exit(1)
-    report.step("names", check_names)
+    checks.step("names", check_names)
 
     def build() -> str:
         return export_tensorrt_llm(bundle_path, exported, TensorRtLlmConfig(dtype=dtype)).bundle_version
 
-    if not report.step("build", build):
+    if not checks.step("build", build):
         raise typer.Exit(1)
     bundle, dataset = Bundle(exported), read_dataset(data)
     require_catalog(bundle, dataset.items.item_ids)
@@ -196,11 +196,11 @@ def main(
 
     def run_engine() -> str:
         with engine_on(bundle) as engine:
-            report.step("golden", lambda: check_golden(engine, bundle))
-            report.step("parity", lambda: check_parity(engine, reference, bundle, histories, targets))
-            report.step("batches", lambda: check_batches(engine, prompts))
-            report.step("deadlines", lambda: check_deadlines(engine, prompts[0]))
-            rows = report.measured["engine"] = benchmark(engine, prompts, seconds)
+            checks.step("golden", lambda: check_golden(engine, bundle))
+            checks.step("parity", lambda: check_parity(engine, reference, bundle, histories, targets))
+            checks.step("batches", lambda: check_batches(engine, prompts))
+            checks.step("deadlines", lambda: check_deadlines(engine, prompts[0]))
+            rows = checks.measured["engine"] = benchmark(engine, prompts, seconds)
         for row in rows:
             print("            " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
         return "started, ended, timed"
@@ -210,13 +210,13 @@ def main(
         with engine_on(bundle, kv_cache_config=cache) as engine:
             return check_reuse(engine, prompts)
 
-    report.step("engine", run_engine)
-    report.step("reuse", run_reuse)
-    report.step("serve", lambda: check_served(bundle, reference, histories[:200], work / "triton.log"))
-    report.measured |= provenance()
-    (work / "report.json").write_text(json.dumps({"steps": report.steps, **report.measured}, indent=2) + "\n")
-    print(f"{'pass' if report.passed else 'FAIL'}: report in {work / 'report.json'}")
-    raise typer.Exit(not report.passed)
+    checks.step("engine", run_engine)
+    checks.step("reuse", run_reuse)
+    checks.step("serve", lambda: check_served(bundle, reference, histories[:200], work / "triton.log"))
+    checks.measured |= provenance()
+    (work / "report.json").write_text(json.dumps({"steps": checks.steps, **checks.measured}, indent=2) + "\n")
+    print(f"{'pass' if checks.passed else 'FAIL'}: report in {work / 'report.json'}")
+    raise typer.Exit(not checks.passed)
 
 
 if __name__ == "__main__":

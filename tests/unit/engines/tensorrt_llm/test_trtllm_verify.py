@@ -69,14 +69,14 @@ def test_reuse_that_hid_the_states_would_fail(
 
 
 def test_the_report_counts_failures(capsys: pytest.CaptureFixture) -> None:
-    report = verify.Report()
+    checks = verify.SelfCheck()
 
     def fail() -> str:
         raise verify.StepFailed("what is wrong")
 
-    assert report.step("good", lambda: "all well") and report.passed
-    assert not report.step("bad", fail) and not report.passed
-    assert not report.step("broken", lambda: str(1 / 0))
+    assert checks.step("good", lambda: "all well") and checks.passed
+    assert not checks.step("bad", fail) and not checks.passed
+    assert not checks.step("broken", lambda: str(1 / 0))
     shown = capsys.readouterr().out
     assert "good        pass  all well" in shown
     assert "bad         FAIL  StepFailed: what is wrong" in shown and "FAIL  ZeroDivisionError" in shown

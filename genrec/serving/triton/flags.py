@@ -1,0 +1,64 @@
+"""The command line of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from genrec.serving.triton.tls import ServerTls
+
+
+def server_flags(
+    repository: Path,
+    models: Sequence[str],
+    *,
+    backends: Path,
+    host: str,
+    ports: Mapping[str, int],
+    tls: ServerTls | None,
+    exit_timeout: float,
+    auto_complete: bool,
+    shm_prefix: str,
+    shm_bytes: int,
+) -> list[str]:
+    """The arguments of `tritonserver`, which loads `models` alone.
+
+    backends: as `prepare_backends` gives it. ports: by endpoint, without those that are switched off. The rest is
+    explained at `TritonServer`. Raises TritonStartError for a TLS file that cannot be read.
+    """
+    flags = {
+        "model-repository": repository.absolute(),
+        "backend-directory": backends,
+        "model-control-mode": "explicit",
+        "exit-on-error": "true",
+        "strict-readiness": "true",
+        "exit-timeout-secs": max(1, round(exit_timeout)),
+    }
+    flags |= _endpoint_flags(host, ports)
+    if tls is not None:
+        flags |= tls.flags()
+    arguments = [f"--{name}={value}" for name, value in flags.items()]
+    if not auto_complete:
+        arguments.append("--disable-auto-complete-config")
+    arguments += [f"--load-model={model}" for model in models]
+    shared_memory = {
+        "shm-region-prefix-name": shm_prefix,
+        "shm-default-byte-size": shm_bytes,
+        "shm-growth-byte-size": shm_bytes,
+    }
+    return arguments + [f"--backend-config=python,{name}={value}" for name, value in shared_memory.items()]
+
+
+def _endpoint_flags(host: str, ports: Mapping[str, int]) -> dict[str, object]:
+    flags: dict[str, object] = {
+        "grpc-address": host,
+        "grpc-port": ports["grpc"],
+        "allow-http": str("http" in ports).lower(),
+        "allow-metrics": str("metrics" in ports).lower(),
+    }
+    for endpoint in ("http", "metrics"):
+        if endpoint in ports:
+            flags |= {f"{endpoint}-address": host, f"{endpoint}-port": ports[endpoint]}
+    if "metrics" in ports:
+        flags["metrics-config"] = "summary_latencies=true"
+    return flags
