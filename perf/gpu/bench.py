@@ -1,7 +1,7 @@
 """A GPU with PyTorch: an answer split into prefill and head, with and without CUDA graphs, against beam search.
 
 python -m perf.gpu.bench OUT
-python -m perf.gpu.bench OUT --device cpu --shapes tiny --tokens 60 --beams 16 --batches 1,2 --rounds 3  # tries the script
+python -m perf.gpu.bench OUT --device cpu --shapes tiny --tokens 60 --beams 16 --batches 1,2 --rounds 3  # a trial
 
 Backbones have the shapes of Qwen3-0.6B and Qwen3-1.7B, random weights (speed does not depend on them) and a vocabulary
 of semantic-ID tokens and placeholders alone: a text vocabulary would add rows to a table of which a prompt reads few.

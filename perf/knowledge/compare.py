@@ -48,7 +48,7 @@ def compare(
     out: Annotated[Path, typer.Argument(help="Folder of the results.")],
     entities: Annotated[int, typer.Option(min=2, help="Users and items whose texts are written, together.")] = 128,
     batch_sizes: Annotated[str, typer.Option(help="Texts at once, commas between.")] = "8,32,64",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds, in each of which everything is measured once, in turn.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures everything once, in turn.")] = 3,
     threads: Threads = 0,
     of: Annotated[Of, typer.Option(help="Whose texts are written.")] = Of.both,
     ablate: Annotated[bool, typer.Option(help="Ablations too, at the best batch size.")] = True,

@@ -65,11 +65,11 @@ def test_no_request_is_no_answer(pipeline: Pipeline) -> None:
 
 def test_what_serving_refuses_is_refused(pipeline: Pipeline, bundle: Bundle) -> None:
     limit = bundle.manifest.limits.top_k
-    with pytest.raises(InvalidRequest, match=f"top_k is {limit + 1}; it must be 1 to {limit}"):
+    with pytest.raises(InvalidRequest, match=rf"top_k is {limit + 1}; it must be 1 to {limit}"):
         pipeline.recommend([[]], top_k=limit + 1)
     with pytest.raises(InvalidRequest, match="leave the query out"):
         pipeline.recommend([[]], queries=["a guitar"])
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         pipeline.recommend([[], []], queries=["one"])
 
 

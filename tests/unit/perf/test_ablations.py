@@ -1,4 +1,4 @@
-"""The variants that `perf/quality/ablations.py` compares: each drafts what it was trained for, and a run can be taken up."""
+"""The variants of `perf.quality.ablations`: each drafts what it was trained for, and a run can be taken up."""
 
 from dataclasses import replace
 from pathlib import Path

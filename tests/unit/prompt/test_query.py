@@ -60,7 +60,8 @@ def tokenizer(file: Path, layout: PromptLayout) -> QueryTokenizer:
 
 def test_the_same_corpus_gives_the_same_file(file: Path, tmp_path: Path) -> None:
     """In another process too, where hashes are others."""
-    program = "import sys; from pathlib import Path; from genrec_builders.training.query import train_query_tokenizer as train; "
+    program = "import sys; from pathlib import Path; "
+    program += "from genrec_builders.training.query import train_query_tokenizer as train; "
     program += f"print(train({CORPUS!r}, Path(sys.argv[1]), 300))"
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "t.json"], capture_output=True, check=True)
     assert (tmp_path / "t.json").read_bytes() == file.read_bytes()
