@@ -8,12 +8,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 
-.PHONY: demo test test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
+.DEFAULT_GOAL := help
+.PHONY: help docs demo test test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt builders/pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]' -e ./builders -e ./client
 	touch $@
+
+help:  ## Show this list.
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*##/ {printf "  %-16s%s\n", $$1, $$2}' \
+		$(MAKEFILE_LIST)
+
+##@ Try it
 
 demo: $(INSTALLED)  ## From data to ten recommendations through a real Triton. DATA=folder for your own data.
 	$(BIN)/genrec demo $(if $(DATA),--data $(DATA)) $(if $(EPOCHS),--epochs $(EPOCHS))
@@ -23,6 +30,8 @@ knowledge-demo: build/shop-bundle/manifest.json  ## Texts of 200 users, streamed
 
 bench-knowledge: $(INSTALLED)  ## Every way of drafting texts at every batch size, and ablations. After `make knowledge-demo`.
 	$(BIN)/python -m perf.knowledge.compare compare build/knowledge build/shop build/knowledge-bench
+
+##@ Test
 
 test: $(INSTALLED)  ## Unit, engine parity, and integration against a real Triton.
 	$(BIN)/pytest
@@ -38,6 +47,8 @@ k8s-static: $(INSTALLED)  ## A static checker's Kubernetes rules on every profil
 	$(BIN)/python -m k8s.rendering build/k8s
 	.venv-checkov/bin/checkov --config-file k8s/checkov.yaml
 
+##@ Run it on Kubernetes
+
 IMAGE ?= localhost/genrec:dev
 IMAGE_ARGS ?=
 BUNDLE ?= build/shop-bundle
@@ -49,12 +60,20 @@ k8s-image:  ## The CPU image, by podman. IMAGE_ARGS: for podman build. DEBOOTSTR
 k8s-e2e: $(INSTALLED) $(BUNDLE)/manifest.json  ## Install, test, roll over, change the bundle, roll back: on KUBECONFIG's cluster, or emulated.
 	$(BIN)/python -m k8s.e2e.run $(BUNDLE) --image $(IMAGE) $(E2E_ARGS)
 
+##@ Check style and pages
+
 lint: $(INSTALLED)  ## Style, types, and who imports whom.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd client && ../$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# NO_MKDOCS_2_WARNING: the theme's advice about a release that is not used here.
+docs: $(INSTALLED)  ## The pages and the API reference as a site, in build/site. A broken link is an error.
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
+##@ Measure quality
 
 # Quality on a dataset with semantic IDs: DATA=folder. One seed takes an hour and a half on 2 cores, most of it training.
 SEED ?= 0
@@ -67,15 +86,17 @@ $(QUALITY)/%-s$(SEED)/manifest.json: $(INSTALLED)
 # `quality` ranks all users; at the bundle's 128 beams that takes beam search minutes, and nobody reads it.
 $(QUALITY)/beam_search-%: EVALUATED := --evaluate-users 2000
 
-reference: $(QUALITY)/draft_head-s$(SEED)/manifest.json  ## The reference bundle of docs/quality.md, evaluated on all users.
+reference: $(QUALITY)/draft_head-s$(SEED)/manifest.json  ## The reference bundle of docs/quality.md, evaluated on all users. DATA=folder.
 
-quality: $(addsuffix /manifest.json,$(TRAINED))  ## NEZHA against beam search, one seed; beams 20 and 50, all test users.
+quality: $(addsuffix /manifest.json,$(TRAINED))  ## NEZHA against beam search, one seed; beams 20 and 50, all test users. DATA=folder.
 	$(BIN)/genrec compare $(DATA) --model nezha=$(word 1,$(TRAINED)) --model beam-search=$(word 2,$(TRAINED)) \
 		--beam-widths 20,50 --masks on --out $(QUALITY)/results-s$(SEED) \
 		--reference TIGER=0.106,0.080 --reference LETTER-TIGER=0.112,0.083
 
-ablations: $(INSTALLED)  ## What each part of NEZHA is worth.
+ablations: $(INSTALLED)  ## What each part of NEZHA is worth. DATA=folder.
 	$(BIN)/python -m perf.quality.ablations $(DATA) build/ablations
+
+##@ Measure speed
 
 # perf_analyzer, Triton's load generator: its wheel holds the binary; the system has to have libb64 (Debian: libb64-0d).
 ANALYZER := .perf-analyzer/bin/perf_analyzer
@@ -104,6 +125,8 @@ bench-full: $(ANALYZER)  ## The whole grid of cells, with a 0.6 B backbone. Hour
 bench-gpu: $(INSTALLED) build/shop-bundle/manifest.json  ## On a GPU: PyTorch in bf16 with CUDA graphs; the report is build/bench-gpu/report.md.
 	$(BIN)/python -m perf.gpu.bench build/bench-gpu $(GPU_ARGS)
 	$(BIN)/python -m perf.gpu.precision build/shop-bundle build/shop build/bench-gpu
+
+##@ Installations
 
 serve-check: build/shop-bundle/manifest.json  ## Install what serving needs, without torch, and answer from there.
 	$(PYTHON) -m venv --clear $(SERVE_VENV)

@@ -9,14 +9,16 @@ from griffe import Class, Extension, Function, Object
 
 CODE = re.compile(r"(``.*?``|`[^`]*`|^ {4}.*$)", re.S | re.M)  # in backticks, or an indented block
 # A sentence that starts a line of its own: after the end of another one, or of a line.
-START = r"(?:(?<=[.;)])\s+|(?<=\n)|\A)"
+START = r"(?:(?<=[.;)])\s|(?<=\n)|\A)"
 
 
 class Prose(Extension):
     """Puts each described parameter, and what is raised or returned, on a line of its own, and keeps brackets."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
-        """Rewrite the docstring of one object."""
+        """Rewrite the docstring of one object; leave out what its class's docstring or Python's own describes."""
+        if isinstance(obj.parent, Class) and not obj.docstring and _is_plain(obj):
+            obj.parent.del_member(obj.name)
         if obj.docstring:
             parts = CODE.split(obj.docstring.value)  # the odd ones are code
             parts[::2] = [self._marked(text, _names(obj)) for text in parts[::2]]
@@ -38,3 +40,8 @@ def _names(obj: Object) -> list[str]:
     if isinstance(obj, Class):
         return [*obj.attributes, *(parameter.name for parameter in obj.parameters)]
     return []
+
+
+def _is_plain(obj: Object) -> bool:
+    """A field, or a special method such as `__enter__`."""
+    return "instance-attribute" in obj.labels or (obj.name.startswith("__") and obj.name != "__init__")

@@ -118,7 +118,7 @@ def _headline_figure(cells: Sequence[CellResult]) -> Figure | None:
     sizes = [(cell.name.split("-")[0].removesuffix("M"), cell.name.split("-K")[-1]) for cell in cells]
     axes.set_yticks(at, [f"{size} M parameters,\n{beams} beams" for size, beams in sizes])
     axes.set_xlabel("milliseconds for one answer (p50), 2 CPU cores")
-    axes.margins(x=0.12)
+    axes.margins(x=0.14)
     axes.legend(loc="upper right", frameon=False)
     tidy(axes, "x")
     return figure
