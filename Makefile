@@ -137,8 +137,9 @@ build/shop-bundle/manifest.json:
 	$(MAKE) demo
 
 lock:  ## Resolve constraints.txt again, for the oldest supported Python. Needs uv.
-	uv pip compile pyproject.toml --extra dev --python $(PYTHON) --no-header --no-annotate $(UV_ARGS) -q --upgrade -o constraints.txt
-	sed -i -E '/^(torch|triton|nvidia-(cu|nc|nv)[a-z0-9-]*|cuda-[a-z]+)==/d' constraints.txt
+	mkdir -p build && printf '%s\n' '-e .[dev]' '-e ./builders' '-e ./client' > build/requirements.in
+	uv pip compile build/requirements.in --python $(PYTHON) --no-header --no-annotate $(UV_ARGS) -q --upgrade -o constraints.txt
+	sed -i -E '/^(-e |(torch|triton|nvidia-(cu|nc|nv)[a-z0-9-]*|cuda-[a-z]+)==)/d' constraints.txt
 
 clean:  ## Remove data, bundles and environments that the other targets made.
 	rm -rf build $(VENV) $(SERVE_VENV) .venv-checkov .perf-analyzer

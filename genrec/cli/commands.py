@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 HELP = "Builds, checks, evaluates and serves bundles."
 # Commands in the order of `genrec --help`, and the package that brings each. A dot separates a group from its command.
@@ -28,7 +30,52 @@ COMMANDS = {
     "knowledge.grow": BUILDERS,
     "knowledge.demo": BUILDERS,
 }
+# No option means more: counts and sizes fit into int32, and figures such as rates and prices stay far below.
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 1e12
 _GROUPS = {"knowledge": "Knowledge texts: make the folder of a knowledge model, and write texts with it."}
+
+
+class Command(TyperCommand):
+    """A command that judges every value before it runs. What it refuses names the option, the value and the limit."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        typed = self.make_parser(ctx).parse_args(args=list(args))[0]
+        for parameter in self.params:
+            if "" in _listed(typed.get(parameter.name)):
+                raise typer.BadParameter(f"{_name_of(parameter)} '': must not be empty", ctx)
+        try:
+            rest = super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            if error.param is None or not error.message:  # no value at all: typer names what is missing
+                raise
+            values = ", ".join(repr(value) for value in _listed(typed.get(error.param.name)))
+            reason = error.message[:1].lower() + error.message[1:]
+            raise typer.BadParameter(f"{_name_of(error.param)} {values}: {reason}", ctx) from error
+        for parameter in self.params:
+            for value in _listed(ctx.params.get(parameter.name)):
+                if (problem := _number_problem(value)) is not None:
+                    raise typer.BadParameter(f"{_name_of(parameter)} {value}: {problem}", ctx)
+        return rest
+
+
+def _listed(value: Any) -> Iterator[Any]:
+    yield from value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _name_of(parameter: Any) -> str:
+    """As it is typed: an option's longest name, or an argument's."""
+    return max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.name
+
+
+def _number_problem(value: Any) -> str | None:
+    """What is wrong with the value if it is a number that no option can mean."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "give a finite number"
+    if isinstance(value, (int, float)):
+        largest = LARGEST_INT if isinstance(value, int) else LARGEST_FLOAT
+        if value > largest:
+            return f"must be at most {largest:g}" if isinstance(value, float) else f"must be at most {largest}"
+    return None
 
 
 def build_app(commands: Mapping[str, Callable[[], Any]]) -> typer.Typer:
@@ -44,7 +91,7 @@ def build_app(commands: Mapping[str, Callable[[], Any]]) -> typer.Typer:
             groups[group] = typer.Typer(no_args_is_help=True, help=_GROUPS.get(group))
             app.add_typer(groups[group], name=group)
         if name in commands:
-            groups[group].command(leaf)(commands[name]())
+            groups[group].command(leaf, cls=Command)(commands[name]())
         else:
             _add_missing(groups[group], leaf, COMMANDS[name])
     return app

@@ -51,7 +51,7 @@ def look_up(values: pa.Array, item_ids: pa.Array) -> np.ndarray:
 
 
 def check_id_sizes(path: Path, ids: pa.Array, what: str) -> None:
-    """Raises DataError for an id in `ids`, large_string [n], that is empty or over `MAX_ID_BYTES`."""
+    """Raises DataError for an id in `ids`, large_string [n], that is empty, over `MAX_ID_BYTES` or ends in NUL."""
     sizes = pc.binary_length(ids).to_numpy(zero_copy_only=False)
     bad = np.flatnonzero((sizes < 1) | (sizes > MAX_ID_BYTES))
     if bad.size:
@@ -59,6 +59,9 @@ def check_id_sizes(path: Path, ids: pa.Array, what: str) -> None:
         raise DataError(
             f"{path}: {what} id {short(ids[at].as_py())} has {sizes[at]} bytes; ids have 1 to {MAX_ID_BYTES}"
         )
+    nul = np.flatnonzero(pc.ends_with(ids, "\0").to_numpy(zero_copy_only=False))
+    if nul.size:
+        raise DataError(f"{path}: {what} id {short(ids[int(nul[0])].as_py())} ends in a NUL byte; strip it")
 
 
 def short(value: object) -> str:

@@ -45,13 +45,6 @@ def parse_sids(path: Path, texts: pa.Array, item_ids: list[str], what: str) -> n
     return flat.cast(pa.int64()).to_numpy(zero_copy_only=False).reshape(-1, levels)
 
 
-def looks_like_sids(texts: list[str]) -> bool:
-    """Whether all of the first of `texts` are written as semantic IDs of two or more codes."""
-    first = pa.array(texts[:20], pa.large_string())
-    pattern = rf"^(<\|?\w+\|?>\s*)*(<\|?\w+_\d+\|?>\s*){{2,}}(<\|?\w+\|?>)?$|^\[?\d+([- ,]+\d+)+\]?$"
-    return bool(len(first)) and bool(pc.all(pc.match_substring_regex(first, pattern)).as_py())
-
-
 def _of_tokens(path: Path, tokens: pa.Array, item_ids: list[str], levels: int) -> np.ndarray:
     """int64 [n, L] of the tokens of all items one after another; level l must carry the same name everywhere."""
     parsed = pc.extract_regex(tokens, _TOKEN)
