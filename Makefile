@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
+.PHONY: help docs demo test test-fast test-kernels test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt builders/pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,8 +33,15 @@ bench-knowledge: $(INSTALLED)  ## Every way of drafting texts at every batch siz
 
 ##@ Test
 
-test: $(INSTALLED)  ## Unit, engine parity, and integration against a real Triton.
+test: $(INSTALLED)  ## Every test but the slow ones. Fails without a Triton server; `pytest --without-triton` then leaves out what needs one.
 	$(BIN)/pytest
+
+test-fast: $(INSTALLED)  ## In less than a minute: the unit tests that train, export and build nothing, and the chart's. No server.
+	$(BIN)/pytest tests/unit tests/chart -m 'not slow and not training'
+
+KERNELS ?= full
+test-kernels: $(INSTALLED)  ## Unit tests with older and newer CPUs' kernels, one and two threads; KERNELS=short: a part. ONNX Runtime's have no switch.
+	$(BIN)/python -m tests.kernels $(KERNELS)
 
 test-slow: $(INSTALLED)  ## The long ones: 30,000 random requests through the server.
 	$(BIN)/pytest -m slow

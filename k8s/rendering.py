@@ -20,16 +20,22 @@ REQUIRED = {"image": {"repository": "registry.example/genrec"}, "bundle": {"loca
 KNOWLEDGE = {"knowledgeJob": {"enabled": True, "image": "i:1", "claim": "data", "entities": "users.parquet"}}
 
 
-def render(values: Mapping[str, Any], release: str = "genrec", namespace: str = "default") -> list[dict[str, Any]]:
+def render(
+    values: Mapping[str, Any], release: str = "genrec", namespace: str = "default", chart: Path = CHART
+) -> list[dict[str, Any]]:
     """The manifests of a release, tests included, in the order of their templates' names.
 
     Raises HelmValuesError for values that the schema refuses, and HelmRenderError for those that a template refuses.
     """
-    chart = helm_python.Chart.load(CHART)
-    chart.validate_schema(dict(values))
-    rendered = chart.render(dict(values), name=release, namespace=namespace)
+    rendered = helm_python.Chart.load(chart).render(dict(values), name=release, namespace=namespace)
     texts = (text for name, text in sorted(rendered.items()) if not name.endswith("NOTES.txt"))
     return [manifest for text in texts for manifest in yaml.safe_load_all(text) if manifest]
+
+
+def notes(values: Mapping[str, Any], release: str = "genrec", namespace: str = "default") -> str:
+    """What Helm prints after an installation."""
+    rendered = helm_python.Chart.load(CHART).render(dict(values), name=release, namespace=namespace)
+    return next(text for name, text in rendered.items() if name.endswith("NOTES.txt"))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 
 from genrec.bundle import (
+    BUNDLE,
     CATALOG,
     CHECKPOINT,
     GOLDEN,
@@ -40,15 +41,28 @@ from genrec.model.backbone import BackboneModel
 from genrec.model.checkpoint import load_checkpoint
 from genrec.model.nezha import NezhaModel
 from genrec.pipeline import Pipeline
-from genrec.prompt import Limits, PromptLayout, QueryTokenizer
+from genrec.prompt import PromptLayout, QueryTokenizer
+from genrec.reporting.kept import Fingerprint
+from genrec.reporting.outputs import require_replaceable, require_space
 from genrec.reporting.progress import Task, Track
 from genrec_builders.config import BuildConfig
 from genrec_builders.data import Dataset, Split, popularity, sample_queries, sample_users, split_leave_one_out
 from genrec_builders.export.onnx import export_onnx
+from genrec_builders.fingerprint import build_fingerprint
+from genrec_builders.preflight import (
+    STATE,
+    new_work,
+    remove_work,
+    require_data,
+    require_disk,
+    require_limits,
+    require_places,
+    work_of,
+)
 from genrec_builders.semantic_ids import collision_report, fit_residual_kmeans
-from genrec_builders.training.checkpoint import open_backbone
+from genrec_builders.training.checkpoint import open_backbone, print_line
 from genrec_builders.training.examples import PackedWindows, QueryPrompts, Source, make_windows
-from genrec_builders.training.loop import Curves, train
+from genrec_builders.training.loop import Curves, require_same_state, train
 from genrec_builders.training.objective import AutoregressiveObjective, NezhaObjective, Objective
 from genrec_builders.training.query import encode_queries, query_corpus, train_query_tokenizer
 
@@ -60,24 +74,35 @@ VALIDATION_BEAM = 20
 def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track) -> Manifest | None:
     """Build the bundle `out` from `dataset`; what is trained so far survives an interruption in `<out>.work`.
 
+    A bundle that is there is replaced when the new one is whole. Before the first step it raises ValueError or OSError
+    for an `out` that holds anything else, for a state in `<out>.work` of other data or settings, and for what it lacks:
+    data, beams, positions, disk.
+
     Of every user the last item is held out for testing and the one before for validation. The metrics of the test
     items (all users, or config.evaluate_users of them) go into the manifest. Under `torchrun` all processes
     train, the main one writes the bundle, and the others get None.
     """
     if config.max_query and dataset.interactions.queries is None:
         raise ValueError("max_query is set, but the interactions have no column `query` to train with")
-    work = out.with_name(out.name + ".work")
+    require_places(out, [config.checkpoint])
+    fingerprint = build_fingerprint(dataset, config)
+    require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
+    split = split_leave_one_out(dataset.interactions)
+    print_line(require_data(split, config))
+    if not config.training.epochs:
+        print_line("not trained: with 0 epochs the weights stay as they are, random where no checkpoint has them")
     torch.manual_seed(config.training.seed)
     sids, levels, quantizer = _semantic_ids(dataset, config, track)
     space = SemanticIdSpace(levels)
-    _require_beams(config.beam_width, config.limits, space)
-    split = split_leave_one_out(dataset.interactions)
+    require_limits(config.beam_width, config.limits, space)
     catalog = Catalog.build(dataset.items.item_ids, sids, popularity(split, len(dataset.items)))
-    work.mkdir(parents=True, exist_ok=True)
+    work = new_work(out)
     model, layout = _model(dataset, split, space, config, work)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    require_disk(out, parameters, config)
     tokenizer = QueryTokenizer(work / TOKENIZER, layout) if config.max_query else None
     with track("train") as task:
-        curves = _train(model, layout, catalog, split, tokenizer, config, work, task)
+        curves = _train(model, layout, catalog, split, tokenizer, config, work / STATE, fingerprint, task)
     if not PartialState().is_main_process:
         return None
     with new_bundle(out) as folder:
@@ -85,7 +110,7 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
             shutil.copy(work / TOKENIZER, folder / TOKENIZER)
         model.save_checkpoint(folder / CHECKPOINT)
         with track("export ONNX"):
-            export_onnx(model, folder / ONNX_GRAPH, config.beam_width)
+            export_onnx(model, folder / ONNX_GRAPH, config.beam_width, layout.max_tokens)
         if quantizer is not None:
             quantizer.save(folder / QUANTIZER)
         if dataset.items.attributes:
@@ -108,24 +133,30 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
             training={
                 "config": asdict(config.training),
                 "decoder": config.decoder,
-                "parameters": sum(p.numel() for p in model.parameters()),
+                "parameters": parameters,
                 "curves": asdict(curves) | {"best_epoch": curves.best_epoch},
                 "semantic_ids": asdict(collision_report(sids)),
                 "quality": quality,
+                "fingerprint": fingerprint,
             },
         )
-    shutil.rmtree(work, ignore_errors=True)
+    remove_work(out)
     return manifest
 
 
 def export_bundle(source: Path, out: Path, beam_width: int) -> Manifest:
-    """Copy the bundle `source` to `out` with its checkpoint exported again for `beam_width`."""
+    """Copy the bundle `source` to `out` with its checkpoint exported again for `beam_width`.
+
+    Raises, before any work, ValueError or OSError for an `out` that is or holds anything but another bundle.
+    """
+    require_replaceable(out, BUNDLE, [source])
     bundle = Bundle(source)
     bundle.check()
-    _require_beams(beam_width, bundle.manifest.limits, bundle.space)
+    require_limits(beam_width, bundle.manifest.limits, bundle.space)
+    require_space(out, sum(file.bytes for file in bundle.manifest.files.values()), "the copy")
     with new_bundle(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
-        export_onnx(load_checkpoint(folder / CHECKPOINT), folder / ONNX_GRAPH, beam_width)
+        export_onnx(load_checkpoint(folder / CHECKPOINT), folder / ONNX_GRAPH, beam_width, bundle.layout.max_tokens)
         history = bundle.catalog.rows_of(bundle.golden["history"].astype(object))
         write_catalog(folder, bundle.space, bundle.layout, bundle.catalog, beam_width, history, bundle.query_tokenizer)
         fields = bundle.manifest.model_dump(exclude={"format_version", "files"})
@@ -187,9 +218,10 @@ def evaluate_split(
         asked = [user for user, text in enumerate(texts) if text]
         queries = tokenizer.encode_batch([texts[user].encode() for user in asked])
         quality["queried_users"] = len(asked)
-        rank(["queried_without_query"], asked)
-        rank(["queried_with_query"], asked, queries=queries)
-        rank(["queried_by_query_alone"], asked, queries=queries, histories=[histories[user][:0] for user in asked])
+        if asked:
+            rank(["queried_without_query"], asked)
+            rank(["queried_with_query"], asked, queries=queries)
+            rank(["queried_by_query_alone"], asked, queries=queries, histories=[histories[user][:0] for user in asked])
     quality["popularity"] = metrics(rank_popular(pipeline.verifier, histories), targets)
     return quality
 
@@ -201,7 +233,8 @@ def _train(
     split: Split,
     tokenizer: QueryTokenizer | None,
     config: BuildConfig,
-    work: Path,
+    state: Path,
+    fingerprint: Fingerprint,
     task: Task,
 ) -> Curves:
     histories = split.train
@@ -223,8 +256,9 @@ def _train(
         sources,
         config.training,
         _validation(model, layout, catalog, split, config.validation_users) if config.validation_users else None,
-        work / "training.pt",
+        state,
         lambda step, steps, loss: task(step, steps, f"loss {loss:.3f}"),
+        made_of=fingerprint,
     )
 
 
@@ -283,15 +317,6 @@ def _model(
         layout = replace(layout, placeholders=())
         return AutoregressiveModel(backbone_settings, layout.sid_tokens, backbone), layout
     return NezhaModel(backbone_settings, space.levels, **asdict(config.head), backbone=backbone), layout
-
-
-def _require_beams(beam_width: int, limits: Limits, space: SemanticIdSpace) -> None:
-    """Raises ValueError for a bundle that could not be served: history and excluded items take places."""
-    if beam_width < (least := space.beams(2 * limits.top_k)):
-        raise ValueError(
-            f"beam width {beam_width} is too narrow: use at least {least}, twice the {limits.top_k} items that a "
-            f"request may ask for, or build with a smaller --max-top-k"
-        )
 
 
 def _version(config: BuildConfig) -> str:

@@ -11,22 +11,28 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from genrec.bundle import Bundle, BundleError
+from genrec.bundle import Bundle
 from genrec.evaluation.metrics import metrics
 from genrec.evaluation.ranker import Ranker, rank_served
 from genrec.pipeline import Pipeline
+from genrec.reporting.kept import require_same
 from genrec.reporting.progress import track
 from genrec.serving.serve import serve_bundle
 from genrec.serving.statistics import read_step_counts
+from genrec.serving.triton import find_triton
 from genrec_builders.build import build_bundle, read_attributes
 from genrec_builders.config import BuildConfig, TrainingConfig
 from genrec_builders.data import Dataset, read_dataset, sample_users, split_leave_one_out, write_dataset
 from genrec_builders.data.demo_shop import make_demo_shop
+from genrec_builders.data.table_form import read_made_of
+from genrec_builders.fingerprint import build_fingerprint, shop_fingerprint
+from genrec_builders.preflight import require_places
 
 # Large batches without dropout: less good after a long training than the default, and fast for three epochs.
 QUICK = TrainingConfig(epochs=3, learning_rate=2e-3, tokens_per_batch=8192, dropout=0.0)
 SHOP_BUILD = BuildConfig(training=QUICK, evaluate_users=2000)
 DATA_BUILD = BuildConfig(training=TrainingConfig(epochs=6))
+SHOP = (5000, 12000, 0)  # items, users, seed
 TIMED_REQUESTS = 50
 SERVED_USERS = 500
 
@@ -36,26 +42,58 @@ def run_demo(data: Path | None, work: Path, console: Console, epochs: int | None
 
     data: a dataset folder, or None for the demo shop. epochs: of training, if not the default.
     """
-    work.mkdir(parents=True, exist_ok=True)
+    find_triton()  # before a training, not after it
     config = SHOP_BUILD if data is None else DATA_BUILD
     if epochs is not None:
         config = replace(config, training=replace(config.training, epochs=epochs))
     if data is None:
         data = work / "shop"
-        if not data.exists():
-            with track("demo shop"):
-                write_dataset(make_demo_shop(), data)
-    dataset = read_dataset(data)
+        _make_shop(data, console)
     path = work / f"{data.resolve().name}-bundle"
-    try:
-        bundle = Bundle(path)
-    except BundleError:
-        build_bundle(dataset, path, config, track)
-        bundle = Bundle(path)
+    if not is_there(path):
+        require_places(path, [data])
+    dataset = read_dataset(data)
+    bundle = _built(dataset, path, config, console)
     console.print("start Triton")
     with serve_bundle(path, log_path=work / "triton.log") as server:
         _show_user(bundle, dataset, server.grpc_url, console)
         _show_quality(bundle, dataset, server.grpc_url, console)
+
+
+def _make_shop(path: Path, console: Console) -> None:
+    """Write the demo shop to `path`, or see that it is there. Raises ValueError if another one is."""
+    made_of = shop_fingerprint(*SHOP)
+    if not is_there(path):
+        with track("demo shop"):
+            write_dataset(make_demo_shop(*SHOP), path, made_of)
+    elif (kept := read_made_of(path)) is None:
+        console.print(f"{path}: it is not noted what made this data; it is used as it is", soft_wrap=True)
+    else:
+        require_same(path, kept, made_of, f"remove {path} to make it anew, or name another folder with --work")
+
+
+def _built(dataset: Dataset, path: Path, config: BuildConfig, console: Console) -> Bundle:
+    """The bundle at `path`, built if there is none. Raises ValueError if it is of other data or settings."""
+    if not is_there(path):
+        build_bundle(dataset, path, config, track)
+        return Bundle(path)
+    bundle = Bundle(path)
+    if (kept := bundle.manifest.training.get("fingerprint")) is None:
+        console.print(f"{path}: an older genrec built it and did not note of what; it is used as it is", soft_wrap=True)
+    else:
+        remedy = f"remove {path} to build anew, or name another folder with --work"
+        require_same(path, kept, build_fingerprint(dataset, config), remedy)
+    return bundle
+
+
+def _shown(lengths: np.ndarray) -> int:
+    """The first user with 8 to 12 items, or whose number of items comes closest."""
+    return int(np.argmin(np.maximum(np.abs(lengths - 10) - 2, 0)))
+
+
+def is_there(folder: Path) -> bool:
+    """Whether there is anything in `folder`, or in its place."""
+    return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> None:
@@ -64,7 +102,7 @@ def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> 
     attributes = read_attributes(bundle.path)
     test = split_leave_one_out(dataset.interactions).test
     lengths = np.diff(test.histories.offsets)
-    user = int(np.flatnonzero((lengths >= 8) & (lengths <= 12))[0])
+    user = _shown(lengths)
     ids = [bundle.catalog.item_ids[row].decode() for row in test.histories[user]]
     bought_next = bundle.catalog.item_ids[test.targets[user]].decode()
 

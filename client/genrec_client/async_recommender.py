@@ -78,11 +78,10 @@ class AsyncRecommender(BaseRecommender[_Answer, _AnswersOrErrors, _Answers]):
 
     async def readiness(self, timeout_s: float | None = None) -> tuple[Readiness, ...]:
         """As `Recommender.readiness`, but all addresses are asked at the same time."""
-        request = self._ready_request()
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        request, limit_s = self._ready_request(timeout_s)
 
         async def ask(url: str, stub: Any) -> Readiness:
-            return self._readiness_of(url, *await self._send(stub.ModelReady, request, timeout_s))
+            return self._readiness_of(url, *await self._send(stub.ModelReady, request, limit_s))
 
         return tuple(await asyncio.gather(*map(ask, self._context.urls, self._stubs)))
 

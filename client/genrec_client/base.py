@@ -14,6 +14,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from genrec_client import wire
 from genrec_client.addresses import AddressPool
+from genrec_client.arguments import (
+    require_count,
+    require_flag,
+    require_metadata,
+    require_name,
+    require_seconds,
+)
 from genrec_client.call import Call, CallContext
 from genrec_client.channel import Channel, ChannelOpener, TlsOptions, split_urls
 from genrec_client.request import ItemId, RecommendRequest
@@ -49,13 +56,15 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         metadata: Sequence[tuple[str, str]] = (),
         channel_options: Sequence[tuple[str, object]] = (),
     ) -> None:
-        if not 0 < timeout_s < 1e6:
-            raise ValueError(f"timeout_s is {timeout_s}; give seconds above 0")
+        require_name("model", model)
+        require_seconds("timeout_s", timeout_s)
+        if not isinstance(retry, (RetryPolicy, type(None))):
+            raise ValueError(f"retry is {retry!r}, a {type(retry).__name__}; give a RetryPolicy")
         policy = retry or RetryPolicy()
-        addresses = split_urls(urls)
+        addresses = split_urls(urls, tls=bool(tls))
         self._model = model
         self._timeout_s = timeout_s
-        self._metadata = tuple(metadata)
+        self._metadata = require_metadata(metadata)
         self._context = CallContext(
             addresses,
             AddressPool(len(addresses), policy.cool_down_s),
@@ -135,8 +144,8 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         Returns one element for each request, in their order. Raises RecommendError as `recommend` does, only without
         `return_exceptions`, and RuntimeError once the client is closed.
         """
-        if concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
+        require_count("concurrency", concurrency)
+        require_flag("return_exceptions", return_exceptions)
         return self._answer_many(requests, concurrency, timeout_s, return_exceptions)
 
     @abstractmethod
@@ -160,9 +169,12 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         message = wire.build_request(request, self._model)
         return Call(self._context, message, self._timeout_s if timeout_s is None else timeout_s)
 
-    def _ready_request(self) -> Any:
+    def _ready_request(self, timeout_s: float | None) -> tuple[Any, float]:
+        """The question whether the model is ready, and the seconds that it may take."""
         self._ensure_open()
-        return service_pb2.ModelReadyRequest(name=self._model)
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        require_seconds("timeout_s", timeout_s)
+        return service_pb2.ModelReadyRequest(name=self._model), timeout_s
 
     def _readiness_of(self, url: str, code: str, message: str, response: Any) -> Readiness:
         """What an address answered: the gRPC status, and the response if that is OK."""

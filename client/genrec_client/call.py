@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from genrec_client import wire
 from genrec_client.addresses import AddressPool
+from genrec_client.arguments import seconds_problem
 from genrec_client.errors import DeadlineExceeded, InvalidRequest, RecommendError
 from genrec_client.recommendations import Recommendations
 from genrec_client.retry import Failure, RetryBudget, RetryPolicy, classify, decide, error_of
@@ -36,8 +37,8 @@ class Call:
     """
 
     def __init__(self, context: CallContext, message: wire.InferRequest, timeout_s: float) -> None:
-        if not 0 < timeout_s < 1e6:
-            raise InvalidRequest(f"timeout_s: {timeout_s} is not a time; give seconds above 0", "INVALID_ARGUMENT")
+        if (problem := seconds_problem("timeout_s", timeout_s)) is not None:
+            raise InvalidRequest(problem, "INVALID_ARGUMENT")
         self.message = message
         self._context = context
         self._started = time.monotonic()

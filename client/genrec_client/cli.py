@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import NoReturn
 
+from genrec_client.arguments import LONGEST_S
 from genrec_client.channel import TlsOptions
 from genrec_client.errors import RecommendError
 from genrec_client.recommendations import Recommendations
@@ -32,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         tls: bool | TlsOptions = arguments.tls
-        if arguments.ca_file or arguments.cert_file or arguments.key_file:
-            tls = TlsOptions(arguments.ca_file, arguments.cert_file, arguments.key_file)
+        files = arguments.ca_file, arguments.cert_file, arguments.key_file
+        if any(path is not None for path in files):
+            tls = TlsOptions(*files)
         recommender = Recommender(arguments.url, model=arguments.model, timeout_s=arguments.timeout_ms / 1e3, tls=tls)
     except (ValueError, OSError) as error:
         return _complain(str(error), BAD_USAGE)
@@ -96,6 +98,13 @@ def _table(answer: Recommendations) -> str:
     return "\n".join(lines)
 
 
+def _milliseconds(text: str) -> float:
+    milliseconds = float(text)
+    if not 0 < milliseconds < LONGEST_S * 1e3:
+        raise argparse.ArgumentTypeError(f"{text!r}: give milliseconds above 0 and below {LONGEST_S * 1000}")
+    return milliseconds
+
+
 def _printable(text: str) -> str:
     """Ids come from a catalogue: one with control characters must not reach the terminal as such."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -113,7 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     shared = _Parser(add_help=False)
     shared.add_argument("--url", default="localhost:8001", help="gRPC addresses, commas between (default: %(default)s)")
     shared.add_argument("--model", default="recommend", help="model name (default: %(default)s)")
-    shared.add_argument("--timeout-ms", type=float, default=1000.0, help="time for it all (default: %(default)s)")
+    shared.add_argument(
+        "--timeout-ms", type=_milliseconds, default=1000.0, help="time for it all (default: %(default)s)"
+    )
     shared.add_argument("--tls", action="store_true", help="encrypt, with the system's certificates")
     shared.add_argument("--ca-file", help="PEM certificates to check the server's against; implies --tls")
     shared.add_argument("--cert-file", help="PEM certificate of this client")

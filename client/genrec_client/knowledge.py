@@ -12,7 +12,8 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from genrec_client import wire
-from genrec_client.channel import ChannelOpener, TlsOptions
+from genrec_client.arguments import require_metadata, require_name, require_seconds
+from genrec_client.channel import ChannelOpener, TlsOptions, split_urls
 from genrec_client.errors import RecommendError
 from genrec_client.request import ItemId
 from genrec_client.retry import classify, error_of
@@ -35,6 +36,8 @@ class KnowledgeWriter:
     url: address of the server's gRPC port, "host:8001". model: name of the model. timeout_s: seconds that a text may
     take. tls: True for TLS with the system's certificates, or the files to use. metadata: gRPC metadata (headers) sent
     with every request, keys in lower case. channel_options: gRPC channel arguments.
+
+    Raises ValueError for an argument that cannot be used, and OSError for a TLS file that cannot be read.
     """
 
     def __init__(
@@ -47,10 +50,14 @@ class KnowledgeWriter:
         metadata: Sequence[tuple[str, str]] = (),
         channel_options: Sequence[tuple[str, object]] = (),
     ) -> None:
-        if not 0 < timeout_s < 1e6:
-            raise ValueError(f"timeout_s is {timeout_s}; give seconds above 0")
-        self._url, self._model, self._timeout_s, self._metadata = url, model, timeout_s, (*metadata, _STATUS)
-        self._channel = ChannelOpener(tls, channel_options).open(url)
+        require_name("model", model)
+        require_seconds("timeout_s", timeout_s)
+        addresses = split_urls(url, tls=bool(tls))
+        if len(addresses) > 1:
+            raise ValueError(f"{url!r} is more than one address; a KnowledgeWriter asks one server")
+        self._url, self._model, self._timeout_s = addresses[0], model, timeout_s
+        self._metadata = (*require_metadata(metadata), _STATUS)
+        self._channel = ChannelOpener(tls, channel_options).open(self._url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> KnowledgeWriter:

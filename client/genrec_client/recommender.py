@@ -87,8 +87,7 @@ class Recommender(BaseRecommender[Recommendations, list[Recommendations | Recomm
         Args:
             timeout_s: seconds for each address.
         """
-        request = self._ready_request()
-        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        request, timeout_s = self._ready_request(timeout_s)
         found = []
         for url, stub in zip(self._context.urls, self._stubs, strict=True):
             try:

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from genrec_client.arguments import require_count, require_not_negative
 from genrec_client.errors import DeadlineExceeded, InvalidRequest, Overloaded, RecommendError, Unavailable
 
 
@@ -56,12 +57,9 @@ class RetryPolicy:
     budget_capacity: float = 100.0
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ValueError(f"max_attempts is {self.max_attempts}; it counts the first attempt too, so at least 1")
+        require_count("max_attempts", self.max_attempts)  # it counts the first attempt too
         for name in ("backoff_s", "backoff_max_s", "cool_down_s", "budget_ratio", "budget_reserve", "budget_capacity"):
-            value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"{name} is {value}; it must not be negative")
+            require_not_negative(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)

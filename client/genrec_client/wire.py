@@ -8,13 +8,13 @@ their detour over numpy object arrays, and one message then serves all attempts 
 
 from __future__ import annotations
 
-import operator
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tritonclient.grpc import service_pb2
 
+from genrec_client.arguments import is_flag, whole_number
 from genrec_client.errors import InvalidRequest, RecommendError
 from genrec_client.recommendations import Recommendations, RecommendedItem, Source
 from genrec_client.request import ItemId, RecommendRequest
@@ -40,10 +40,12 @@ def build_request(request: RecommendRequest, model: str) -> InferRequest:
     if request.exclude is not None:
         _add_ids(message, "exclude", request.exclude)
     if request.allow_history is not None:
+        if not is_flag(request.allow_history):
+            raise _refuse("allow_history", request.allow_history, "give True or False")
         _add(message, "allow_history", "BOOL", 1, b"\x01" if request.allow_history else b"\x00")
     if request.query is not None:
         if not isinstance(request.query, str):
-            raise _invalid(f"query: {type(request.query).__name__} is not text; give a str")
+            raise _refuse("query", request.query, "give text, a str")
         _add(message, "query", "BYTES", 1, _pack_bytes([_encode_id("query", 0, request.query)]))
     return message
 
@@ -51,10 +53,12 @@ def build_request(request: RecommendRequest, model: str) -> InferRequest:
 def build_text_request(
     model: str, history: Iterable[ItemId] | None, item: ItemId | None, max_new_tokens: int | None
 ) -> InferRequest:
-    """The `ModelInferRequest` for the text of a user, by `history`, or of an item.
+    """The `ModelInferRequest` for the text of a user, by `history`, or of an item: one of them is None.
 
     Raises InvalidRequest for a value that cannot be put on the wire; limits are the server's to judge.
     """
+    if history is None and item is None:
+        raise _invalid("neither history nor item is given; an empty history is []")
     message = service_pb2.ModelInferRequest(model_name=model)
     if history is not None:
         _add_ids(message, "history", history)
@@ -116,17 +120,23 @@ def _add(message: InferRequest, name: str, datatype: str, length: int, raw: byte
 
 
 def _add_int(message: InferRequest, name: str, value: int) -> None:
+    if (number := whole_number(value)) is None:
+        raise _refuse(name, value, "give a whole number")
     try:
-        raw = struct.pack("<i", value)
+        raw = struct.pack("<i", number)
     except struct.error:
-        raise _invalid(f"{name}: {value!r} is not a 32-bit integer") from None
+        raise _invalid(f"{name}: {number} is not a 32-bit integer; give one from -2147483648 to 2147483647") from None
     _add(message, name, "INT32", 1, raw)
 
 
 def _add_ids(message: InferRequest, name: str, ids: Iterable[ItemId]) -> None:
     # A single id would otherwise be taken apart into its characters.
-    if isinstance(ids, (str, bytes)):
+    if isinstance(ids, (str, bytes, bytearray)):
         raise _invalid(f"{name}: got one {type(ids).__name__}; give a sequence of item ids")
+    if isinstance(ids, Mapping):  # its keys would be taken
+        raise _invalid(f"{name}: got a {type(ids).__name__}; give a sequence of item ids")
+    if isinstance(ids, (set, frozenset)) and name == "history":
+        raise _invalid(f"{name}: a {type(ids).__name__} has no order; give a sequence of item ids, oldest first")
     try:
         values = [_encode_id(name, position, item) for position, item in enumerate(ids)]
     except TypeError:
@@ -142,12 +152,8 @@ def _encode_id(name: str, position: int, item: ItemId) -> bytes:
             raise _invalid(f"{name}[{position}]: {item!r} cannot be encoded as UTF-8: {error.reason}") from None
     if isinstance(item, bytes):
         return item
-    # `True` has an index too, but is hardly meant as item 1.
-    if not isinstance(item, bool):
-        try:
-            return b"%d" % operator.index(item)
-        except TypeError:
-            pass
+    if (number := whole_number(item)) is not None:
+        return b"%d" % number
     raise _invalid(f"{name}[{position}]: {item!r} is a {type(item).__name__}; an item id is str, bytes or int")
 
 
@@ -171,6 +177,10 @@ def _unpack_text(raw: bytes) -> list[str]:
         values.append(raw[start + 4 : stop].decode())
         start = stop
     return values
+
+
+def _refuse(name: str, value: object, remedy: str) -> InvalidRequest:
+    return _invalid(f"{name}: {value!r} is a {type(value).__name__}; {remedy}")
 
 
 def _invalid(message: str) -> InvalidRequest:

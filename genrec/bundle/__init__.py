@@ -1,7 +1,7 @@
 """The bundle: everything that one deployment serves, as versioned and checksummed files."""
 
 from genrec.bundle.bundle import Bundle
-from genrec.bundle.folder import new_bundle, seal_bundle
+from genrec.bundle.folder import BUNDLE, new_bundle, seal_bundle
 from genrec.bundle.manifest import (
     CATALOG,
     CHECKPOINT,
@@ -19,6 +19,7 @@ from genrec.bundle.manifest import (
 )
 
 __all__ = [
+    "BUNDLE",
     "CATALOG",
     "CHECKPOINT",
     "FORMAT_VERSION",

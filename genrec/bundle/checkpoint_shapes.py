@@ -39,7 +39,7 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
     beam search must decode the same ones.
     """
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         expected = expected_shapes(config, levels)
         yield from _decoder_problems(config, levels, layout)
         generated = len(levels) - 1 if BEAM_SEARCH in config else 0

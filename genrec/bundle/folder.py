@@ -1,15 +1,16 @@
-"""Writes a bundle's folder: filled aside, sealed with a manifest, put in place at once."""
+"""Writes a bundle's folder: filled aside, sealed with a manifest, checked, put in place at once."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genrec.bundle.manifest import FORMAT_VERSION, MANIFEST, FileSection, Manifest, sha256_of
+from genrec.bundle.bundle import Bundle
+from genrec.bundle.manifest import FORMAT_VERSION, MANIFEST, BundleError, FileSection, Manifest, sha256_of
+from genrec.reporting.outputs import Output, replaced
 
 
 def seal_bundle(folder: Path, **fields: Any) -> Manifest:
@@ -21,16 +22,33 @@ def seal_bundle(folder: Path, **fields: Any) -> Manifest:
     return manifest
 
 
+def _names(folder: Path) -> Callable[[str], bool] | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        names = {MANIFEST, *manifest["files"]} if isinstance(manifest["format_version"], int) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return None if names is None else names.__contains__
+
+
+# A folder that holds what its manifest lists, in whatever version of the format, and nothing else.
+BUNDLE = Output("a bundle", _names)
+
+
 @contextmanager
 def new_bundle(path: Path) -> Iterator[Path]:
-    """A folder to fill that becomes the bundle at `path` only if the block ends well; replaces one that is there."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        yield staging
-        if path.exists():
-            shutil.rmtree(path)
-        staging.rename(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    """A folder to fill that becomes the bundle at `path` if the block and then `Bundle.check` of it end well.
+
+    A bundle that is there is replaced then. Raises FileExistsError, at the end of the block, if anything else is there;
+    `require_replaceable(path, BUNDLE)` says so before.
+    """
+
+    def check(folder: Path) -> None:
+        try:
+            Bundle(folder).check()
+        except BundleError as error:
+            found = str(error).replace(str(folder), str(path))
+            raise BundleError(f"{path}: the new bundle is not put there: {found}") from error
+
+    with replaced(path, BUNDLE, check) as folder:
+        yield folder

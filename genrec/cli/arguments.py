@@ -15,12 +15,15 @@ BundlePath = Annotated[Path, typer.Argument(help="A bundle: the folder that `gen
 
 
 @contextmanager
-def usage() -> Iterator[None]:
-    """What the options alone decide: a ValueError of this block is a usage error, exit status 2."""
+def usage(option: str = "", value: str = "") -> Iterator[None]:
+    """What the options alone decide: a ValueError of this block is a usage error, exit status 2.
+
+    option, value: put in front of its message, if that does not name them.
+    """
     try:
         yield
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(f"{option} {value!r}: {error}" if option else str(error)) from error
 
 
 def one_of(names: Sequence[str]) -> Callable[[str | None], str | None]:

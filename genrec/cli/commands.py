@@ -15,7 +15,9 @@ OWN, BUILDERS = "genrec-triton", "genrec-builders"
 COMMANDS = {
     "demo": BUILDERS,
     "demo-shop": BUILDERS,
+    "data.check": BUILDERS,
     "build": BUILDERS,
+    "checkpoint.check": BUILDERS,
     "check": OWN,
     "serve": OWN,
     "render": OWN,
@@ -30,9 +32,13 @@ COMMANDS = {
     "knowledge.grow": BUILDERS,
     "knowledge.demo": BUILDERS,
 }
-# No option means more: counts and sizes fit into int32, and figures such as rates and prices stay far below.
-LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 1e12
-_GROUPS = {"knowledge": "Knowledge texts: make the folder of a knowledge model, and write texts with it."}
+# No option means more: counts, sizes and seeds fit into uint32, and figures such as rates and prices stay far below.
+LARGEST_INT, LARGEST_FLOAT = 2**32 - 1, 1e12
+_GROUPS = {
+    "checkpoint": "Checkpoints to start a build from: what it would use of one, drop or refuse.",
+    "data": "Datasets: what a build would make of a folder of yours.",
+    "knowledge": "Knowledge texts: make the folder of a knowledge model, and write texts with it.",
+}
 
 
 class Command(TyperCommand):
@@ -48,13 +54,14 @@ class Command(TyperCommand):
         except typer.BadParameter as error:
             if error.param is None or not error.message:  # no value at all: typer names what is missing
                 raise
-            values = ", ".join(repr(value) for value in _listed(typed.get(error.param.name)))
+            said = ", ".join(repr(value) for value in _listed(typed.get(error.param.name)))
             reason = error.message[:1].lower() + error.message[1:]
-            raise typer.BadParameter(f"{_name_of(error.param)} {values}: {reason}", ctx) from error
+            raise typer.BadParameter(f"{_name_of(error.param)} {said}: {reason}", ctx) from error
         for parameter in self.params:
-            for value in _listed(ctx.params.get(parameter.name)):
+            texts, values = (_listed(given.get(parameter.name)) for given in (typed, ctx.params))
+            for text, value in zip(texts, values, strict=False):
                 if (problem := _number_problem(value)) is not None:
-                    raise typer.BadParameter(f"{_name_of(parameter)} {value}: {problem}", ctx)
+                    raise typer.BadParameter(f"{_name_of(parameter)} {text!r}: {problem}", ctx)
         return rest
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from genrec.cli.arguments import one_of, usage
+
 if TYPE_CHECKING:
     from genrec.knowledge.offline import GenerationReport
 
@@ -30,7 +32,10 @@ def generate(
         Path, typer.Option(help="Parquet of id, text, tokens, group, error; OUT.json becomes a report on it.")
     ],
     verification: Annotated[
-        str, typer.Option(help="relaxed, or greedy: the texts of plain greedy decoding.")
+        str,
+        typer.Option(
+            help="relaxed, or greedy: the texts of plain greedy decoding.", callback=one_of(("relaxed", "greedy"))
+        ),
     ] = "relaxed",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 8,
     shard: Annotated[str, typer.Option(help="i/n: only entities whose position is i modulo n, 0 <= i < n.")] = "0/1",
@@ -51,22 +56,24 @@ def generate(
     The shards of an indexed Kubernetes Job (completionMode: Indexed, completions: 8) are args of its container:
     --shard $(JOB_COMPLETION_INDEX)/8 --out /texts/$(JOB_COMPLETION_INDEX).parquet
     """
+    if not (numbers := re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)):
+        raise typer.BadParameter(f"--shard {shard!r}: write i/n, such as 0/4 for the first of four")
+
     from genrec.knowledge.offline import GenerationOptions
     from genrec.knowledge.offline import generate as generate_texts
     from genrec.reporting.progress import track
 
-    if not (numbers := re.fullmatch(r"(\d+)/(\d+)", shard)):
-        raise ValueError(f"shard is {shard!r}; write i/n, such as 0/4 for the first of four")
-    options = GenerationOptions(
-        verification=verification,
-        batch_size=batch_size,
-        shard=(int(numbers[1]), int(numbers[2])),
-        max_new_tokens=max_new_tokens,
-        grow=grow,
-        attempts=attempts,
-        compare=compare,
-        save_every_s=save_every,
-    )
+    with usage():
+        options = GenerationOptions(
+            verification=verification,
+            batch_size=batch_size,
+            shard=(int(numbers[1]), int(numbers[2])),
+            max_new_tokens=max_new_tokens,
+            grow=grow,
+            attempts=attempts,
+            compare=compare,
+            save_every_s=save_every,
+        )
     report = generate_texts(folder, entities, out, options, track)
     _print_report(report)
     typer.echo(f"{report.texts} texts of {report.entities} entities in {out}")

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _explain(error)
     except typer.Abort:
         return _complain("stopped", FAILED)
-    except (BundleError, TritonError, ValueError, OSError, ImportError) as error:
+    except (BundleError, TritonError, ValueError, OSError, ImportError, MemoryError) as error:
         if not _is_expected(error):
             raise
         return _complain(_words(error), FAILED)
@@ -53,7 +53,7 @@ def _explain(error: Any) -> int:
         typer.echo(error.format_message(), err=True, nl=False)
         return USAGE
     # A value's refusal is complete; what typer itself says of options without one has more in its formatted message.
-    text = (isinstance(error, typer.BadParameter) and error.message or error.format_message()).rstrip(".")
+    text = ((isinstance(error, typer.BadParameter) and error.message) or error.format_message()).rstrip(".")
     return _complain(f"{text}; see {error.ctx.command_path} --help" if error.ctx else text, USAGE)
 
 
@@ -77,6 +77,8 @@ def _is_expected(error: Exception) -> bool:
 def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory for this: {error or 'ask for less'}"
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed, and this command needs it: `pip install` it"
     return str(error)

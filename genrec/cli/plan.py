@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from genrec.bundle.checkpoint_shapes import HeadShape
+from genrec.bundle.checkpoint_shapes import DECODERS, HeadShape
+from genrec.cli.arguments import one_of, usage
 from genrec.planning.deployment import Demand
 from genrec.planning.deployment import plan as plan_decoder
 from genrec.planning.hardware import LIMITS, PRESETS
@@ -31,7 +32,7 @@ from genrec.planning.options import (
 )
 from genrec.planning.queueing import MAX_UTILISATION
 from genrec.planning.report import plan_report
-from genrec.planning.work import PRECISIONS
+from genrec.planning.work import ENGINES, PRECISIONS
 
 
 def _option(panel: str, text: str, *names: str, **limits: Any) -> Any:
@@ -48,7 +49,8 @@ def plan(
         Optional[str],
         typer.Option(
             help="draft_head, planned beside beam search, or beam_search alone; the bundle's own by default, "
-            "draft_head without one."
+            "draft_head without one.",
+            callback=one_of(DECODERS),
         ),
     ] = None,
     items: Annotated[
@@ -65,7 +67,10 @@ def plan(
         typer.Option(min=1, help=f"Beams drafted; the bundle's number by default, {DEFAULT_BEAM} without a bundle."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that a replica takes at once, at most.")] = 1,
-    precision: Annotated[str, typer.Option(help="Precision of the weights: " + ", ".join(PRECISIONS))] = "float32",
+    precision: Annotated[
+        str,
+        typer.Option(help="Precision of the weights: " + ", ".join(PRECISIONS), callback=one_of(tuple(PRECISIONS))),
+    ] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     hidden_size: Annotated[_Count, _model("Width of the hidden states; needed without a bundle.", min=1)] = None,
     intermediate_size: Annotated[
@@ -101,26 +106,32 @@ def plan(
         ),
     ] = None,
     device: Annotated[
-        Optional[str], _hardware("Published peak figures, times the two sustained shares: " + ", ".join(PRESETS))
+        Optional[str],
+        _hardware(
+            "Published peak figures, times the two sustained shares: " + ", ".join(PRESETS),
+            callback=one_of(tuple(PRESETS)),
+        ),
     ] = None,
     measured: Annotated[
         bool, _hardware("Measure this machine in float32, some seconds; needs `onnx`.", "--measure")
     ] = False,
     threads: Annotated[int, _hardware("CPU threads of --measure; 0 for one per core.", min=0)] = 0,
-    gflops: Annotated[Optional[float], _hardware("Matrix rate that a device reaches, GFLOP/s.")] = None,
-    bandwidth: Annotated[Optional[float], _hardware("Memory bandwidth that a device reaches, GB/s.")] = None,
+    gflops: Annotated[Optional[float], _hardware("Matrix rate that a device reaches, GFLOP/s.", min=0.001)] = None,
+    bandwidth: Annotated[Optional[float], _hardware("Memory bandwidth that a device reaches, GB/s.", min=0.001)] = None,
     operator_us: Annotated[
         Optional[float],
         _hardware(
             f"Microseconds to start an operator; measured by --measure, assumed {PRESET_OPERATOR_US:g} with --device, "
-            "else 0."
+            "else 0.",
+            min=0,
         ),
     ] = None,
     engine: Annotated[
         Optional[str],
         _hardware(
             "Whose bytes and operators are counted: onnx, the exported graph, or fused, an engine that compiles for a "
-            "GPU; fused by default with --device, else onnx."
+            "GPU; fused by default with --device, else onnx.",
+            callback=one_of(tuple(ENGINES)),
         ),
     ] = None,
     sustained: Annotated[
@@ -136,11 +147,18 @@ def plan(
     price: Annotated[
         Optional[float], _hardware("Price of a device's hour, in any currency; for the cost of requests.", min=0)
     ] = None,
-    rate: Annotated[Optional[float], _load("Requests per second of all replicas together, Poisson arrivals.")] = None,
+    rate: Annotated[
+        Optional[float], _load("Requests per second of all replicas together, Poisson arrivals.", min=1e-6)
+    ] = None,
     utilisation: Annotated[
-        float, _load(f"Share of their time that replicas may work, at most; up to {MAX_UTILISATION}.")
+        float,
+        _load(
+            f"Share of their time that replicas may work, at most; up to {MAX_UTILISATION}.",
+            min=0.001,
+            max=MAX_UTILISATION,
+        ),
     ] = Demand.utilisation,
-    p99_ms: Annotated[Optional[float], _load("Milliseconds that 99 % of the answers take at most.")] = None,
+    p99_ms: Annotated[Optional[float], _load("Milliseconds that 99 % of the answers take at most.", min=0.001)] = None,
     spare: Annotated[int, _load("Replicas more than needed, so that as many may be lost.", min=0)] = 0,
 ) -> None:
     """Expected latency, its limits, replicas for a load and cost, from the arithmetic of prefill and decoder."""
@@ -167,10 +185,14 @@ def plan(
         sustained=sustained,
         sustained_bandwidth=sustained_bandwidth,
     )
+    with usage():
+        sizes.require(with_bundle=bundle_path is not None)
+        prompts = Prompts(items, tokens, beam_width, batch_size)
+        demand = demand_of(rate, utilisation, p99_ms, spare)
+        source.require(precision)
     model = PlannedModel.of(bundle_path, sizes)
-    batch = Prompts(items, tokens, beam_width, batch_size).batch(model)
+    batch = prompts.batch(model)
     decoders = model.decoders(decoder)
-    demand = demand_of(rate, utilisation, p99_ms, spare)
     site = site_of(source, devices, engine, precision, fixed_ms, price)
     plans = [plan_decoder(model.shape, name, batch, site, demand) for name in decoders]
     report = plan_report(model.shape, batch, site, demand, plans)

@@ -7,12 +7,15 @@ from typing import Annotated, Optional
 
 import typer
 
-from genrec.cli.arguments import BundlePath
+from genrec.cli.arguments import BundlePath, one_of, usage
+from genrec.engines import ENGINES
+
+_Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")]
 
 
 def render(
     bundle_path: BundlePath,
-    out: Annotated[Path, typer.Argument(help="Folder of the served copy; replaced if it is there.")],
+    out: Annotated[Path, typer.Argument(help="Where the model repository goes; one that is there is replaced.")],
 ) -> None:
     """Write the model repository that serves a bundle."""
     from genrec.bundle import Bundle
@@ -25,10 +28,12 @@ def render(
 def serve(
     bundle_path: BundlePath,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8002,
-    engine: Annotated[str, typer.Option(help="onnx, or torch where it is installed.")] = "onnx",
+    grpc_port: _Port = 8001,
+    http_port: _Port = 8000,
+    metrics_port: _Port = 8002,
+    engine: Annotated[
+        str, typer.Option(help="onnx, or torch where it is installed.", callback=one_of(ENGINES))
+    ] = "onnx",
     masked: Annotated[bool, typer.Option(help="Draft only prefixes that exist.")] = True,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the ONNX engine; 0 for one per core.")] = 0,
     instances: Annotated[
@@ -43,11 +48,14 @@ def serve(
         Optional[Path], typer.Option(help="Also write texts, by this folder of `genrec knowledge build`; needs torch.")
     ] = None,
     verification: Annotated[
-        str, typer.Option(help="How drafts of the texts are accepted: relaxed or greedy.")
+        str,
+        typer.Option(
+            help="How drafts of the texts are accepted: relaxed or greedy.", callback=one_of(("relaxed", "greedy"))
+        ),
     ] = "relaxed",
     texts_at_once: Annotated[int, typer.Option(min=1, help="Texts that are written together.")] = 8,
     exit_timeout_s: Annotated[
-        float, typer.Option(min=1, help="Seconds that requests in flight get to finish after SIGTERM.")
+        float, typer.Option(min=1, max=86_400, help="Seconds that requests in flight get to finish after SIGTERM.")
     ] = 10.0,
     tls_cert: Annotated[
         Optional[Path], typer.Option(help="PEM certificate chain: gRPC over TLS. HTTP has none.")
@@ -63,12 +71,16 @@ def serve(
     from genrec.serving.triton import ServerTls
 
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca and tls_cert is None):
-        raise ValueError("TLS takes both --tls-cert and --tls-key; --tls-client-ca goes with them")
+        raise typer.BadParameter("TLS takes both --tls-cert and --tls-key; --tls-client-ca goes with them")
     tls = ServerTls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
-    deployment = Deployment(
-        engine, threads, instances, masked, max_batch_size, timeout_ms, knowledge, verification, texts_at_once
-    )
+    with usage():
+        deployment = Deployment(
+            engine, threads, instances, masked, max_batch_size, timeout_ms, knowledge, verification, texts_at_once
+        )
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+    for name, port in ports.items():
+        if port and list(ports.values()).count(port) > 1:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} {port}: another endpoint has this port too")
     options = {"tls": tls, "exit_timeout": exit_timeout_s}
     with prepare_server(bundle_path, deployment, host=host, **ports, **options) as server:
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from genrec.bundle import CHECKPOINT, Bundle
+from genrec.bundle import CATALOG, CHECKPOINT, INDEX, Bundle, Manifest
 from genrec.bundle.checkpoint_shapes import decoder_of
 from genrec.engines import ENGINES
 from genrec.engines.base import Engine
 from genrec.evaluation.metrics import CUTOFFS, mean_metrics, target_ranks
 from genrec.evaluation.ranker import Ranker, rank_popular, require_catalog
 from genrec.evaluation.results import (
+    COMPARISON,
     RECORD,
     DataSection,
     Floor,
@@ -29,17 +30,22 @@ from genrec.evaluation.results import (
     Run,
     Trained,
     ranks_name,
+    require_same_bundle,
     require_same_data,
     this_run,
 )
 from genrec.pipeline import Pipeline
+from genrec.reporting.kept import digest
+from genrec.reporting.outputs import require_output
 from genrec.reporting.progress import Track
 from genrec.verifier import Verifier
 
 DEPTH = 50
+RANKING_FORMAT = "1"  # another one when the same bundle and users come to be ranked otherwise
 LEAST_WIDTH = 2 * max(CUTOFFS)
 HISTORIES = (False, True)  # excluded?
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
 
 
@@ -119,11 +125,12 @@ def compare(
 
     models: bundles by the model's name, one per seed. Cells that `out` holds already are not ranked again, so an
     interrupted comparison goes on, and a folder can grow. Raises ValueError for bundles or a folder that do not go
-    with the users' data.
+    with the users' data or with what was ranked before, and FileExistsError for a folder that holds anything else.
     """
+    require_output(out, COMPARISON, [path for paths in models.values() for path in paths])
     bundles = {name: [_open(path, users.item_ids) for path in paths] for name, paths in models.items()}
     _require_same_availability([bundle for group in bundles.values() for bundle in group])
-    results = _opened(out, _described(users), settings.engine)
+    results = _opened(out, _described(users, next(iter(bundles.values()))[0]), settings.engine)
     if not users.histories:
         raise ValueError(f"{users.name}: no user has the 3 interactions that testing needs")
     run = this_run(settings.engine, settings.device, settings.batch, settings.threads)
@@ -134,6 +141,8 @@ def compare(
         described = [_trained(name, bundle) for bundle in group]
         if len({trained.weights for trained in described}) < len(described):
             raise ValueError(f"model {name}: the same weights are given twice; name a bundle of each seed once")
+        for trained in described:
+            _require_noted(results, trained, out)
         _extend(results.record.models, described, lambda trained: (trained.model, trained.weights))
     for name, group in bundles.items():
         for bundle in group:
@@ -226,19 +235,29 @@ def _opened(out: Path, data: DataSection, engine: str) -> Results:
     return results
 
 
-def _described(users: UserSample) -> DataSection:
+def _require_noted(results: Results, trained: Trained, out: Path) -> None:
+    """Raises ValueError if what `results` has of these weights was ranked with another bundle."""
+    key = trained.model, trained.weights
+    kept = next((each for each in results.record.models if (each.model, each.weights) == key), None)
+    if kept is not None and kept.contents is None:
+        log.warning("%s: its rankings of %s are of before their bundle was noted; they are kept", out, trained.model)
+    require_same_bundle(kept, trained, out, f"remove {out} to rank anew, or choose another folder")
+
+
+def _described(users: UserSample, bundle: Bundle) -> DataSection:
     return DataSection(
         name=users.name,
         items=len(users.item_ids),
         test_users=users.test_users,
         users=len(users.user_ids),
         sample_seed=users.seed,
-        catalog=_digest(item_id.encode() for item_id in users.item_ids),
-        sampled=_digest(
+        catalog=digest(item_id.encode() for item_id in users.item_ids),
+        sampled=digest(
             part
             for user, history, target in zip(users.user_ids, users.histories, users.targets, strict=True)
             for part in (user.encode(), history.tobytes(), target.tobytes())
         ),
+        available=digest([bundle.catalog.available.tobytes()]),
     )
 
 
@@ -255,10 +274,21 @@ def _trained(name: str, bundle: Bundle) -> Trained:
         parameters=training.get("parameters"),
         beam_width=manifest.beam_width,
         levels=manifest.levels,
-        semantic_ids=_digest([np.ascontiguousarray(bundle.catalog.sids).tobytes()]),
+        semantic_ids=digest([np.ascontiguousarray(bundle.catalog.sids).tobytes()]),
         config=config,
         curves=training.get("curves"),
+        contents=_contents(manifest),
     )
+
+
+def _contents(manifest: Manifest) -> dict[str, str]:
+    """What rankings depend on, besides beam width and masks: whatever a bundle has more, such as graphs, follows."""
+    prompt = manifest.prompt.model_dump_json().encode()
+    found = {"prompts": digest([prompt]), "code format": RANKING_FORMAT}
+    for name in (CATALOG, INDEX, CHECKPOINT):
+        files = sorted(file for file in manifest.files if file.startswith(name))
+        found[name] = digest(part.encode() for file in files for part in (file, manifest.files[file].sha256))
+    return found
 
 
 def _rank_popular(results: Results, bundle: Bundle, users: UserSample) -> None:
@@ -273,10 +303,3 @@ def _extend(kept: list[T], new: Sequence[T], key: Callable[[T], Hashable]) -> No
     """Add to `kept` what it has not by `key`."""
     known = {key(entry) for entry in kept}
     kept += [entry for entry in new if key(entry) not in known]
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()[:16]

@@ -20,16 +20,32 @@ from pydantic import Field, ValidationError
 
 from genrec.evaluation.bootstrap import relative_difference
 from genrec.evaluation.metrics import user_values
+from genrec.reporting.kept import require_same
 from genrec.reporting.machine import Machine, Section, this_commit, this_machine
+from genrec.reporting.outputs import Output
 
 FORMAT_VERSION = 1
 RECORD, RANKS = "results.json", "ranks.npz"
+# A folder of results with its report.
+COMPARISON = Output.of_patterns(
+    "a comparison",
+    [RECORD],
+    [
+        RANKS,
+        "report.md",
+        *(f"{name}.svg" for name in ("differences-history-*", "quality-history-*", "time", "training")),
+        *(f".{name}.*" for name in (RECORD, RANKS)),  # left by a process that was killed
+    ],
+)
 COMPARED = ("hit@10", "ndcg@10")
 POOLED = "pooled"
 
 
 class DataSection(Section):
-    """What was ranked. catalog, sampled: digests of the items, and of the users with histories and targets."""
+    """What was ranked. catalog, sampled: digests of the items, and of the users with histories and targets.
+
+    available: a digest of which items the bundles have available; None in files of before it was noted.
+    """
 
     name: str
     items: int
@@ -38,6 +54,7 @@ class DataSection(Section):
     sample_seed: int
     catalog: str
     sampled: str
+    available: str | None = None
 
 
 class Run(Section):
@@ -53,7 +70,10 @@ class Run(Section):
 
 
 class Trained(Section):
-    """One bundle: a model trained with one seed. weights: their SHA-256. semantic_ids: a digest of the items'."""
+    """One bundle: a model trained with one seed. weights: their SHA-256. semantic_ids: a digest of the items'.
+
+    contents: digests of all that its rankings depend on, by what it is in words; None in files of before it was noted.
+    """
 
     model: str
     weights: str
@@ -67,6 +87,7 @@ class Trained(Section):
     semantic_ids: str
     config: dict[str, Any]
     curves: dict[str, Any] | None
+    contents: dict[str, str] | None = None
 
 
 class RankingCell(Section):
@@ -286,6 +307,8 @@ def merge(folders: Sequence[Path], references: Sequence[Reference] = ()) -> Resu
     ranks: dict[str, np.ndarray] = {}
     for folder, part in zip(folders, parts, strict=True):
         require_same_data(base.data, part.record.data, folder, f"{folders[0]}")
+        for trained in part.record.models:
+            require_same_bundle(models.get((trained.model, trained.weights)), trained, folder, "leave the folder out")
         models |= {(t.model, t.weights): t for t in part.record.models if (t.model, t.weights) not in models}
         for cell in part.record.cells:
             if cell.ranks in cells and not np.array_equal(ranks[cell.ranks], part.ranks[cell.ranks]):
@@ -314,6 +337,23 @@ def require_same_data(expected: DataSection, found: DataSection, folder: Path, o
         raise ValueError(f"{folder}: ranks another catalogue ({found.name}, {found.items} items) than {other}")
     if found.sampled != expected.sampled:
         raise ValueError(f"{folder}: ranks other users ({found.users} of {found.test_users}) than {other}")
+    if None not in (found.available, expected.available) and found.available != expected.available:
+        raise ValueError(f"{folder}: ranks other available items than {other}")
+
+
+def require_same_bundle(kept: Trained | None, now: Trained, place: Path, remedy: str) -> None:
+    """Raises ValueError if `kept` has the same weights in a bundle that ranks otherwise, as far as both note it."""
+    if kept is not None and kept.contents is not None and now.contents is not None:
+        require_same(place, kept.contents, now.contents, f"it is of model {now.model}: {remedy}")
+
+
+def require_nothing_lost(out: Path, results: Results) -> None:
+    """Raises ValueError if `out`, to which `results` are to be saved, holds rankings that they lack."""
+    if (out / RECORD).exists() and (lost := Results.load(out).ranks.keys() - results.ranks.keys()):
+        raise ValueError(
+            f"{out}: holds {len(lost)} rankings that none of the folders has, such as {min(lost)}, and would lose "
+            "them; name another folder to write to"
+        )
 
 
 def ranks_name(trained: Trained, beam_width: int, masked: bool, history_excluded: bool) -> str:

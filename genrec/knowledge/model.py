@@ -44,7 +44,7 @@ class KnowledgeSettings:
         """Raises ValueError that names the file and what is wrong with it."""
         path = folder / SETTINGS
         try:
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             found = stored.pop("format")
             if found != _FORMAT:
                 raise ValueError(f"has format {found}, this version reads {_FORMAT}; build the folder again")

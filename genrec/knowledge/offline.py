@@ -25,12 +25,16 @@ from genrec.knowledge.decoder import GREEDY, DecodingStatistics, Generated, Sess
 from genrec.knowledge.entities import Entities, read_entities
 from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
 from genrec.knowledge.pools import Pools
+from genrec.reporting.kept import require_same
 from genrec.reporting.machine import Machine, Section, this_commit, this_machine
+from genrec.reporting.outputs import Output, require_output
 
 if TYPE_CHECKING:
     from genrec.reporting.progress import Track  # needs all that builds, which writing texts does not
 
 _RECORD = b"genrec.knowledge"
+_CODE_FORMAT = "1"  # another one when the same arguments come to give other texts
+_PARTS = Output.of_patterns("finished texts", (), ["[0-9]*.parquet", "[0-9]*.parquet.partial"])
 _SHOWN_IDS = 5
 _Writable = Mapping[int, TextRequest]  # by position among the entities of the shard
 # error: null if there is a text.
@@ -130,8 +134,10 @@ def generate(folder: Path, source: Path, out: Path, options: GenerationOptions, 
     About 1 kB of memory is taken per entity: a file of very many is better written in shards.
 
     Raises DataError for a bad `source`; ValueError for a bad folder or option, for texts of other arguments in `out` or
-    its parts, and if another process is writing them. What goes wrong with an entity is listed, not raised.
+    its parts, for an `out` that is or lies in what is read, and if another process is writing it; FileExistsError if
+    there is something else. What goes wrong with an entity is listed, not raised.
     """
+    _require_places(folder, source, out)
     model = KnowledgeModel(folder)
     if options.max_new_tokens is not None and not 1 <= options.max_new_tokens <= model.settings.max_new_tokens:
         raise ValueError(f"max_new_tokens is {options.max_new_tokens}; it must be 1 to {model.settings.max_new_tokens}")
@@ -148,9 +154,32 @@ def generate(folder: Path, source: Path, out: Path, options: GenerationOptions, 
         rows = pa.concat_tables([texts, pa.Table.from_pylist(failed, _SCHEMA)]).sort_by("position")
         _write_table(out, rows.set_column(0, "id", entities.ids), store.record)
         report = _report(entities, texts, errors, store.record, options)
-        out.with_name(out.name + ".json").write_text(report.model_dump_json(indent=1) + "\n")
+        _beside(out)[0].write_text(report.model_dump_json(indent=1) + "\n")
         shutil.rmtree(store.folder)
     return report
+
+
+def _require_places(folder: Path, source: Path, out: Path) -> None:
+    """Raises ValueError or OSError if `out`, its report or its parts are something else, or what is read."""
+    report, parts = _beside(out)
+    require_output(parts, _PARTS, (folder, source))
+    for path in (out, report):
+        if path.resolve() == source.resolve():
+            raise ValueError(f"{path}: would be written, but the entities are read from it; name another output")
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: is a folder, and a file would be written; name another output")
+    if report.exists():
+        try:
+            GenerationReport.model_validate_json(report.read_bytes())
+        except (OSError, ValueError):
+            raise FileExistsError(
+                f"{report}: is no report on texts, and would be replaced by one; name another output, or move it away"
+            ) from None
+
+
+def _beside(out: Path) -> tuple[Path, Path]:
+    """Where the report goes, and the finished texts until all are."""
+    return out.with_name(out.name + ".json"), out.with_name(out.name + ".parts")
 
 
 def _arguments(folder: Path, source: Path, options: GenerationOptions) -> dict[str, str]:
@@ -167,6 +196,7 @@ def _arguments(folder: Path, source: Path, options: GenerationOptions) -> dict[s
         "max-new-tokens": str(options.max_new_tokens or "the folder's"),
         "grow": "yes" if options.grow else "no",
         "shard": f"{options.shard[0]}/{options.shard[1]}",
+        "code format": _CODE_FORMAT,
     }
 
 
@@ -305,7 +335,7 @@ class _Store:
 @contextmanager
 def _store(out: Path, arguments: dict[str, str]) -> Iterator[_Store]:
     """What is there of `out`, as a whole or in parts; kept from other processes until the block ends."""
-    folder = out.with_name(out.name + ".parts")
+    folder = _beside(out)[1]
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, f"{out}: another process is writing it; wait until it has ended, or choose another output"):
         try:
@@ -313,12 +343,13 @@ def _store(out: Path, arguments: dict[str, str]) -> Iterator[_Store]:
             record, tables = _Record(arguments=arguments, statistics=DecodingStatistics()), []
             for path in [out, *parts] if out.exists() else parts:
                 table, record = read_texts(path)
-                if changed := [name for name, value in arguments.items() if record.arguments.get(name) != value]:
-                    differences = "; ".join(f"{n} {record.arguments.get(n)}, now {arguments[n]}" for n in changed)
-                    raise ValueError(
-                        f"{path}: its texts were written with other arguments ({differences}); repeat those to go on, "
-                        f"or start over: choose another output, or delete {out} and {folder}"
-                    )
+                # The first files did not note the code format.
+                require_same(
+                    path,
+                    {"code format": "1", **record.arguments},
+                    arguments,
+                    f"repeat what it was made with to go on, name another output, or delete {out} and {folder}",
+                )
                 tables.append(table)
             yield _Store(folder, record, tables, int(parts[-1].stem) + 1 if parts else 0)
         finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -135,6 +136,18 @@ class BackboneModel(nn.Module, ABC):
                 mixed = caches[-1].attend_prompt(asked, count, seen)
             hidden = finish(layer, hidden, mixed)
         return norm(self.model.norm, hidden), caches, inputs
+
+    @contextmanager
+    def only_positions(self, count: int) -> Iterator[None]:
+        """Within, the rotary tables hold the first `count` positions: all that a graph of shorter prompts needs."""
+        whole = {name: self.get_buffer(name) for name in ("rotary_cos", "rotary_sin")}
+        try:
+            for name, table in whole.items():
+                setattr(self, name, table[:count].clone())
+            yield
+        finally:
+            for name, table in whole.items():
+                setattr(self, name, table)
 
     def rotation(self, positions: Tensor) -> Rotation:
         """Rotary embedding at int64 [B, R], or [1], the first of consecutive positions."""

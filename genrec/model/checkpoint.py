@@ -17,7 +17,7 @@ def load_checkpoint(folder: Path) -> BackboneModel:
     Raises OSError if a file is missing and ValueError if the files do not match.
     """
     try:
-        decoder = decoder_of(json.loads((folder / "config.json").read_text()))
+        decoder = decoder_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
     models: tuple[type[BackboneModel], ...] = (NezhaModel, AutoregressiveModel)

@@ -41,6 +41,16 @@ class Sizes:
         """By name, those that are given."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
+    def require(self, with_bundle: bool) -> None:
+        """Raises ValueError unless they spell out a shape, or leave it to the bundle if there is one."""
+        if not with_bundle:
+            self.shape()
+        elif self.given:
+            name = next(iter(self.given))
+            raise ValueError(
+                f"--{_flag(name)} {self.given[name]} is the bundle's to say: give the option or the bundle"
+            )
+
     def shape(self) -> Shape:
         """The shape that they spell out. Raises ValueError for what is missing or cannot be."""
         given = self.given
@@ -79,10 +89,7 @@ class PlannedModel:
         """The bundle's model, or one of the sizes. Raises ValueError for both at once; BundleError."""
         if bundle is None:
             return cls(sizes.shape())
-        if sizes.given:
-            raise ValueError(
-                f"--{_flag(next(iter(sizes.given)))} is the bundle's to say: give the option or the bundle"
-            )
+        sizes.require(with_bundle=True)
         return cls._of_bundle(Bundle(bundle))
 
     @classmethod
@@ -115,15 +122,17 @@ class Prompts:
     beam_width: int | None
     size: int
 
-    def batch(self, model: PlannedModel) -> Batch:
-        """Raises ValueError for both items and tokens, and more items than the model's prompts hold."""
-        if self.items is not None and model.max_items is not None and self.items > model.max_items:
-            raise ValueError(
-                f"items {self.items}: this bundle's prompts hold {model.max_items} at most; build it with --max-history"
-            )
+    def __post_init__(self) -> None:
         if self.items is not None and self.tokens is not None:
             raise ValueError(
                 f"items {self.items} and tokens {self.tokens} both say how long the prompt is: give one of them"
+            )
+
+    def batch(self, model: PlannedModel) -> Batch:
+        """Raises ValueError for more items than the model's prompts hold."""
+        if self.items is not None and model.max_items is not None and self.items > model.max_items:
+            raise ValueError(
+                f"items {self.items}: this bundle's prompts hold {model.max_items} at most; build it with --max-history"
             )
         items = self.items or model.max_items or DEFAULT_ITEMS
         tokens = self.tokens or model.prefix + items * len(model.shape.levels)
@@ -147,30 +156,32 @@ class HardwareSource:
     sustained: float = SUSTAINED
     sustained_bandwidth: float = SUSTAINED_BANDWIDTH
 
-    def hardware(self, precision: str) -> Hardware:
-        """The figures; a measurement takes some seconds. Raises ValueError unless exactly one source is named."""
+    def require(self, precision: str) -> None:
+        """Raises ValueError unless exactly one source is named, which has figures for the precision."""
         figures = self.gflops is not None or self.bandwidth is not None
         if (self.device is not None) + self.measured + figures != 1:
             raise ValueError(
                 f"hardware: give one of --device ({', '.join(PRESETS)}), --measure, --gflops with --bandwidth"
             )
+        if figures and (self.gflops is None or self.bandwidth is None):
+            raise ValueError(f"gflops {self.gflops}, bandwidth {self.bandwidth}: the two go together, give both")
+        if self.measured and precision != "float32":
+            raise ValueError(f"precision {precision}: --measure is of float32; give --gflops and --bandwidth instead")
+        if self.device is not None and self.device not in PRESETS:
+            raise ValueError(f"device {self.device!r} is unknown; use one of {', '.join(PRESETS)}, or give --gflops")
+
+    def hardware(self, precision: str) -> Hardware:
+        """The figures; a measurement takes some seconds. Raises ValueError as `require`."""
+        self.require(precision)
         if self.measured:
-            return self._measured(precision)
+            found = measure(self.threads)
+            return found if self.operator_us is None else replace(found, operator_us=self.operator_us)
         if self.device is not None:
             return self._published(self.device, precision)
-        if self.gflops is None or self.bandwidth is None:
-            raise ValueError(f"gflops {self.gflops}, bandwidth {self.bandwidth}: the two go together, give both")
+        assert self.gflops is not None and self.bandwidth is not None
         return Hardware("as given", self.gflops, self.bandwidth, self.operator_us or 0.0)
 
-    def _measured(self, precision: str) -> Hardware:
-        if precision != "float32":
-            raise ValueError(f"precision {precision}: --measure is of float32; give --gflops and --bandwidth instead")
-        found = measure(self.threads)
-        return found if self.operator_us is None else replace(found, operator_us=self.operator_us)
-
     def _published(self, device: str, precision: str) -> Hardware:
-        if device not in PRESETS:
-            raise ValueError(f"device {device!r} is unknown; use one of {', '.join(PRESETS)}, or give --gflops")
         preset = PRESETS[device]
         gflops, share, bandwidth_share = preset.gflops[precision], self.sustained, self.sustained_bandwidth
         return Hardware(

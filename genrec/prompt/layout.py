@@ -59,7 +59,7 @@ class PromptLayout:
         # Before any array is made: a damaged manifest may say anything.
         ends = [*special, *(first + count - 1 for first, count in runs), self.text_offset + self.text_tokens]
         if max(ends) > _MAX_TOKEN:
-            raise ValueError(f"token id {max(ends)} is above {_MAX_TOKEN}")
+            raise ValueError(f"token id {max(ends)} is above {_MAX_TOKEN}{self._largest_level}")
         for level, size in enumerate(self.space.levels):
             count = sum(n for _, n in self.sid_tokens[level])
             if count != size:
@@ -86,6 +86,14 @@ class PromptLayout:
                 f"text tokens {self.text_offset} to {self.text_offset + self.text_tokens - 1} are also used as SID, "
                 "prefix or placeholder tokens"
             )
+
+    @property
+    def _largest_level(self) -> str:
+        """What may be behind token ids that are too large, if codes are: hashes or ids in the place of codes."""
+        if sum(self.space.levels) < _MAX_TOKEN // 2:
+            return ""
+        level, size = max(enumerate(self.space.levels), key=lambda each: each[1])
+        return f": level {level} has {size} codes, by its largest; number the codes of each level from 0 without gaps"
 
     @classmethod
     def contiguous(

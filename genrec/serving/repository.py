@@ -10,10 +10,22 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from genrec.bundle import Bundle
+from genrec.reporting.outputs import Output, replaced, require_replaceable
 
 MODEL = "recommend"
 STEPS = ("preprocessing", "backbone", "verifier")
 KNOWLEDGE = "knowledge"
+# What is rendered, with what Python leaves there when it is served.
+REPOSITORY = Output.of_patterns(
+    "a model repository",
+    [f"{MODEL}/config.pbtxt"],
+    [
+        f"{model}/{name}"
+        for model in (*STEPS, KNOWLEDGE)
+        for name in ("config.pbtxt", "1/model.py", "1/__pycache__/model.*.pyc")
+    ],
+)
+_NOT_COPIED = shutil.ignore_patterns("__pycache__", ".gitkeep")
 
 
 @dataclass(frozen=True)
@@ -56,37 +68,40 @@ def source_repository() -> Path:
 
 
 def render_repository(bundle: Bundle, out: Path, deployment: Deployment) -> Path:
-    """Write the model repository for `bundle` to `out`, replacing what is there; returns `out`.
+    """Write the model repository for `bundle` to `out`; one that is there is replaced. Returns `out`.
 
-    Raises FileExistsError if `out` holds something else than a model repository.
+    Raises FileExistsError if `out` holds anything but a model repository, and ValueError if it is, holds or lies in the
+    bundle or the knowledge folder, and for a path of theirs that is not UTF-8.
     """
-    if out.exists():
-        if any(out.iterdir()) and not (out / MODEL / "config.pbtxt").exists():
-            raise FileExistsError(f"{out} holds something else than a rendered model repository; name another folder")
-        shutil.rmtree(out)
-    shutil.copytree(source_repository(), out, ignore=shutil.ignore_patterns("__pycache__", ".gitkeep"))
-    (out / MODEL / "1").mkdir(exist_ok=True)  # an ensemble has nothing in its version folder, but needs one
+    require_replaceable(out, REPOSITORY, (bundle.path, deployment.knowledge))
+    with replaced(out, REPOSITORY) as folder:
+        _write(bundle, folder, deployment)
+    return out
+
+
+def _write(bundle: Bundle, folder: Path, deployment: Deployment) -> None:
+    shutil.copytree(source_repository(), folder, ignore=_NOT_COPIED, dirs_exist_ok=True)
+    (folder / MODEL / "1").mkdir(exist_ok=True)  # an ensemble has nothing in its version folder, but needs one
     for name in STEPS:
-        path = out / name / "config.pbtxt"
+        path = folder / name / "config.pbtxt"
         config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
         _fill(config, bundle, deployment)
         path.write_text(text_format.MessageToString(config))
     if deployment.knowledge is None:
-        shutil.rmtree(out / KNOWLEDGE)
+        shutil.rmtree(folder / KNOWLEDGE)
     else:
-        path = out / KNOWLEDGE / "config.pbtxt"
+        path = folder / KNOWLEDGE / "config.pbtxt"
         config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
         for name in config.parameters:
             value = getattr(deployment, name)
-            config.parameters[name].string_value = str(value.resolve() if isinstance(value, Path) else value)
+            config.parameters[name].string_value = _absolute(value) if isinstance(value, Path) else str(value)
         path.write_text(text_format.MessageToString(config))
-    return out
 
 
 def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Deployment) -> None:
     config.max_batch_size = deployment.max_batch_size
     values = {
-        "bundle": str(bundle.path.resolve()),
+        "bundle": _absolute(bundle.path),
         "engine": deployment.engine,
         "threads": str(deployment.threads),
         "masked": "true" if deployment.masked else "false",
@@ -100,3 +115,15 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
     for tensor in (*config.input, *config.output):
         if tensor.name in ("draft_codes", "draft_scores"):
             tensor.dims[:] = [width]
+
+
+def _absolute(path: Path) -> str:
+    """The absolute path as text. Raises ValueError if its bytes are not UTF-8."""
+    text = str(path.resolve())
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{text!a}: this name is not UTF-8, and Triton's configuration takes nothing else; rename it"
+        ) from None
+    return text

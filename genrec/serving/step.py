@@ -6,6 +6,8 @@ Imported inside Triton only: `triton_python_backend_utils` exists nowhere else.
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -56,7 +59,7 @@ class Step(ABC, Generic[Input]):
         config = json.loads(args["model_config"])
         self.parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self.max_batch_size = int(config["max_batch_size"])
-        self.bundle = Bundle(self.parameters["bundle"])
+        self.bundle = Bundle(open_folder(self.parameters["bundle"]))
         self.setup()
 
     @abstractmethod
@@ -124,6 +127,23 @@ class Step(ABC, Generic[Input]):
         if stamp.catalog_version != current:
             raise StaleVersion(f"request was prepared with catalogue {stamp.catalog_version}, this step has {current}")
         return stamp
+
+
+def open_folder(path: str) -> Path:
+    """`path`, of a folder, by a name that this process can open; its descriptor stays open. Raises OSError.
+
+    Triton starts Python in the C locale, whatever the environment says. Names that are not ASCII cannot be opened
+    there: Python wants their bytes as surrogates, other libraries as UTF-8. That of a descriptor suits all.
+    """
+    if path.isascii() or sys.getfilesystemencoding() == "utf-8":
+        return Path(path)
+    try:
+        descriptor = os.open(path.encode(), os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    name = f"/proc/{os.getpid()}/fd/{descriptor}"
+    pb.Logger.log_info(f"{name} is {path}")
+    return Path(name)
 
 
 def tensor(request: Any, name: str) -> np.ndarray:

@@ -11,6 +11,7 @@ are kept apart, in OUT/test.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,9 +35,11 @@ from genrec.model.nezha import NezhaModel
 from genrec.model.packing import pack_rows
 from genrec.pipeline import Pipeline
 from genrec.prompt import PromptLayout
+from genrec.reporting.kept import flat, require_same
 from genrec.reporting.progress import track
 from genrec_builders.config import BackboneShape, BuildConfig, TrainingConfig
 from genrec_builders.data import popularity, read_dataset, sample_users, split_leave_one_out
+from genrec_builders.fingerprint import data_fingerprint
 from genrec_builders.training.examples import PackedWindows, make_windows
 from genrec_builders.training.loop import train
 from genrec_builders.training.objective import IGNORED, AutoregressiveObjective, NezhaObjective, Objective, PackedBatch
@@ -142,6 +145,8 @@ VARIANTS = (
     "distilled",
 )
 
+ABLATION_FORMAT = "1"  # another one when a variant comes to be trained otherwise
+log = logging.getLogger(__name__)
 WIDTHS = {"narrow transitions": 128, "wide transitions": 512}
 
 
@@ -168,6 +173,7 @@ class Ablation:
         self.out = out / "test" if test else out
         self.out.mkdir(parents=True, exist_ok=True)
         self.training, self.beam_width, self.test, self.head = training, beam_width, test, head or HeadShape()
+        self.made_of = {"code format": ABLATION_FORMAT, **data_fingerprint(dataset), "test": str(test)}
         self.sids, self.space = dataset.items.sids, SemanticIdSpace(dataset.items.levels)
         self.split = split_leave_one_out(dataset.interactions if test else dataset.interactions.without_last())
         self.catalog = Catalog.build(dataset.items.item_ids, self.sids, popularity(self.split, len(dataset.items)))
@@ -178,7 +184,7 @@ class Ablation:
     def run(self, variant: str) -> dict:
         """Train and rank one variant; its result is kept in the folder and used again.
 
-        Raises ValueError if the folder holds a result of other settings.
+        Raises ValueError if the folder holds a result, or a state, of other data or settings.
         """
         path = self.out / f"{variant.replace(' ', '-')}.json"
         training = replace(self.training, auxiliary_weight=0.0) if variant == "no auxiliary loss" else self.training
@@ -189,6 +195,10 @@ class Ablation:
             for name, value in ours.items():
                 if result.get(name) != value:
                     raise ValueError(f"{path} has {name} {result.get(name)}, asked for is {value}; use another folder")
+            if "made_of" in result:
+                require_same(path, result["made_of"], self.made_of, "remove it to train anew, or use another folder")
+            else:
+                log.warning("%s: it was not noted what data it is of; it is used as it is", path)
             return result
         objective = self._objective(variant, training)
         train_split = self.split.train
@@ -200,6 +210,7 @@ class Ablation:
                 training,
                 state_path=path.with_suffix(".pt"),
                 progress=lambda step, steps, loss: task(step, steps, f"loss {loss:.3f}"),
+                made_of={**self.made_of, **flat(asdict(self.head)), "variant": variant},
             )
         objective.model.save_checkpoint(path.with_suffix(""))
         engine = TorchEngine(objective.model, self.index.prefixes, self.beam_width)
@@ -213,6 +224,7 @@ class Ablation:
             "head": asdict(self.head),
             "ranked": "test" if self.test else "validation",
             "training": asdict(training),
+            "made_of": self.made_of,
             "curves": asdict(curves),
             **metrics(ranking.rows, self.targets),
         }

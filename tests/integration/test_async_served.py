@@ -11,6 +11,7 @@ import pytest
 
 from genrec.serving.triton import TritonServer
 from genrec_client import AsyncRecommender, InvalidRequest, Recommendations, Recommender, RecommendRequest, Statistics
+from tests.near import assert_same_items
 
 README = Path(__file__).parents[2] / "client" / "README.md"
 
@@ -27,9 +28,7 @@ def test_answers_are_those_of_the_other_client(server: TritonServer, recommender
     got = asyncio.run(main())
     assert len(got) == len(expected) == 50
     for ours, theirs in zip(got, expected, strict=True):
-        assert ours.item_ids == theirs.item_ids
-        assert [item.source for item in ours.items] == [item.source for item in theirs.items]
-        assert [item.score for item in ours.items] == pytest.approx([item.score for item in theirs.items], abs=1e-4)
+        assert_same_items(ours, theirs)
         assert (ours.valid, ours.bundle_version) == (theirs.valid, theirs.bundle_version)
 
 

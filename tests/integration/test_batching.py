@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genrec_client import Recommendations, Recommender, RecommendRequest, Source
-
-NEAR = 1e-4  # batches of other sizes may add up in another order
+from genrec_client import Recommendations, Recommender, RecommendRequest
+from tests.near import assert_same_items
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +38,14 @@ def requests(shop: Any) -> list[RecommendRequest]:
 
 
 def assert_same(alone: Recommendations, batched: Recommendations) -> None:
-    """Equal up to near ties: where scores differ by less than NEAR, two items may change places, also at the cut."""
+    """Equal up to near ties."""
     assert (batched.drafted, batched.unknown_history, batched.filled) == (
         alone.drafted,
         alone.unknown_history,
         alone.filled,
     )
     assert (batched.bundle_version, batched.catalog_version) == (alone.bundle_version, alone.catalog_version)
-    assert [item.source for item in batched.items] == [item.source for item in alone.items]
-    expected = [item.score for item in alone.items]
-    assert [item.score for item in batched.items] == pytest.approx(expected, abs=NEAR, rel=0)
-    drafted = sum(item.source is Source.DRAFTED for item in alone.items)
-    if not drafted:
-        assert batched.item_ids == alone.item_ids
-        return
-    edge = expected[drafted - 1]
-    score_of = {item.item_id: item.score for item in alone.items[:drafted]}
-    for item in batched.items[:drafted]:
-        assert item.score == pytest.approx(score_of.get(item.item_id, edge), abs=2 * NEAR, rel=0), item
-    if set(score_of) == set(batched.item_ids[:drafted]):
-        assert batched.item_ids[drafted:] == alone.item_ids[drafted:]
+    assert_same_items(batched, alone)
 
 
 def statistics(wire: Any, model: str, requests: int = 0) -> tuple[int, int]:

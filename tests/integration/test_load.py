@@ -17,6 +17,7 @@ from genrec.serving.triton import TritonServer
 from genrec_builders.data import Dataset, write_dataset
 from perf.speed import bench, cells, load, load_report
 from perf.speed.analyzer import AnalyzerError, Load, find_analyzer, run_analyzer, write_requests
+from tests.needs import missing
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,7 +25,7 @@ def perf_analyzer() -> None:
     try:
         find_analyzer()
     except AnalyzerError as error:
-        pytest.skip(str(error))
+        missing(str(error))
 
 
 def test_a_load_test_reports_every_load_with_real_histories(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
@@ -50,8 +51,11 @@ def test_a_load_test_reports_every_load_with_real_histories(bundle: Bundle, data
     assert done.exit_code == 0
     results = json.loads((tmp_path / "out" / load_report.RESULTS).read_text())
     assert [run["load"]["concurrency"] for run in results["closed"]] == [1, 3, 1, 3]
+    for run in results["closed"]:  # Little's law: as many are under way as come in the time that one takes
+        assert run["throughput"] * run["mean"] / 1e3 == pytest.approx(run["load"]["concurrency"], rel=0.5)
+    assert results["open"] and all(run["load"]["rate"] for run in results["open"])
     for run in [*results["closed"], *results["open"]]:
-        assert 0 < run["p50"] <= run["p95"] <= run["p99"] and run["throughput"] > 0
+        assert run["p50"] > 0
         assert set(run["steps"]) == set(STEPS) and run["server_cores"] > 0 and run["server_peak_mb"] > 50
         assert sum(step["total_ms"] for step in run["steps"].values()) < 1.5 * run["mean"] + 5
     alone = results["closed"][0]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from genrec.knowledge.decoder import GREEDY
 from genrec.knowledge.model import KnowledgeModel
 from genrec.pipeline import Pipeline
 from genrec.reporting.progress import Track
-from genrec.serving.repository import Deployment, render_repository
+from genrec.serving.repository import MODEL, Deployment, render_repository
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import ServerTls, TritonNotFoundError, TritonServer, find_triton
 from genrec_builders.build import build_bundle
@@ -60,21 +58,41 @@ def scratch_elsewhere(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("scratch_elsewhere")
-def test_bundle_knowledge_log_and_scratch_may_have_any_name(
-    books: Bundle, shelf: Path, knowledge_folder: Path, deployment: Deployment
+def test_bundle_items_knowledge_tls_log_and_scratch_may_have_any_name(
+    books: Bundle, shelf: Path, knowledge_folder: Path, deployment: Deployment, certificate: tuple[Path, Path]
 ) -> None:
     texts = Path(shutil.copytree(knowledge_folder, shelf / "knowledge"))
     deployed = replace(deployment, knowledge=texts, verification="greedy")
-    history = list(books.catalog.item_ids[:3])
-    log = shelf / "журнал.log"
-    with serve_bundle(books.path, deployed, log_path=log) as server:
-        with Recommender(server.grpc_url, timeout_s=30.0) as client:
+    cert, key = (Path(shutil.copy(file, shelf)) for file in certificate)
+    history, log = [item.decode() for item in books.catalog.item_ids[:3]], shelf / "журнал.log"
+    plain_ids = [item.removeprefix(PREFIX) for item in history]  # the knowledge folder's
+    with serve_bundle(books.path, deployed, tls=ServerTls(cert, key), log_path=log) as server:
+        trust = TlsOptions(str(cert))
+        with Recommender(server.grpc_url, tls=trust, timeout_s=30.0) as client:
             answer = client.recommend(history, top_k=10)
-        with KnowledgeWriter(server.grpc_url, timeout_s=60.0) as writer:
-            model = KnowledgeModel(texts)
-            item = next(iter(model.attributes_of_ids())) if hasattr(model, "attributes_of_ids") else None
-            pieces = "".join(piece.text for piece in writer.user([])) if item is None else ""
+        with KnowledgeWriter(server.grpc_url, tls=trust, timeout_s=60.0) as writer:
+            text = "".join(piece.text for piece in writer.user(plain_ids))
     (expected,) = Pipeline.open(books.path).recommend([history], top_k=10)
-    assert list(answer.item_ids) == expected.item_ids and all(id_.startswith(PREFIX) for id_ in answer.item_ids)
-    assert pieces
+    assert list(answer.item_ids) == expected.item_ids
+    assert all(item.startswith(PREFIX) for item in answer.item_ids) and answer.unknown_history == 0
+    model = KnowledgeModel(texts)
+    (plain,) = model.decoder(GREEDY, 1, drafter=None).generate([model.user_request(plain_ids)])
+    assert text == model.text(plain.tokens)
     assert log.stat().st_size > 0
+
+
+def test_a_rendered_repository_needs_nothing_of_the_launcher(books: Bundle, tmp_path: Path) -> None:
+    repository = render_repository(books, tmp_path / "models", Deployment(threads=1))
+    plain = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0"}
+    with TritonServer(repository, [MODEL], env=plain, log_path=tmp_path / "log") as server:
+        assert server.is_running
+    assert str(books.path) in (tmp_path / "log").read_text()
+
+
+def test_a_name_that_is_not_utf8_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"b\xe9")
+    odd.symlink_to(bundle.path)
+    shutil.copytree(bundle.path, real := tmp_path / os.fsdecode(b"real\xe9"))
+    with pytest.raises(ValueError, match=r"real\\udce9': this name is not UTF-8.*; rename it"):
+        render_repository(Bundle(real), tmp_path / "models", Deployment())
+    render_repository(Bundle(odd), tmp_path / "models", Deployment())  # what counts is where the link leads

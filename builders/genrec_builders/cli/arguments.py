@@ -11,7 +11,7 @@ from rich.table import Table
 
 console = Console()
 DataPath = Annotated[Path, typer.Argument(help="A dataset folder: inter.json + index.json, or interactions and items.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 
 
 def print_quality(quality: dict) -> None:

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from genrec.bundle.checkpoint_shapes import HeadShape
+from genrec.bundle.checkpoint_shapes import DECODERS, FAMILIES, HeadShape
+from genrec.catalog import SemanticIdSpace
+from genrec.cli.arguments import numbers, one_of, usage
 from genrec.prompt import Limits
 from genrec_builders.cli.arguments import DataPath, Seed, print_quality
 from genrec_builders.config import DROPOUTS, BackboneShape, BuildConfig, TrainingConfig
@@ -21,6 +23,7 @@ def _option(panel: str, text: str, **limits: Any) -> Any:
 _backbone = partial(_option, "Backbone")
 _training = partial(_option, "Training")
 _DEFAULT = TrainingConfig()
+_MOST_CODES = 1_000_000  # of a level
 
 
 def _by_decoder(text: str, place: int) -> str:
@@ -29,7 +32,7 @@ def _by_decoder(text: str, place: int) -> str:
 
 def build(
     data: DataPath,
-    out: Annotated[Path, typer.Argument(help="Where the bundle goes; replaced if it is there.")],
+    out: Annotated[Path, typer.Argument(help="Where the bundle goes; one that is there is replaced.")],
     levels: Annotated[
         str, typer.Option(help="Codes per level, commas between, for a catalogue without semantic IDs.")
     ] = "128,128,128",
@@ -37,20 +40,30 @@ def build(
     max_top_k: Annotated[int, typer.Option(min=1, help="The largest top_k that a request may ask for.")] = 50,
     max_history: Annotated[int, typer.Option(min=1, help="Most recent items kept in a prompt.")] = 20,
     max_query: Annotated[int, typer.Option(min=0, help="Tokens kept of a text query; 0 trains without queries.")] = 0,
-    decoder: Annotated[str, typer.Option(help="draft_head, or beam_search over the backbone, the baseline.")] = (
-        "draft_head"
-    ),
-    evaluate_users: Annotated[Optional[int], typer.Option(help="Test users to evaluate; all by default.")] = None,
+    decoder: Annotated[
+        str,
+        typer.Option(help="draft_head, or beam_search over the backbone, the baseline.", callback=one_of(DECODERS)),
+    ] = "draft_head",
+    evaluate_users: Annotated[
+        Optional[int], typer.Option(min=1, help="Test users to evaluate; all by default.")
+    ] = None,
     seed: Seed = 0,
-    family: Annotated[str, _backbone("Family to train from scratch: qwen3 or llama.")] = "qwen3",
+    family: Annotated[
+        str, _backbone("Family to train from scratch: qwen3 or llama.", callback=one_of(FAMILIES))
+    ] = "qwen3",
     hidden_size: Annotated[
-        int, _backbone("Width of the hidden states; the feed-forward layers' inner width is three times it.", min=16)
+        int,
+        _backbone(
+            "Width of the hidden states; the feed-forward layers' inner width is three times it.", min=16, max=65536
+        ),
     ] = 128,
-    layers: Annotated[int, _backbone("Transformer layers.", min=1)] = 4,
-    heads: Annotated[int, _backbone("Attention heads of a layer.", min=1)] = 4,
-    state_size: Annotated[int, _backbone("Width of a beam's state in the draft head.", min=1)] = HeadShape.state_size,
+    layers: Annotated[int, _backbone("Transformer layers.", min=1, max=1024)] = 4,
+    heads: Annotated[int, _backbone("Attention heads of a layer.", min=1, max=1024)] = 4,
+    state_size: Annotated[
+        int, _backbone("Width of a beam's state in the draft head.", min=1, max=65536)
+    ] = HeadShape.state_size,
     transition_size: Annotated[
-        int, _backbone("Inner width of the draft head's transitions from level to level.", min=1)
+        int, _backbone("Inner width of the draft head's transitions from level to level.", min=1, max=65536)
     ] = HeadShape.transition_size,
     attention_heads: Annotated[
         int, _backbone("Attention heads with which the draft head reads the history; 0 for one that does not.", min=0)
@@ -66,7 +79,7 @@ def build(
         int, _training("Passes over the training data; 0 leaves the weights random, to measure speed.", min=0)
     ] = _DEFAULT.epochs,
     learning_rate: Annotated[
-        float, _training("Peak learning rate of the backbone.", min=1e-7)
+        float, _training("Peak learning rate of the backbone.", min=1e-7, max=1)
     ] = _DEFAULT.learning_rate,
     head_scales: Annotated[
         str,
@@ -83,7 +96,7 @@ def build(
         int, _training("Packed tokens of a batch, of each process.", min=1)
     ] = _DEFAULT.tokens_per_batch,
     auxiliary_weight: Annotated[
-        float, _training("Weight of the next-token loss on the history.", min=0)
+        float, _training("Weight of the next-token loss on the history.", min=0, max=1000)
     ] = _DEFAULT.auxiliary_weight,
     validation_users: Annotated[
         int, _training("Users whose validation items choose the best epoch; 0 keeps the last one.", min=0)
@@ -92,16 +105,14 @@ def build(
         int, _training("Stop after so many epochs without a better validation result; 0 for never.", min=0)
     ] = 0,
     freeze_backbone: Annotated[bool, _training("Train the draft head and the placeholders alone.")] = False,
-    precision: Annotated[str, _training("Mixed precision: no, bf16 or fp16.")] = _DEFAULT.precision,
+    precision: Annotated[
+        str, _training("Mixed precision: no, bf16 or fp16.", callback=one_of(("no", "bf16", "fp16")))
+    ] = _DEFAULT.precision,
 ) -> None:
     """Make a bundle: semantic IDs, training, ONNX export, evaluation. Goes on where it was interrupted.
 
     On N GPUs: `torchrun --nproc-per-node N --no-python genrec build ...`.
     """
-    from genrec.reporting.progress import track
-    from genrec_builders.build import build_bundle
-    from genrec_builders.data import read_dataset
-
     training = _training_config(
         decoder,
         head_scales,
@@ -116,6 +127,11 @@ def build(
         precision=precision,
         seed=seed,
     )
+    _require_heads(hidden_size, heads)
+    if sid_tokens is not None and checkpoint is None:
+        raise typer.BadParameter(f"--sid-tokens {sid_tokens!r}: they are a checkpoint's, so give --checkpoint too")
+    with usage():
+        head = HeadShape(state_size, transition_size, attention_heads)
     config = _build_config(
         levels,
         sid_tokens,
@@ -124,14 +140,23 @@ def build(
         max_query=max_query,
         beam_width=beam_width,
         decoder=decoder,
-        head=HeadShape(state_size, transition_size, attention_heads),
+        head=head,
         shape=BackboneShape(family, hidden_size, 3 * hidden_size, layers, heads, heads),
         checkpoint=checkpoint,
         training=training,
         validation_users=validation_users,
         evaluate_users=evaluate_users,
     )
-    manifest = build_bundle(read_dataset(data), out, config, track)
+
+    from genrec_builders.preflight import require_places
+
+    require_places(out, [data, checkpoint])
+
+    from genrec.reporting.progress import track
+    from genrec_builders.build import build_bundle
+    from genrec_builders.data import read_dataset
+
+    manifest = build_bundle(read_dataset(data, typer.echo), out, config, track)
     if manifest is None:  # not the main process under torchrun
         return
     typer.echo(f"bundle {manifest.bundle_version} in {out}")
@@ -142,8 +167,10 @@ def _training_config(
     decoder: str, head_scales: str, dropout: float | None, head_dropout: float | None, **settings: Any
 ) -> TrainingConfig:
     """Dropouts are the decoder's own unless given. settings: what `TrainingConfig` takes as it is."""
-    usual = DROPOUTS.get(decoder, (0.0, 0.0))  # an unknown decoder is refused further on
-    code_embeddings, transitions, projections = (float(scale) for scale in head_scales.split(","))
+    usual = DROPOUTS[decoder]
+    code_embeddings, transitions, projections = numbers(
+        "--head-scales", head_scales, float, count=3, least=0.0, most=1e6
+    )
     return TrainingConfig(
         code_embedding_scale=code_embeddings,
         transition_scale=transitions,
@@ -154,11 +181,31 @@ def _training_config(
     )
 
 
+def _require_heads(hidden_size: int, heads: int) -> None:
+    """Rotary positions turn pairs of a head's numbers: its width, hidden size over heads, is even."""
+    if hidden_size % (2 * heads):
+        raise typer.BadParameter(
+            f"--hidden-size {hidden_size} must be a multiple of {2 * heads}, twice --heads {heads}: change one of them"
+        )
+
+
+def _patterns(sid_tokens: str) -> tuple[str, ...]:
+    from genrec_builders.training.checkpoint_facts import require_patterns
+
+    patterns = tuple(sid_tokens.split(","))
+    with usage("--sid-tokens", sid_tokens):
+        require_patterns(patterns)
+    return patterns
+
+
 def _build_config(levels: str, sid_tokens: str | None, max_top_k: int, **settings: Any) -> BuildConfig:
     """Ten items are asked for by default, or as many as may be. settings: what `BuildConfig` takes as it is."""
+    sizes = numbers("--levels", levels, int, least=1, most=_MOST_CODES)
+    with usage():
+        SemanticIdSpace(sizes)
     return BuildConfig(
-        levels=tuple(int(size) for size in levels.split(",")),
-        sid_tokens=tuple(sid_tokens.split(",")) if sid_tokens else None,
+        levels=sizes,
+        sid_tokens=None if sid_tokens is None else _patterns(sid_tokens),
         limits=Limits(top_k=max_top_k, default_top_k=min(10, max_top_k)),
         **settings,
     )

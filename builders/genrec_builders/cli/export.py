@@ -7,12 +7,13 @@ from typing import Annotated, Optional
 
 import typer
 
-from genrec.cli.arguments import BundlePath
+from genrec.cli.arguments import BundlePath, one_of, usage
+from genrec.engines.tensorrt_llm.contract import DTYPES
 
 
 def export(
     bundle_path: BundlePath,
-    out: Annotated[Path, typer.Argument(help="Where the new bundle goes.")],
+    out: Annotated[Path, typer.Argument(help="Where the new bundle goes; another one that is there is replaced.")],
     beam_width: Annotated[int, typer.Option(min=2, help="Beams drafted; at least twice the bundle's largest top_k.")],
 ) -> None:
     """Copy a bundle with another beam width: exports its checkpoint again."""
@@ -24,11 +25,15 @@ def export(
 
 def export_tensorrt_llm(
     bundle_path: BundlePath,
-    out: Annotated[Path, typer.Argument(help="Where the new bundle goes.")],
-    dtype: Annotated[str, typer.Option(help="Of the backbone: bfloat16, float16, or float32 to compare.")] = "bfloat16",
+    out: Annotated[Path, typer.Argument(help="Where the new bundle goes; another one that is there is replaced.")],
+    dtype: Annotated[
+        str, typer.Option(help="Of the backbone: bfloat16, float16, or float32 to compare.", callback=one_of(DTYPES))
+    ] = "bfloat16",
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests of one step.")] = 64,
     max_num_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens of one step.")] = 8192,
-    kv_cache_fraction: Annotated[float, typer.Option(help="Of the GPU memory that is left free.")] = 0.5,
+    kv_cache_fraction: Annotated[
+        float, typer.Option(min=0.001, max=0.999, help="Of the GPU memory that is left free.")
+    ] = 0.5,
     reuse: Annotated[bool, typer.Option(help="Keep the KV cache of prompts for later ones that start alike.")] = False,
     cuda_graphs: Annotated[bool, typer.Option(help="Capture batches without prompts; NEZHA has none.")] = False,
     drop_block: Annotated[
@@ -38,6 +43,7 @@ def export_tensorrt_llm(
     """Copy a bundle with what TensorRT-LLM serves it with: `genrec serve OUT --engine tensorrt_llm`."""
     from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
 
-    config = TensorRtLlmConfig(dtype, max_batch_size, max_num_tokens, kv_cache_fraction, reuse, cuda_graphs)
+    with usage():
+        config = TensorRtLlmConfig(dtype, max_batch_size, max_num_tokens, kv_cache_fraction, reuse, cuda_graphs)
     manifest = export_tensorrt_llm(bundle_path, out, config, drop_block)
     typer.echo(f"bundle {manifest.bundle_version} in {out}, for TensorRT-LLM in {dtype}")

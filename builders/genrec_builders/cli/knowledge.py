@@ -19,7 +19,7 @@ def _training(text: str, **limits: Any) -> Any:
 
 def build(
     data: Annotated[Path, typer.Argument(help="A dataset folder: inter.json + index.json, or interactions and items.")],
-    out: Annotated[Path, typer.Argument(help="Where the knowledge folder goes; replaced if it is there.")],
+    out: Annotated[Path, typer.Argument(help="Where the knowledge folder goes; one that is there is replaced.")],
     checkpoint: Annotated[
         Optional[Path],
         typer.Option(help="A causal language model of the Qwen3 or Llama family, a Hugging Face folder."),
@@ -30,7 +30,7 @@ def build(
     harder: Annotated[bool, _training("On texts with twice the novelty.")] = False,
     texts: Annotated[Optional[int], _training("Texts to train on; the recipe's number by default.", min=1)] = None,
     epochs: Annotated[Optional[int], _training("Passes over the texts; the recipe's number by default.", min=1)] = None,
-    seed: Annotated[int, _training("Seed of everything random.")] = 0,
+    seed: Annotated[int, _training("Seed of everything random.", min=0)] = 0,
 ) -> None:
     """Make a knowledge folder: language model, catalogue, groups of users and items, retrieval pools.
 
@@ -38,17 +38,20 @@ def build(
     """
     from dataclasses import replace
 
+    from genrec.reporting.outputs import require_replaceable
     from genrec.reporting.progress import track
     from genrec_builders.data import read_dataset
-    from genrec_builders.knowledge.folder import build_folder
+    from genrec_builders.knowledge.folder import KNOWLEDGE, build_folder
     from genrec_builders.knowledge.language_model import LanguageModelConfig
 
+    require_replaceable(out, KNOWLEDGE, [data, checkpoint])
     default = LanguageModelConfig()
     training = replace(default.training, epochs=epochs or default.training.epochs, seed=seed)
     config = replace(default, texts=texts or default.texts, training=training)
+    dataset = read_dataset(data)
     with track("knowledge folder") as task:
         build_folder(
-            read_dataset(data),
+            dataset,
             out,
             checkpoint=checkpoint,
             config=config,

@@ -110,9 +110,9 @@ def _refuse_missing(folder: Path, interactions: Path | None, catalogue: Path | N
 
 
 def _missing_partner(folder: Path, there: Path, want_interactions: bool) -> str:
-    kind, prefix = _kind(there)
+    prefix = _kind(there)[1]
     dot = f"{prefix}." if prefix else ""
-    if ending(there) in (".json",):
+    if ending(there) == ".json":
         name = "inter.json" if want_interactions else "index.json"
         return f"{folder / (dot + name)}: missing; this form of data needs both inter.json and index.json"
     if ending(there) in (".inter", ".item"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-NAMED = 5
+NAMED = 10
 
 
 @dataclass

@@ -107,6 +107,7 @@ def _vectors(path: Path, table: pa.Table, name: str, item_ids: list[str]) -> tup
             raise DataError(f"{path}: has both column {name!r} and column {numbered[0][1]!r}; keep one form")
         refuse_nulls(path, table.column(name), name)
         lists, what = one_array(table.column(name)), f"values in {name!r}"
+        lists = lists.dictionary_decode() if pa.types.is_dictionary(lists.type) else lists
         if name == "sid" and (texts := _sid_texts(lists)) is not None:
             return parse_sids(path, texts, item_ids, what), {name}
         try:
@@ -127,7 +128,8 @@ def _vectors(path: Path, table: pa.Table, name: str, item_ids: list[str]) -> tup
     if name == "sid" and all(is_text(array.type) for array in arrays):
         for column in columns:
             refuse_nulls(path, table.column(column), column)
-        texts = pc.binary_join_element_wise(*(array.cast(pa.large_string()) for array in arrays), " ")
+        words = [array.cast(pa.large_string()) for array in arrays]
+        texts = pc.binary_join_element_wise(*words, pa.scalar(" ", pa.large_string()))
         return parse_sids(path, texts, item_ids, f"values in 'sid_0' to {columns[-1]!r}"), set(columns)
     values = [_numbers(path, array, kind, c, item_ids, 1) for array, c in zip(arrays, columns, strict=True)]
     return np.stack(values, axis=1), set(columns)
@@ -141,7 +143,7 @@ def _sid_texts(column: pa.Array) -> pa.Array | None:
         return None
     if not is_text(column.type.value_type) or column.flatten().null_count:
         return None
-    return pc.binary_join(column.cast(pa.list_(pa.large_string())), " ")
+    return pc.binary_join(column.cast(pa.list_(pa.large_string())), pa.scalar(" ", pa.large_string()))
 
 
 def _numbers(path: Path, values: pa.Array, kind: pa.DataType, name: str, item_ids: list[str], width: int) -> np.ndarray:

@@ -1,51 +1,67 @@
-"""`inter.json` and `index.json`, the form that the literature publishes."""
+"""`inter.json`, `index.json` and `item.json`, the form that the literature publishes."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from genrec.errors import DataError
-from genrec_builders.data.checks import check_id_sizes, checked_codes, common_length, look_up, rounded_levels, short
-from genrec_builders.data.tables import Dataset, Interactions, ItemTable
+from genrec_builders.data.checks import check_id_sizes, checked_codes, rounded_levels, short
+from genrec_builders.data.found import Found
+from genrec_builders.data.interactions import interactions_of_lists
+from genrec_builders.data.notation import EXAMPLES, parse_sids
+from genrec_builders.data.tables import Interactions, ItemTable
 
-_TOKEN = r"^<(?P<level>[a-z]+)_(?P<code>-?[0-9]{1,18})>$"
+
+def read_index(path: Path) -> ItemTable:
+    """The catalogue of `{item: semantic ID}`, a list of tokens or of numbers, or text."""
+    index = _load_object(path)
+    item_ids = _text_array(path, index, "item").to_pylist()
+    texts = []
+    for item, value in index.items():
+        plain = isinstance(value, list) and all(type(code) in (str, int) for code in value)
+        if not plain and not isinstance(value, str):
+            raise DataError(
+                f"{path}: item {item!r} has {short(value)}; expected a list of codes or text like {EXAMPLES}"
+            )
+        texts.append(value if isinstance(value, str) else " ".join(map(str, value)))
+    sids = checked_codes(path, parse_sids(path, _text_values(path, texts, item_ids), item_ids, "codes"), item_ids)
+    return ItemTable(item_ids=item_ids, sids=sids, levels=rounded_levels(sids))
 
 
-def read_json_form(path: Path) -> Dataset:
-    """As `read_dataset`, of a directory in this form."""
-    inter_path, index_path = path / "inter.json", path / "index.json"
-    inter, index = _load_object(inter_path), _load_object(index_path)
+def read_texts(path: Path, found: Found) -> pa.Table:
+    """The table of `{item: {"title": ..., ...}}` or `{item: title}`: `item_id`, and a column of each key."""
+    texts = _load_object(path)
+    item_ids = _text_array(path, texts, "item")
+    records = [{"title": value} if isinstance(value, str) else value for value in texts.values()]
+    for item, record in zip(texts, records, strict=True):
+        if not isinstance(record, dict):
+            raise DataError(
+                f"{path}: item {item!r} has {short(record)}; expected an object such as {{'title': 'Tent'}}"
+            )
+    columns = {"item_id": item_ids}
+    for name in dict.fromkeys(name for record in records for name in record):
+        values = [record.get(name) for record in records]
+        if name == "item_id":
+            found.left_out.append(f"'item_id' in {path.name}, where the keys are the ids")
+        elif (column := _column(path, values, list(texts))) is not None:
+            columns[name] = column
+        else:
+            found.left_out.append(f"{name!r} of {path.name}, which mixes lists and single values")
+    return pa.table(columns)
 
-    item_ids = _text_array(index_path, index, "item")
-    tokens = _list_array(index_path, index, "item", False, "a list of codes such as ['<a_12>', '<b_7>']")
-    sids = _parse_tokens(index_path, list(index), tokens)
-    items = ItemTable(item_ids=list(index), sids=sids, levels=rounded_levels(sids))
 
-    users = _text_array(inter_path, inter, "user").to_pylist()
-    lists = _list_array(inter_path, inter, "user", True, "a list of item ids")
-    offsets = lists.offsets.to_numpy().astype(np.int64)
-    values = lists.flatten()
-    rows = look_up(values.cast(pa.large_string()), item_ids)
-    if not len(rows):
-        raise DataError(f"{inter_path}: no interactions; every user's list is empty")
-    unknown = np.flatnonzero(rows < 0)
-    if unknown.size:
-        user = users[int(np.searchsorted(offsets, unknown[0], side="right")) - 1]
-        raise DataError(
-            f"{inter_path}: user {user!r} has item {values[int(unknown[0])].as_py()!r}, which index.json does not list "
-            f"({unknown.size} such interactions); add the item there or drop the interaction"
-        )
-    keep = np.diff(offsets) > 0
-    offsets = np.concatenate([offsets[:1], offsets[1:][keep]])
-    user_ids = [user for user, kept in zip(users, keep.tolist(), strict=True) if kept]
-    return Dataset(items, Interactions(user_ids=user_ids, offsets=offsets, rows=rows.astype(np.int32)))
+def read_user_lists(path: Path, items: ItemTable, catalogue: str, found: Found) -> Interactions:
+    """The interactions of `{user: [item, ...]}`, in time order. catalogue: name of the file that lists the items."""
+    inter = _load_object(path)
+    users = _text_array(path, inter, "user").to_pylist()
+    return interactions_of_lists(path, users, _list_array(path, inter), items, catalogue, found)
 
 
 def _load_object(path: Path) -> dict[str, Any]:
@@ -57,14 +73,18 @@ def _load_object(path: Path) -> dict[str, Any]:
             raise DataError(f"{path}: key {twice!r} occurs more than once; merge or drop one of its entries")
         return found
 
-    if not path.is_file():
-        raise DataError(f"{path}: missing; this form of data needs both inter.json and index.json")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); write the file again") from error
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique)
     except DataError:
         raise
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise DataError(f"{path}: not valid JSON ({error}); write the file again") from error
+        lines = "; JSON Lines belong into a file that ends in .jsonl" if str(error).startswith("Extra data") else ""
+        raise DataError(f"{path}: not valid JSON ({error}); write the file again{lines}") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds a JSON {type(value).__name__}; expected an object")
     if not value:
@@ -81,8 +101,29 @@ def _text_array(path: Path, keys: Iterable[str], what: str) -> pa.Array:
     return ids
 
 
-def _list_array(path: Path, values: dict[str, Any], what: str, numbers: bool, expected: str) -> pa.Array:
-    """The values of a JSON object as one Arrow array: lists of text or, where `numbers` allows it, of int64."""
+def _text_values(path: Path, texts: list[str], item_ids: list[str]) -> pa.Array:
+    try:
+        return pa.array(texts, pa.large_string())
+    except UnicodeEncodeError as error:
+        item = item_ids[texts.index(error.object)]
+        raise DataError(f"{path}: item {item!r} has {short(error.object)}, which is not valid Unicode") from error
+
+
+def _column(path: Path, values: list[Any], item_ids: list[str]) -> pa.Array | None:
+    """The values of one key; None if some are lists or objects and some are not."""
+    nested = any(isinstance(value, (list, dict)) for value in values)
+    if nested or {type(value) for value in values} <= {int, type(None)}:
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, OverflowError, ValueError, TypeError):
+            if nested:
+                return None
+    texts = ["" if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
+    return _text_values(path, texts, item_ids)
+
+
+def _list_array(path: Path, values: dict[str, Any]) -> pa.Array:
+    """The values of a JSON object as one Arrow array of lists of text or of int64."""
 
     def convert(lists: list[Any]) -> pa.Array | None:
         try:
@@ -93,7 +134,7 @@ def _list_array(path: Path, values: dict[str, Any], what: str, numbers: bool, ex
                 array, kind = array.cast(pa.list_(pa.string())), pa.string()
         except (pa.ArrowException, OverflowError, TypeError, ValueError):
             return None
-        right = pa.types.is_string(kind) or (numbers and pa.types.is_int64(kind))
+        right = pa.types.is_string(kind) or pa.types.is_int64(kind)
         return array if right and not array.null_count and not array.flatten().null_count else None
 
     array = convert(list(values.values()))
@@ -101,28 +142,5 @@ def _list_array(path: Path, values: dict[str, Any], what: str, numbers: bool, ex
         return array
     for key, value in values.items():
         if convert([value]) is None:
-            raise DataError(f"{path}: {what} {key!r} has {short(value)}; expected {expected}")
+            raise DataError(f"{path}: user {key!r} has {short(value)}; expected a list of item ids")
     raise DataError(f"{path}: some ids are numbers and some are text; write all of them in one way")
-
-
-def _parse_tokens(path: Path, item_ids: list[str], tokens: pa.Array) -> np.ndarray:
-    """int32 [n, L] from a list array of `<level_code>` tokens; level l must carry the l-th letter."""
-    levels = common_length(path, pc.list_value_length(tokens).to_numpy(), item_ids, "codes")
-    flat = tokens.flatten()
-    parsed = pc.extract_regex(flat, _TOKEN)
-    if parsed.null_count:
-        at = int(np.flatnonzero(parsed.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(
-            f"{path}: item {item_ids[at // levels]!r} has the code {flat[at].as_py()!r}; expected the form <a_128>"
-        )
-    letters = pc.struct_field(parsed, "level").to_numpy(zero_copy_only=False).reshape(-1, levels)
-    for level in range(levels):
-        wrong = np.flatnonzero(letters[:, level] != letters[0, level])
-        if wrong.size or letters[0, level] in letters[0, :level]:
-            at = int(wrong[0]) if wrong.size else 0
-            raise DataError(
-                f"{path}: item {item_ids[at]!r} has the level letter {letters[at, level]!r} in place {level}; every "
-                f"item must give its levels once each and in one order ({item_ids[0]!r} gives {letters[0].tolist()})"
-            )
-    codes = pc.struct_field(parsed, "code").cast(pa.int64()).to_numpy().reshape(-1, levels)
-    return checked_codes(path, codes, item_ids)

@@ -36,8 +36,9 @@ def parse_sids(path: Path, texts: pa.Array, item_ids: list[str], what: str) -> n
     good = pc.match_substring_regex(flat, _TOKEN if as_tokens else _NUMBER).to_numpy(zero_copy_only=False)
     if not good.all():
         at = int(np.argmin(good))
-        given, expected = flat[at].as_py(), "the form <a_128>" if as_tokens else f"a semantic ID such as {EXAMPLES}"
-        has = f"the code {short(given)}" if given else "no codes"
+        given, whole = flat[at].as_py(), texts[int(owner[at])].as_py()
+        has = (f"the code {short(given)}" + f" in {short(whole)}" * (whole != given)) if given else "no codes"
+        expected = "the form <a_128>" if as_tokens else f"a semantic ID such as {EXAMPLES}"
         raise DataError(f"{path}: item {item_ids[int(owner[at])]!r} has {has}; expected {expected}")
     levels = common_length(path, lengths, item_ids, what)
     if as_tokens:

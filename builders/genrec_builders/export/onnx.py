@@ -30,9 +30,11 @@ class _Graph(nn.Module):
         return self.model.draft(token_ids, lengths, masks[:depth], masks[depth:], self.beam_width)
 
 
-def export_onnx(model: BackboneModel, path: Path, beam_width: int) -> None:
+def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_prompt: int | None = None) -> None:
     """Write `model` to `path` (`.onnx`, weights beside it when large) for beams of `beam_width`.
 
+    longest_prompt: tokens of the longest prompt, by `PromptLayout.max_tokens`; the graph then holds no positions that
+    none can have. None for as many as the model has: a long-context checkpoint's are larger than a small model.
     Inputs: token_ids int32 [B, S], lengths int32 [B], prefix_bits_l uint8 [nodes_l, ceil(T_l / 8)] per level,
     first_child_l int32 [nodes_l] per level but the last. Outputs: codes int64 [B, K], scores float32 [B, K].
     """
@@ -50,7 +52,11 @@ def export_onnx(model: BackboneModel, path: Path, beam_width: int) -> None:
     free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "codes": ("batch",), "scores": ("batch",)}
     free |= {name: (f"{name}_nodes",) for name in masks}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_graph(_Graph(model.eval(), beam_width), inputs, ("codes", "scores"), free, path)
+    positions = model.config.max_position_embeddings
+    if longest_prompt is not None:  # the codes of an answer that is written token by token stand behind the prompt
+        positions = min(positions, max(longest_prompt, length) + space.depth)
+    with model.only_positions(positions):
+        write_graph(_Graph(model.eval(), beam_width), inputs, ("codes", "scores"), free, path)
 
 
 def write_graph(

@@ -30,7 +30,7 @@ def opener(settings: ComparisonSettings, track: Track) -> OpenEngine:
             return OnnxEngine(bundle.path / ONNX_GRAPH, prefixes, beams, threads=settings.threads)
         with tempfile.TemporaryDirectory() as folder, track(f"{bundle.path.name}, export for beam {width}"):
             graph = Path(folder) / Path(ONNX_GRAPH).name
-            export_onnx(load_checkpoint(bundle.path / CHECKPOINT), graph, width)
+            export_onnx(load_checkpoint(bundle.path / CHECKPOINT), graph, width, bundle.layout.max_tokens)
             return OnnxEngine(graph, prefixes, beams, threads=settings.threads)
 
     return open_engine

@@ -14,7 +14,7 @@ from genrec.reporting.progress import track
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec_builders.data import read_dataset
-from genrec_builders.knowledge.folder import build_folder, training_histories
+from genrec_builders.knowledge.folder import build_folder, is_built, knowledge_fingerprint, training_histories
 from genrec_builders.knowledge.texts import split_texts, user_texts
 from genrec_client import KnowledgeWriter
 
@@ -24,7 +24,7 @@ USERS, SHOWN, TEXTS_AT_ONCE = 200, 5, 32
 def run_knowledge_demo(data: Path, bundle: Path, folder: Path, console: Console) -> None:
     """Build `folder` if need be, serve it beside `bundle`, write and show texts, compare with plain decoding."""
     dataset = read_dataset(data)
-    if not folder.exists():
+    if not is_built(folder, knowledge_fingerprint(dataset)):
         with track("knowledge model") as task:
             build_folder(
                 dataset,

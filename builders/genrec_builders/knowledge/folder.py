@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,34 @@ from transformers import AutoTokenizer
 from genrec.bundle import sha256_of
 from genrec.knowledge.decoder import GREEDY
 from genrec.knowledge.groups import GroupRouter
-from genrec.knowledge.model import CHECKPOINT, ITEMS, POOLS, ROUTER, KnowledgeModel, KnowledgeSettings, category_of
+from genrec.knowledge.model import (
+    CHECKPOINT,
+    ITEMS,
+    POOLS,
+    ROUTER,
+    SETTINGS,
+    KnowledgeModel,
+    KnowledgeSettings,
+    category_of,
+)
 from genrec.knowledge.offline import add_texts, locked, read_texts
 from genrec.knowledge.pools import Pools
+from genrec.reporting.kept import Fingerprint, flat, require_same
+from genrec.reporting.outputs import Output, replaced, require_replaceable
 from genrec_builders.data import Dataset, split_leave_one_out
+from genrec_builders.fingerprint import KNOWLEDGE_FORMAT, checkpoint_fingerprint, data_fingerprint
 from genrec_builders.knowledge.language_model import LanguageModelConfig, train_language_model
 from genrec_builders.knowledge.texts import item_texts, split_texts, user_texts
 from genrec_builders.training.loop import Progress
+
+MADE_OF = "made_of.json"
+# The model's folder has the names that its checkpoint had.
+KNOWLEDGE = Output.of_patterns(
+    "a knowledge folder",
+    [SETTINGS],
+    [ITEMS, MADE_OF, f"{ROUTER}*", f"{POOLS}/pools.json*", f"{POOLS}/[0-9]*.npz*", f"{CHECKPOINT}/*"],
+)
+log = logging.getLogger(__name__)
 
 
 def build_folder(
@@ -33,16 +57,67 @@ def build_folder(
     own_texts: int = 1000,
     progress: Progress = lambda step, steps, loss: None,
 ) -> None:
-    """Write the knowledge folder of `dataset` to `path`, replacing what is there.
+    """Write the knowledge folder of `dataset` to `path`; one that is there is replaced when the new one is whole.
+
+    Raises, before any work, ValueError or OSError for a `path` that holds anything else, or is, holds or lies in the
+    checkpoint.
 
     checkpoint: a causal language model as transformers saves it. Without one, a small model is trained on made-up texts
     of the demo shop's users and items; ValueError for items that are not its, then. own_texts: of entities drawn from
     those that it was trained on, or from all, are written by the model for the pools to start with: a model's own texts
     draft it best.
     """
-    work = path.with_name(path.name + ".work")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    require_replaceable(path, KNOWLEDGE, [checkpoint])
+    made_of = knowledge_fingerprint(dataset, checkpoint, config or LanguageModelConfig(), harder, own_texts)
+    with replaced(path, KNOWLEDGE) as work:
+        (work / MADE_OF).write_text(json.dumps(made_of, indent=1) + "\n")
+        _write(dataset, work, checkpoint, config or LanguageModelConfig(), harder, own_texts, progress)
+
+
+def knowledge_fingerprint(
+    dataset: Dataset,
+    checkpoint: Path | None = None,
+    config: LanguageModelConfig | None = None,
+    harder: bool = False,
+    own_texts: int = 1000,
+) -> Fingerprint:
+    """What `build_folder` with the same arguments makes a folder of."""
+    trained = flat(asdict(config or LanguageModelConfig())) | {"harder": str(harder)}
+    return {
+        "code format": KNOWLEDGE_FORMAT,
+        **data_fingerprint(dataset),
+        "checkpoint": "none" if checkpoint is None else checkpoint_fingerprint(checkpoint),
+        "own texts": str(own_texts),
+        **({} if checkpoint is not None else trained),
+    }
+
+
+def is_built(folder: Path, made_of: Fingerprint) -> bool:
+    """Whether `folder` is a knowledge folder of `made_of`; False if nothing is there.
+
+    Raises ValueError if it is another one. One of before this was noted is taken, with a warning.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    KnowledgeSettings.load(folder)
+    try:
+        kept = json.loads((folder / MADE_OF).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        log.warning("%s: was made by an older genrec, which did not note of what; it is used as it is", folder)
+        return True
+    require_same(folder, kept, made_of, f"remove {folder} to make it anew, or name another folder")
+    return True
+
+
+def _write(
+    dataset: Dataset,
+    work: Path,
+    checkpoint: Path | None,
+    config: LanguageModelConfig,
+    harder: bool,
+    own_texts: int,
+    progress: Progress,
+) -> None:
     settings = KnowledgeSettings()
     settings.save(work)
     columns = dataset.items.attributes
@@ -57,14 +132,12 @@ def build_folder(
     else:
         users, items = user_texts(dataset, harder=harder), item_texts(dataset, harder=harder)
         texts = [*split_texts(users)[0], *split_texts(items)[0]]
-        train_language_model(texts, work / CHECKPOINT, config or LanguageModelConfig(), progress=progress)
+        train_language_model(texts, work / CHECKPOINT, config, progress=progress)
         entities = [text.entity for text in texts]
     Pools(len(AutoTokenizer.from_pretrained(work / CHECKPOINT))).save(work / POOLS)
     model = KnowledgeModel(work)
     write_own_texts(model, dataset, np.random.default_rng(0).permutation(entities)[:own_texts].tolist(), progress)
     model.pools.save(work / POOLS)
-    shutil.rmtree(path, ignore_errors=True)
-    work.rename(path)
 
 
 def write_own_texts(model: KnowledgeModel, dataset: Dataset, entities: Sequence[str], progress: Progress) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from genrec.reporting.kept import Fingerprint, digest, flat, require_same
 from genrec_builders.config import TrainingConfig
 from genrec_builders.training.examples import Source
 from genrec_builders.training.objective import Objective, add_dropout
 
 Progress = Callable[[int, int, float], None]  # (step, steps, loss)
+_OF_A_RUN = ("training steps", "tensors")  # of a fingerprint: known when the model and the batches are there
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,21 @@ def train(
     state_path: Path | None = None,
     progress: Progress = lambda step, steps, loss: None,
     save_every_s: float = 30.0,
+    made_of: Fingerprint | None = None,
 ) -> Curves:
     """Train `objective.model` in place and leave it in evaluation mode, on the CPU.
 
     validate: a metric of the model as it stands, higher is better; called after each epoch. state_path: where the run
     is saved now and then; a run that finds its own state there goes on from it and ends as if it had not been
-    interrupted. Started by `torchrun`, each process trains on its share of every epoch's batches.
+    interrupted. made_of: what decides the run beside `config`, kept with its state. Started by `torchrun`, each process
+    trains on its share of every epoch's batches.
+
+    Raises ValueError for a state of another run, before the first step if there would be none, and if the loss is no
+    finite number any more.
     """
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     model = objective.model
-    run = _Run(objective, sources, config, accelerator)
+    run = _Run(objective, sources, config, accelerator, made_of or {})
     if state_path is not None and state_path.exists():
         run.load(state_path)
     take_out = add_dropout(model, config.dropout, config.head_dropout)
@@ -89,13 +97,26 @@ class _Run:
     """The state of a run between steps."""
 
     def __init__(
-        self, objective: Objective, sources: Sequence[Source], config: TrainingConfig, accelerator: Accelerator
+        self,
+        objective: Objective,
+        sources: Sequence[Source],
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        made_of: Fingerprint,
     ) -> None:
+        self.made_of = made_of
         self.config, self.accelerator, self.model = config, accelerator, objective.model
         if config.freeze_backbone:
             _freeze_backbone(objective)
         self.plans = [self._plan(sources, epoch) for epoch in range(config.epochs)]
         self.steps = sum(map(len, self.plans))
+        if config.epochs and not self.steps:
+            batches = sum(len(source.plan(config.seed, 0, config.tokens_per_batch)) for source in sources)
+            raise ValueError(
+                f"training would take no step: an epoch has {batches} batches, of which each of "
+                f"{accelerator.num_processes} processes takes one at a time; give more data, fewer tokens per batch or "
+                "fewer processes"
+            )
         groups = parameter_groups(objective.model, config)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
         warmup = max(1, int(config.warmup_share * self.steps))
@@ -148,6 +169,12 @@ class _Run:
         self.schedule.step()
         self.step = step
         self.epoch_losses.append(loss.item())
+        # In fp16 a step may overflow; it is left out then, and the next ones are scaled down.
+        if not math.isfinite(self.epoch_losses[-1]) and self.config.precision != "fp16":
+            raise ValueError(
+                f"the loss is {self.epoch_losses[-1]} at step {step} of {self.steps}: training has diverged; use a "
+                f"learning rate below {self.config.learning_rate:g}"
+            )
         return self.epoch_losses[-1]
 
     def end_epoch(self, validate: Callable[[], float] | None) -> None:
@@ -165,9 +192,15 @@ class _Run:
             self.model.load_state_dict(self.best)
 
     @property
-    def _fingerprint(self) -> dict[str, Any]:
-        shapes = {name: list(parameter.shape) for name, parameter in self.model.named_parameters()}
-        return {"config": asdict(self.config), "steps": self.steps, "shapes": shapes}
+    def _fingerprint(self) -> dict[str, str]:
+        shapes = "".join(f"{name} {list(parameter.shape)} " for name, parameter in self.model.named_parameters())
+        processes = self.accelerator.num_processes
+        return {
+            **self.made_of,
+            **flat(asdict(self.config)),
+            "training steps": f"{self.steps} on {processes} process{'es' if processes > 1 else ''}",
+            "tensors": digest([shapes.encode()]),
+        }
 
     def save(self, path: Path) -> None:
         """Write the state, atomically."""
@@ -182,15 +215,41 @@ class _Run:
         path.with_suffix(".tmp").replace(path)
 
     def load(self, path: Path) -> None:
-        """Take up the state in `path` if it is this run's."""
-        state = torch.load(path, weights_only=True, map_location=self.accelerator.device)
-        if state.pop("fingerprint") != self._fingerprint:
-            return
+        """Take up the state in `path`. Raises ValueError if it is another run's."""
+        require_same_state(path, self._fingerprint)
+        state = _read_state(path, map_location=self.accelerator.device)
+        del state["fingerprint"]
         for name in ("model", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(state.pop(name))
         self.began -= state.pop("seconds", 0.0)
         for name, value in state.items():
             setattr(self, name, value)
+
+
+def require_same_state(path: Path, made_of: Fingerprint, folder: Path | None = None) -> None:
+    """Raises ValueError if the state in `path` is of a run of other data or settings; it need not be there.
+
+    made_of: what `train` is told and `TrainingConfig` in words. What the state has more, only the run itself can judge.
+    folder: to remove to start anew, by default `path` itself.
+    """
+    place = folder or path
+    if not path.exists():
+        return
+    kept = _read_state(path, mmap=True, map_location="cpu").get("fingerprint")
+    remedy = f"remove {place} to start anew, or name another folder to write to"
+    if not isinstance(kept, dict) or not all(isinstance(value, str) for value in kept.values()):
+        raise ValueError(f"{place}: an older genrec trained it and did not note on what; {remedy}")
+    kept = {name: value for name, value in kept.items() if name in made_of or name not in _OF_A_RUN}
+    require_same(place, kept, made_of, remedy)
+
+
+def _read_state(path: Path, **options: Any) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True, **options)
+    except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as the state of a training ({type(error).__name__}); remove it to start anew"
+        ) from error
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:

@@ -57,15 +57,13 @@ class NezhaObjective(Objective):
     """Mean cross-entropy of the draft head's levels, teacher-forced (NEZHA, arXiv 2511.18793).
 
     auxiliary_weight: weight of the next-token loss on the history's own SID tokens, whose logits are products with
-    the input embeddings.
+    the input embeddings. Without a prompt prefix nothing stands before a row's first code, which the loss leaves out.
     """
 
     model: NezhaModel
 
     def __init__(self, model: NezhaModel, layout: PromptLayout, auxiliary_weight: float = 0.0) -> None:
         super().__init__(model, layout)
-        if auxiliary_weight and not layout.prefix:
-            raise ValueError("the auxiliary loss needs a prompt prefix: nothing stands before the first item")
         self.auxiliary_weight = auxiliary_weight
         for level in range(layout.space.depth):
             tokens = torch.from_numpy(layout.level_tokens(level).astype(np.int64))
@@ -128,13 +126,21 @@ class NezhaObjective(Objective):
 
     def _history_loss(self, hidden: Tensor, sids: Tensor, counted: np.ndarray) -> Tensor:
         depth, groups = self.layout.space.depth, sids.shape[1] - 1
-        start = len(self.layout.prefix) - 1
         # Each token before an item's code predicts that code: [R, N - 1, L, d]. Items before the last target count.
-        before = hidden[:, start : start + groups * depth].unflatten(1, (groups, depth))
-        seen = np.flip(np.maximum.accumulate(np.flip(counted, 1), 1), 1).copy()
-        targets = sids[:, :-1].masked_fill(~torch.from_numpy(seen).to(sids.device)[..., None], IGNORED)
+        start = len(self.layout.prefix) - 1
+        before = hidden[:, max(0, start) : start + groups * depth]
+        seen = np.flip(np.maximum.accumulate(np.flip(counted, 1), 1), 1)
+        predicted = np.repeat(seen[..., None], depth, -1)
+        if start < 0:
+            before = F.pad(before, (0, 0, 1, 0))  # nothing stands before the first code
+            predicted[:, 0, 0] = False
+        before = before.unflatten(1, (groups, depth))
+        targets = sids[:, :-1].masked_fill(~torch.from_numpy(predicted).to(sids.device), IGNORED)
         losses = []
         for level in range(depth):
+            if not predicted[..., level].any():  # rows of one item before their target; a mean of nothing is no number
+                losses.append(hidden.new_zeros(()))
+                continue
             table = F.embedding(self.get_buffer(f"level_tokens_{level}"), self.model.input_embeddings())
             losses.append(level_loss(before[:, :, level] @ table.T, targets[..., level]))
         return torch.stack(losses).mean()

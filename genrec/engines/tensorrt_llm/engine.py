@@ -154,8 +154,8 @@ def _read_folder(folder: Path, given: dict[str, Any], max_prompt: int) -> tuple[
     try:
         import yaml
 
-        config = json.loads((folder / "config.json").read_text())
-        arguments = yaml.safe_load((folder / LLM_ARGUMENTS).read_text()) | given
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        arguments = yaml.safe_load((folder / LLM_ARGUMENTS).read_text(encoding="utf-8")) | given
     except FileNotFoundError as error:
         raise ValueError(
             f"{error.filename}: is missing; make a bundle that TensorRT-LLM serves with `genrec export-tensorrt-llm`"

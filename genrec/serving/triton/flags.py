@@ -23,11 +23,12 @@ def server_flags(
 ) -> list[str]:
     """The arguments of `tritonserver`, which loads `models` alone.
 
-    backends: as `prepare_backends` gives it. ports: by endpoint, without those that are switched off. The rest is
-    explained at `TritonServer`. Raises TritonStartError for a TLS file that cannot be read.
+    repository: as `plain_name` gives it. backends: as `prepare_backends` does. ports: by endpoint, without those that
+    are switched off. The rest is explained at `TritonServer`. Raises TritonStartError for a TLS file that cannot be
+    read.
     """
     flags = {
-        "model-repository": repository.absolute(),
+        "model-repository": repository,
         "backend-directory": backends,
         "model-control-mode": "explicit",
         "exit-on-error": "true",

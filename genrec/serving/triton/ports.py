@@ -32,7 +32,12 @@ def choose_ports(host: str, wanted: Mapping[str, int | None]) -> dict[str, int]:
 def _free_port(host: str) -> int:
     """A TCP port that nothing listens on now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise TritonStartError(
+                f"cannot listen on {host}: {error.strerror}; give an address of this machine"
+            ) from None
         return int(probe.getsockname()[1])
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from genrec.serving.triton.errors import TritonError, TritonStartError
 from genrec.serving.triton.flags import server_flags
 from genrec.serving.triton.install import TritonInstall, find_triton, prepare_backends
+from genrec.serving.triton.names import plain_name, plain_scratch
 from genrec.serving.triton.ports import choose_ports
 from genrec.serving.triton.process import ServerProcess, server_environment
 from genrec.serving.triton.readiness import grpc_readiness, http_readiness
@@ -229,11 +229,11 @@ class TritonServer:
 
     def _spawn(self, install: TritonInstall) -> ServerProcess:
         self._shm_prefix = f"genrec-{uuid.uuid4().hex[:12]}-"
-        run_dir = Path(tempfile.mkdtemp(prefix="genrec-triton-"))
+        run_dir = plain_scratch("genrec-triton-")
         try:
             backends = prepare_backends(install, run_dir / "backends")
             flags = server_flags(
-                self.repository,
+                plain_name(self.repository, run_dir / "repository"),
                 self.models,
                 backends=backends,
                 host=self.host,

@@ -1,10 +1,18 @@
+{{- define "genrec.name" -}}
+{{- .Values.nameOverride | default .Chart.Name -}}
+{{- end -}}
+
 {{/* Name of everything of a release. */}}
 {{- define "genrec.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" -}}
+{{- $name := include "genrec.name" . -}}
+{{- $full := .Values.fullnameOverride -}}
+{{- if not $full -}}
+{{- $full = contains $name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name $name) | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $full) -}}
+{{- fail (printf "%q cannot be the name of a Service, which has a letter, then letters, digits and hyphens: set fullnameOverride" $full) -}}
+{{- end -}}
+{{- $full -}}
 {{- end -}}
 
 {{/* The Services that the pods are endpoints of: the release's own, or the stable release's. */}}
@@ -13,21 +21,43 @@
 {{- end -}}
 
 {{- define "genrec.selectorLabels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "genrec.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: server
 {{- end -}}
 
 {{- define "genrec.labels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- include "genrec.labelsWith" (list .) -}}
+{{- end -}}
+
+{{/* list . MORE ...: the labels of everything, under more of them; the first that has a label wins. */}}
+{{- define "genrec.labelsWith" -}}
+{{- $root := first . -}}
+{{- $labels := dict -}}
+{{- range rest . -}}
+{{- $labels = merge $labels (. | default dict) -}}
+{{- end -}}
+{{- range $value := list "commonLabels" "podLabels" -}}
+{{- range $selected := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "genrec/endpoint" -}}
+{{- if hasKey (get $root.Values $value | default dict) $selected -}}
+{{- fail (printf "%s: %s is what pods are selected by: leave it out, or see nameOverride" $value $selected) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $own := dict "app.kubernetes.io/name" (include "genrec.name" $root) "app.kubernetes.io/instance" $root.Release.Name -}}
+{{- $_ := set $own "app.kubernetes.io/version" $root.Chart.AppVersion -}}
+{{- $_ := set $own "app.kubernetes.io/managed-by" $root.Release.Service -}}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version) -}}
+{{- toYaml (merge $labels ($root.Values.commonLabels | default dict) $own) -}}
 {{- end -}}
 
 {{- define "genrec.image" -}}
 {{- $repository := required "image.repository is required: the serving image, see k8s/images" .Values.image.repository -}}
+{{- if contains "@" $repository -}}
+{{- fail (printf "image.repository is %s: give the digest as image.digest" $repository) -}}
+{{- else if contains ":" (base $repository) -}}
+{{- fail (printf "image.repository is %s: give the tag as image.tag" $repository) -}}
+{{- end -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" $repository .Values.image.digest -}}
 {{- else -}}
@@ -54,7 +84,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- if .Values.server.threads -}}
 {{- .Values.server.threads -}}
 {{- else -}}
-{{- $cpu := toString (dig "limits" "cpu" (dig "requests" "cpu" "1" .Values.resources) .Values.resources) -}}
+{{- $resources := .Values.resources | default dict -}}
+{{- $cpu := coalesce (get ($resources.limits | default dict) "cpu") (get ($resources.requests | default dict) "cpu") "1" | toString -}}
 {{- if hasSuffix "m" $cpu -}}
 {{- $cpu = divf (trimSuffix "m" $cpu | float64) 1000 -}}
 {{- end -}}
@@ -62,26 +93,52 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- end -}}
 {{- end -}}
 
-{{- define "genrec.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-capabilities:
-  drop: [ALL]
-seccompProfile:
-  type: RuntimeDefault
+{{/* list NAME VARIABLES: a list of environment variables; NAME is the value that holds them. */}}
+{{- define "genrec.env" -}}
+{{- $path := first . -}}
+{{- range last . -}}
+{{- if and (hasKey . "value") (not (kindIs "string" .value)) -}}
+{{- fail (printf "%s: %s is %v, which is no string: put it in quotes, or use --set-string" $path .name .value) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml (last .) -}}
 {{- end -}}
 
-{{- define "genrec.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile:
-  type: RuntimeDefault
+{{/* What every pod of the release has. */}}
+{{- define "genrec.podBase" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ if kindIs "map" . }}{{ .name }}{{ else }}{{ . }}{{ end }}
+  {{- end }}
+{{- end }}
+{{- with .Values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* What the pods have that work for long: the server's and the knowledge Job's. */}}
+{{- define "genrec.workerBase" -}}
+serviceAccountName: {{ include "genrec.serviceAccount" . }}
+{{ include "genrec.podBase" . }}
+{{- with .Values.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* PromQL: this release's pods. */}}

@@ -1,7 +1,6 @@
 """Knowledge texts, streamed: one request is one user's or item's text, its responses are pieces of it."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from genrec.errors import InvalidRequest
 from genrec.knowledge.decoder import TextRequest
 from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
 from genrec.knowledge.writer import Reason, TextWriter
-from genrec.serving.step import optional
+from genrec.serving.step import open_folder, optional
 
 # By name: the module has its classes only once a model is being made.
 _CODES = {
@@ -27,7 +26,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
-        self.model = KnowledgeModel(Path(parameters["knowledge"]))
+        self.model = KnowledgeModel(open_folder(parameters["knowledge"]))
         self.decoder = self.model.decoder(
             VERIFICATIONS[parameters["verification"]], int(parameters["texts_at_once"]), grow=True
         )

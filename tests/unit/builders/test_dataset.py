@@ -101,7 +101,7 @@ def test_json_form_takes_text_ids(tmp_path: Path) -> None:
         ({"u": [0]}, {"0": ["<a_1>"], "1": ["<a_1>", "<b_2>"]}, "item '1' has 2 codes and item '0' has 1"),
         ({"u": [0]}, {"0": ["<a_1>"], "1": ["<a_-4>"]}, "item '1' has the code -4 at level 0"),
         ({"u": [0]}, {"0": ["<a_1>"], "1": ["a1"]}, "item '1' has the code 'a1'; expected the form <a_128>"),
-        ({"u": [0]}, {"0": ["<a_1>"], "1": [1]}, "item '1' has .1."),
+        ({"u": [0]}, {"0": ["<a_1>"], "1": [1]}, "item '1' has the code '1'; expected the form <a_128>"),
         ({"u": [0]}, {"0": []}, "no codes"),
         (
             {"u": [0]},
@@ -236,9 +236,9 @@ def test_attributes_fill_gaps_and_leave_out_nested(tmp_path: Path, caplog: pytes
         ({"sid": [[1], None, [3]]}, {}, "data row 2 has no sid"),
         ({"sid": [[1], [None], [3]]}, {}, "item 'y' has an empty value in 'sid'"),
         ({"sid": [[1], [2], [2**40]]}, {}, "item 'z' has the code 1099511627776"),
-        ({"sid": [[0.5], [1.0], [2.0]]}, {}, "column 'sid' does not hold numbers"),
-        ({"sid": [1, 2, 3]}, {}, "column 'sid' is int64; expected a list"),
-        ({"sid": ["1 2", "3 4", "5 x"]}, {}, "column 'sid' does not hold numbers"),
+        ({"sid": [[1.0], [0.5], [2.0]]}, {}, "item 'y' has 0.5 in 'sid'; expected a whole number"),
+        ({"sid": [1, 2, 3]}, {}, "column 'sid' is int64; expected a semantic ID per item such as '3-7-4'"),
+        ({"sid": ["1 2", "3 4", "5 x"]}, {}, "item 'z' has the code 'x' in '5 x'; expected a semantic ID such"),
         ({"sid": [[1], [2], [3]], "sid_0": [1, 2, 3]}, {}, "keep one form"),
         ({"sid_0": [1, 2, 3], "sid_2": [1, 2, 3]}, {}, "without gaps"),
         ({"sid_0": [1, None, 3]}, {}, "item 'y' has an empty value in 'sid_0'"),
@@ -246,7 +246,7 @@ def test_attributes_fill_gaps_and_leave_out_nested(tmp_path: Path, caplog: pytes
         ({"embedding": [[1.0], [1e300], [0.0]]}, {}, "item 'y' has the embedding value inf"),
         ({"embedding": [[], [], []]}, {}, "no values in 'embedding'"),
         ({"embedding": [[1.0], [None], [0.0]]}, {}, "item 'y' has an empty value in 'embedding'"),
-        ({"embedding": [["a"], ["b"], ["c"]]}, {}, "column 'embedding' does not hold numbers"),
+        ({"embedding": [["1"], ["b"], ["c"]]}, {}, "item 'y' has 'b' in 'embedding'; expected a number"),
     ],
 )
 def test_tabular_errors(tmp_path: Path, items: dict[str, Any], events: dict[str, Any], message: str) -> None:
@@ -282,11 +282,11 @@ def test_directory_errors(tmp_path: Path) -> None:
         read_dataset(tmp_path)
     write_tables(tmp_path, ITEMS, EVENTS)
     (tmp_path / "items.csv").write_text("item_id\nx\n")
-    with pytest.raises(DataError, match=r"both items\.parquet and items\.csv"):
+    with pytest.raises(DataError, match=r"both items\.csv and items\.parquet, and each has items"):
         read_dataset(tmp_path)
     (tmp_path / "items.csv").unlink()
     write_json(tmp_path, {"u": [0]})
-    with pytest.raises(DataError, match="two forms"):
+    with pytest.raises(DataError, match=r"both inter\.json and interactions\.parquet, and each has interactions"):
         read_dataset(tmp_path)
     for name in ("inter.json", "index.json", "items.parquet"):
         (tmp_path / name).unlink()

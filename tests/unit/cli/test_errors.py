@@ -8,38 +8,29 @@ from __future__ import annotations
 
 import math
 import re
-import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
 
 from genrec.bundle import Bundle
-from genrec.cli import main as command_line
 from genrec.cli.commands import COMMANDS, build_app
-from genrec.cli.main import GROUP, app, main
+from genrec.cli.main import GROUP, app
+from genrec.serving.triton.errors import TritonStartError
+from genrec.serving.triton.ports import choose_ports
 
 Run = Callable[..., tuple[int, str]]
-# Text arguments that a command cannot do without, and that are no path: a right value.
-RIGHT = {("compare", "model"): "model={missing}"}
-WRONG_TEXTS = ["no such value", "8,8,x", "1,1", "<{code}>", "-1", "nan", "a=b"]
+# What a command cannot do without, and is neither a path nor a number: a right value.
+RIGHT = {("compare", "model"): "model={blocked}", ("plan", "device"): "l4"}
+# Text that may be anything, as far as the command line can tell. All other text options judge theirs.
+ANY_TEXT = {("serve", "host")}
+WRONG_TEXTS = ["no such value", "8,8,x", "<{code}>", "-1", "nan", "a="]
 WRONG_NUMBERS = ["x", "1e", "nan", "inf", "-inf", "-1", "0", "1000000000000000", "1e300"]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process: its exit status, and what it wrote to standard error."""
-
-    def call(*words: object) -> tuple[int, str]:
-        capfd.readouterr()
-        status = main([str(word) for word in words])
-        return status, capfd.readouterr().err
-
-    return call
 
 
 @dataclass(frozen=True)
@@ -73,10 +64,11 @@ def parameters_of(command: str) -> list[Parameter]:
     for parameter in found.params:
         if parameter.name == "help":
             continue
-        hint, info = get_args(hints[parameter.name])[:2] if get_origin(hints[parameter.name]) is Annotated else ()
-        kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+        kind, info = get_args(hints[parameter.name])[:2]
+        while (inner := get_args(kind)) != ():  # Optional, list
+            kind = next(one for one in inner if one is not type(None))
         opts = (*parameter.opts, *parameter.secondary_opts)
-        parameters.append(Parameter(command, parameter.name, opts, kinds[0], parameter.required, info.min))
+        parameters.append(Parameter(command, parameter.name, opts, kind, parameter.required, info.min))
     return parameters
 
 
@@ -112,8 +104,8 @@ def words_with(parameter: Parameter, value: str, places: Places) -> list[str]:
             chosen = value
         elif other.kind is Path:
             chosen = str(places.blocked)
-        elif other.required and other.kind is str:
-            chosen = RIGHT[parameter.command, other.name].format(missing=places.blocked)
+        elif (other.command, other.name) in RIGHT:
+            chosen = RIGHT[other.command, other.name].format(blocked=places.blocked)
         elif other.required:
             chosen = str(max(1, other.least or 0))
         else:
@@ -125,11 +117,14 @@ def words_with(parameter: Parameter, value: str, places: Places) -> list[str]:
 def wrong_values(parameter: Parameter, places: Places) -> Iterator[tuple[str, bool | None]]:
     """Values, and whether each is wrong in itself; None if only the command knows."""
     if parameter.kind is Path:
-        yield from [("", True), (str(places.missing), None), (str(places.file), None), (str(places.folder), None)]
+        yield from [("", True), (str(places.file), None), (str(places.folder), None)]
+        if parameter.name != "out":  # a folder that is not there is made
+            yield str(places.missing), None
     elif parameter.kind is bool:
         yield "yes", True
     elif parameter.kind is str:
-        yield from [("", True), *((text, None) for text in WRONG_TEXTS)]
+        judged = (parameter.command, parameter.name) not in ANY_TEXT
+        yield from [("", True), *((text, judged or None) for text in WRONG_TEXTS)]
     else:
         yield "", True
         for text in WRONG_NUMBERS:
@@ -147,20 +142,14 @@ def plain(text: str) -> str:
     return re.sub(r"[-_ ]+", " ", text.lower())
 
 
-def assert_refused(status: int, stderr: str, words: list[str], places: Places) -> None:
-    said = [line for line in stderr.splitlines() if line.strip()]
-    assert status in (1, 2), (words, status, stderr)
-    assert len(said) == 1 and said[0].startswith("error: "), (words, stderr)
-
-
 @pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: f"{parameter.command} {parameter.name}")
-def test_wrong_values_end_in_one_line_that_names_them(parameter: Parameter, places: Places, run: Run) -> None:
+def test_wrong_values_end_in_one_line_that_names_them(parameter: Parameter, places: Places, run_genrec: Run) -> None:
     paths = [str(path) for path in vars(places).values()]
     problems = []
     for value, is_wrong in wrong_values(parameter, places):
         words = words_with(parameter, value, places)
         try:
-            status, stderr = run(*words)
+            status, stderr = run_genrec(*words)
         except Exception as error:
             problems.append((words, repr(error)))
             continue
@@ -176,3 +165,117 @@ def test_wrong_values_end_in_one_line_that_names_them(parameter: Parameter, plac
         if not good:
             problems.append((words, status, said[0]))
     assert not problems, "\n".join(map(str, problems))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("build D OUT --levels 8,8,x", "--levels '8,8,x': 'x' is no number; write whole numbers with commas between"),
+        ("build D OUT --levels 8,0", "--levels '8,0': 0 is not between 1 and"),
+        ("build D OUT --levels 1000000,1000000,1000000,1000000", "more than the"),
+        ("build D OUT --head-scales 1,1", "--head-scales '1,1': write 3 numbers with commas between them"),
+        ("build D OUT --head-scales 1,1,inf", "--head-scales '1,1,inf': inf is not between 0"),
+        ("build D OUT --heads 3 --hidden-size 100", "--hidden-size 100 must be a multiple of 6, twice --heads 3"),
+        ("build D OUT --attention-heads 5", "attention heads 5 must divide the state size 128"),
+        ("build D OUT --sid-tokens <{code}> --checkpoint C", "--sid-tokens '<{code}>'"),
+        ("build D OUT --sid-tokens <a_{}>", "--sid-tokens '<a_{}>': they are a checkpoint's, so give --checkpoint too"),
+        ("build D OUT --decoder greedy", "--decoder 'greedy': use one of draft_head, beam_search"),
+        ("build D OUT --precision fp64", "--precision 'fp64': use one of no, bf16, fp16"),
+        ("evaluate B D --users 0", "--users '0': input should be greater than or equal to 1"),
+        ("evaluate B D --engine magic", "--engine 'magic': use one of onnx, torch, tensorrt_llm"),
+        ("evaluate B D --server http://x:8000", "--server 'http://x:8000': 'http://x:8000' is a URL with a scheme"),
+        ("serve B --grpc-port -1", "--grpc-port '-1': input should be greater than or equal to 0"),
+        ("serve B --http-port 65536", "--http-port '65536': input should be less than or equal to 65535"),
+        ("serve B --grpc-port 9000 --metrics-port 9000", "--grpc-port 9000: another endpoint has this port too"),
+        ("serve B --tls-cert C", "--tls-key"),
+        ("serve B --instances 2", "instances is 2 with engine onnx and threads 0"),
+        ("serve B --exit-timeout-s inf", "--exit-timeout-s 'inf'"),
+        ("export-tensorrt-llm B OUT --kv-cache-fraction 1", "--kv-cache-fraction '1'"),
+        ("check", "Missing argument 'bundle_path'"),
+        ("check B C", "Got unexpected extra argument(s) (C)"),
+        ("check --magic B", "No such option: --magic"),
+        ("chek B", "No such command 'chek'"),
+    ],
+)
+def test_usage_that_can_be_judged_without_data_ends_in_status_2(words: str, message: str, run_genrec: Run) -> None:
+    status, stderr = run_genrec(*words.split())
+    assert status == 2, stderr
+    assert stderr.startswith("error: ") and message in stderr and stderr.count("\n") == 1
+
+
+def test_a_host_that_is_none_is_named(run_genrec: Run) -> None:
+    with pytest.raises(TritonStartError, match=r"no\.such\.host\.invalid"):
+        choose_ports("no.such.host.invalid", {"grpc": 0})
+    with pytest.raises(TritonStartError, match=r"no\.such\.host\.invalid:8001"):
+        choose_ports("no.such.host.invalid", {"grpc": 8001})
+
+
+def test_a_full_folder_is_not_rendered_over(bundle: Bundle, places: Places, run_genrec: Run) -> None:
+    status, stderr = run_genrec("render", bundle.path, places.folder)
+    assert status == 1 and stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert str(places.folder) in stderr
+    assert (places.folder / "thesis.txt").exists()
+
+
+# --- what is expected, and what is a defect ---
+
+
+def ending_in(source: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `genrec command` run `source` as code of `module`."""
+    scope: dict[str, Any] = {"__name__": module}
+    exec(f"def command():\n    {source}", scope)
+    command_line = sys.modules["genrec.cli.main"]
+    monkeypatch.setattr(command_line, "app", build_app({"command": lambda: scope["command"]}))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("raise ValueError('items 0: give more')", "error: items 0: give more"),
+        ("raise __import__('genrec.errors').errors.DataError('a.csv: is cut')", "error: a.csv: is cut"),
+        ("open('/no/such/file')", "error: /no/such/file: No such file or directory"),
+        ("raise FileExistsError('x holds something else')", "error: x holds something else"),
+        ("raise ConnectionError('--server a:1: is down')", "error: --server a:1: is down"),
+        ("import a_package_that_is_not_there", "error: the package a_package_that_is_not_there is not installed"),
+        (
+            "raise MemoryError('Unable to allocate 9 TiB')",
+            "error: not enough memory for this: Unable to",
+        ),
+        ("raise KeyboardInterrupt", ""),
+    ],
+)
+def test_what_is_expected_is_one_line(
+    source: str, message: str, run_genrec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending_in(source, "genrec.somewhere", monkeypatch)
+    status, stderr = run_genrec("command")
+    assert (status, stderr.count("\n")) == ((1, 1) if message else (130, 0))
+    assert stderr.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "kind"),
+    [
+        ("[][0]", "genrec.somewhere", IndexError),
+        ("{}['x']", "genrec.somewhere", KeyError),
+        ("raise RuntimeError('torch is unwell')", "genrec.somewhere", RuntimeError),
+        ("first, second = [1]", "genrec.somewhere", ValueError),
+        ("int('x')", "genrec.somewhere", ValueError),
+        ("__import__('numpy').argmax([])", "genrec.somewhere", ValueError),
+        ("raise ValueError('operands could not be broadcast')", "numpy.somewhere", ValueError),
+        ("import genrec.no_such_module", "genrec.somewhere", ModuleNotFoundError),
+        ("from genrec import no_such_name", "genrec.somewhere", ImportError),
+    ],
+)
+def test_a_defect_keeps_its_traceback(
+    source: str, module: str, kind: type[Exception], run_genrec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending_in(source, module, monkeypatch)
+    with pytest.raises(kind):
+        run_genrec("command")
+
+
+def test_help_and_no_words_at_all(run_genrec: Run) -> None:
+    assert run_genrec("--help") == (0, "")
+    assert run_genrec("plan", "--help") == (0, "")
+    assert run_genrec()[0] == 2

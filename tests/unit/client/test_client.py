@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
@@ -19,17 +19,21 @@ import pytest
 from tritonclient.grpc import InferResult
 
 from genrec_client import (
+    AsyncRecommender,
     DeadlineExceeded,
     InvalidRequest,
+    KnowledgeWriter,
     Recommender,
     RecommendError,
     RecommendRequest,
     RetryPolicy,
     Source,
+    TlsOptions,
     Unavailable,
     cli,
 )
 from genrec_client.addresses import AddressPool
+from genrec_client.channel import split_urls
 from genrec_client.retry import Failure, RetryBudget, classify, decide
 from tests.unit.client.faulty_server import (
     NOT_TRIED_AGAIN,
@@ -111,10 +115,32 @@ def test_limits_are_left_to_the_server(server: FaultyServer) -> None:
         ({"history": [True]}, r"history\[0\]: True is a bool"),
         ({"history": ["\ud800"]}, "cannot be encoded"),
         ({"history": None}, "history: NoneType"),
+        ({"history": {"a": 1}}, "history: got a dict"),
+        ({"history": {"a", "b"}}, "history: a set has no order"),
+        ({"history": bytearray(b"a")}, "history: got one bytearray"),
+        ({"history": 7}, "history: int"),
+        ({"history": [np.bool_(True)]}, r"history\[0\]: True is a bool"),
+        ({"history": [np.array([5])]}, r"history\[0\]"),
+        ({"history": [None]}, r"history\[0\]: None is a NoneType"),
         ({"history": [], "exclude": b"x"}, "exclude: got one bytes"),
-        ({"history": [], "top_k": 2**31}, "top_k: 2147483648"),
-        ({"history": [], "query": 3}, "query: int"),
+        ({"history": [], "exclude": {"x": 1}}, "exclude: got a dict"),
+        ({"history": [], "top_k": 2**31}, "top_k: 2147483648.* to 2147483647"),
+        ({"history": [], "top_k": "5"}, "top_k: '5' is a str"),
+        ({"history": [], "top_k": 5.0}, "top_k: 5.0 is a float"),
+        ({"history": [], "top_k": True}, "top_k: True is a bool"),
+        ({"history": [], "top_k": np.bool_(True)}, "top_k: .*True.* is a bool"),
+        ({"history": [], "allow_history": "false"}, "allow_history: 'false' is a str; give True or False"),
+        ({"history": [], "allow_history": 0}, "allow_history: 0 is a int"),
+        ({"history": [], "allow_history": [False]}, r"allow_history: \[False\] is a list"),
+        ({"history": [], "query": 3}, "query: 3 is a int"),
+        ({"history": [], "query": b"tent"}, "query: b'tent' is a bytes"),
         ({"history": [], "timeout_s": 0}, "timeout_s: 0"),
+        ({"history": [], "timeout_s": -1}, "timeout_s: -1"),
+        ({"history": [], "timeout_s": 1e9}, "timeout_s: 1000000000.0 .* below 1000000"),
+        ({"history": [], "timeout_s": float("nan")}, "timeout_s: nan"),
+        ({"history": [], "timeout_s": float("inf")}, "timeout_s: inf"),
+        ({"history": [], "timeout_s": "5"}, "timeout_s: '5' is a str"),
+        ({"history": [], "timeout_s": True}, "timeout_s: True is a bool"),
     ],
 )
 def test_what_cannot_be_put_on_the_wire_is_refused_before_it_is_sent(
@@ -126,6 +152,14 @@ def test_what_cannot_be_put_on_the_wire_is_refused_before_it_is_sent(
         assert recommender.statistics.requests == 0
     assert caught.value.attempts == 0
     assert not server.requests
+
+
+def test_numbers_and_flags_may_be_numpys(server: FaultyServer) -> None:
+    with Recommender(server.url, timeout_s=np.float32(2)) as recommender:
+        recommender.recommend({"a": 1}.keys(), top_k=np.int64(7), exclude={"x"}, allow_history=np.bool_(False))
+    sent = inputs(server.requests[0])
+    assert sent["top_k"] == ("INT32", [1, 1], struct.pack("<i", 7))
+    assert sent["allow_history"] == ("BOOL", [1, 1], b"\x00")
 
 
 def test_the_answer_is_parsed(server: FaultyServer) -> None:
@@ -463,10 +497,106 @@ def test_a_recommender_serves_many_threads(server: FaultyServer, other: FaultySe
 # --- the client as an object ---
 
 
-@pytest.mark.parametrize("urls", ["", [], " , ", "http://localhost:8000", ["grpc://a:8001"]])
-def test_addresses_that_cannot_be_used_are_refused(urls: Any) -> None:
+@pytest.mark.parametrize(
+    "urls",
+    [
+        *["", [], " , ", "http://localhost:8000", ["grpc://a:8001"], "localhost", "a:8001,b", "a:port", "a:0", ":8001"],
+        *["a:99999", "a b:8001", "-1", ["a:8001", 8001], [None]],
+    ],
+)
+@pytest.mark.parametrize("kind", [Recommender, AsyncRecommender, KnowledgeWriter])
+def test_addresses_that_cannot_be_used_are_refused(urls: Any, kind: Any) -> None:
     with pytest.raises(ValueError, match="host:port"):
+        kind(urls)
+
+
+@pytest.mark.parametrize("urls", [None, 8001, b"localhost:8001"])
+def test_what_is_no_address_at_all_is_refused(urls: Any) -> None:
+    with pytest.raises(ValueError, match=f"the addresses are {urls!r}"):
         Recommender(urls)
+
+
+@pytest.mark.parametrize(
+    "url", ["a:8001", "a_b.c-d:8001", "10.0.0.1:8001", "[::1]:8001", "::1", "dns:///a:8001", "unix:/run/a.socket"]
+)
+def test_addresses_that_grpc_takes_are_taken(url: str) -> None:
+    assert split_urls(url) == (url,)
+    assert split_urls("a", tls=True) == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"timeout_s": 1e9}, "timeout_s: 1000000000.0 .* below 1000000"),
+        ({"timeout_s": float("nan")}, "timeout_s: nan"),
+        ({"timeout_s": "5"}, "timeout_s: '5' is a str"),
+        ({"timeout_s": None}, "timeout_s: None is a NoneType"),
+        ({"model": ""}, "model is ''"),
+        ({"model": None}, "model is None"),
+        ({"tls": "true"}, "tls is 'true', a str; give True or False"),
+        ({"tls": None}, "tls is None"),
+        ({"metadata": {"x-tenant": "shop"}}, "metadata holds 'x-tenant'"),
+        ({"metadata": "x-tenant"}, "metadata holds 'x'"),
+        ({"metadata": [("X-Tenant", "shop")]}, "metadata key 'X-Tenant'"),
+        ({"metadata": [("x-tenant", 5)]}, "metadata 'x-tenant': 5 is a int; give text"),
+        ({"metadata": [("x-tenant", "caf\u00e9")]}, "is not printable ASCII"),
+        ({"metadata": [("x-tenant-bin", "shop")]}, "give bytes"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Recommender, AsyncRecommender, KnowledgeWriter])
+def test_arguments_that_cannot_be_used_are_refused(arguments: dict[str, Any], words: str, kind: Any) -> None:
+    with pytest.raises(ValueError, match=words):
+        kind("localhost:8001", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Recommender("a:1", retry=3), "retry is 3, a int; give a RetryPolicy"),  # type: ignore[arg-type]
+        (lambda: RetryPolicy(max_attempts="3"), "max_attempts is '3', a str"),  # type: ignore[arg-type]
+        (lambda: RetryPolicy(max_attempts=2.5), "max_attempts is 2.5, a float"),  # type: ignore[arg-type]
+        (lambda: RetryPolicy(max_attempts=0), "max_attempts is 0; it must be at least 1"),
+        (lambda: RetryPolicy(backoff_s="1"), "backoff_s is '1', a str"),  # type: ignore[arg-type]
+        (lambda: RetryPolicy(budget_ratio=float("nan")), "budget_ratio is nan"),
+        (lambda: RetryPolicy(cool_down_s=-1), "cool_down_s is -1; it must not be negative"),
+        (lambda: TlsOptions(ca_file=""), "ca_file is ''"),
+        (lambda: TlsOptions(ca_file=5), "ca_file is 5"),  # type: ignore[arg-type]
+        (lambda: KnowledgeWriter("a:1,b:2"), "more than one address"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"concurrency": 0}, "concurrency is 0"),
+        ({"concurrency": 2.5}, "concurrency is 2.5, a float"),
+        ({"concurrency": "8"}, "concurrency is '8', a str"),
+        ({"concurrency": True}, "concurrency is True, a bool"),
+        ({"return_exceptions": "false"}, "return_exceptions is 'false', a str; give True or False"),
+    ],
+)
+def test_arguments_for_many_users_are_judged(server: FaultyServer, arguments: dict[str, Any], words: str) -> None:
+    with Recommender(server.url) as recommender, pytest.raises(ValueError, match=words):
+        recommender.recommend_many([], **arguments)
+
+
+@pytest.mark.parametrize("timeout_s", [0, float("nan"), "5", 1e9])
+def test_the_time_for_readiness_is_judged(server: FaultyServer, timeout_s: Any) -> None:
+    with Recommender(server.url) as recommender, pytest.raises(ValueError, match="timeout_s"):
+        recommender.readiness(timeout_s)
+
+
+def test_a_text_request_names_a_user_or_an_item() -> None:
+    with KnowledgeWriter("localhost:8001") as writer:
+        for ask in (lambda: writer.user(None), lambda: writer.item(None)):  # type: ignore[arg-type]
+            with pytest.raises(InvalidRequest, match="neither history nor item"):
+                ask()
+        with pytest.raises(InvalidRequest, match="max_new_tokens: '5' is a str"):
+            writer.user([], max_new_tokens="5")  # type: ignore[arg-type]
 
 
 def test_a_closed_client_says_so(server: FaultyServer) -> None:
@@ -572,6 +702,12 @@ def test_cli_server_error_is_one_line_and_exit_code_1(server: FaultyServer, caps
         ["recommend", "--history", "a", "--top-k", "99999999999"],
         ["recommend", "--history", "a", "--url", "http://x:8000"],
         ["recommend", "--history", "a", "--timeout-ms", "0"],
+        ["recommend", "--history", "a", "--timeout-ms", "nan"],
+        ["recommend", "--history", "a", "--timeout-ms", "1e12"],
+        ["recommend", "--history", "a", "--url", ""],
+        ["recommend", "--history", "a", "--url", "localhost"],
+        ["recommend", "--history", "a", "--model", ""],
+        ["recommend", "--history", "a", "--ca-file", ""],
         ["recommend", "--history", "a", "--ca-file", "/no/such/file"],
         ["recommend", "--history", "a", "--cert-file", "x"],
     ],

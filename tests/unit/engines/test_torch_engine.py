@@ -25,6 +25,7 @@ from genrec.model.layers import LayerCache
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
 from genrec_builders.config import BackboneShape
+from tests.near import assert_same_drafts
 
 SPACE = SemanticIdSpace((9, 12, 7))
 LAYOUT = PromptLayout.contiguous(SPACE, max_history=12)
@@ -86,16 +87,13 @@ def test_a_draft_from_buckets_is_the_draft_without(decoder: str) -> None:
     plain = TorchEngine(model, TRIE, 20, "cpu")
     recorded = TorchEngine(model, TRIE, 20, "cpu", buckets=buckets, capture=counting)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.booleans(), st.integers(0, 99))
     def check(items: list[int], masked: bool, seed: int) -> None:
         prompts = prompts_of(decoder, items, seed)
         ours, theirs = recorded.draft(prompts, masked=masked), plain.draft(prompts, masked=masked)
         assert ours.codes.shape == (len(items), 20)
-        np.testing.assert_array_equal(np.isfinite(ours.scores), np.isfinite(theirs.scores))
-        finite = np.isfinite(theirs.scores)
-        np.testing.assert_allclose(ours.scores[finite], theirs.scores[finite], rtol=1e-5, atol=2e-5)
-        assert (ours.codes == theirs.codes)[finite].mean() > 0.9  # neighbours whose scores tie may change places
+        assert_same_drafts(ours, theirs)
 
     check()
     assert 0 < counting.recordings <= 2 * len(buckets)  # with masks and without

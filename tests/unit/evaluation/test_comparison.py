@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,11 @@ from typer.testing import CliRunner, Result
 
 from genrec.bundle import Bundle, seal_bundle
 from genrec.catalog import Catalog
-from genrec.cli.main import app, main
+from genrec.cli.main import app
 from genrec.evaluation.comparison import ComparisonSettings, depth_of, models_of
 from genrec.evaluation.metrics import target_ranks
 from genrec.evaluation.ranker import Ranker
-from genrec.evaluation.results import RECORD, Results, this_run
+from genrec.evaluation.results import Results, this_run
 from genrec.pipeline import Pipeline
 from genrec_builders.build import write_catalog
 from genrec_builders.data import Dataset, sample_users, split_leave_one_out, write_dataset
@@ -31,6 +30,11 @@ def shop(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "shop"
     write_dataset(dataset, path)
     return path
+
+
+def assert_same_ranks(ours: np.ndarray, theirs: np.ndarray, name: str) -> None:
+    """Targets' places, of engines that were opened apart: of forty users, two may have one that nearly ties."""
+    assert (ours == theirs).mean() >= 0.95, name
 
 
 def compare(shop: Path, out: Path, *words: object) -> Result:
@@ -57,12 +61,17 @@ def test_both_engines_rank_two_models_alike(bundle: Bundle, baseline: Bundle, sh
         assert all(name in page for name in ("nezha", "beam-search", "TIGER", "training.svg", "time.svg"))
     assert len(found["onnx"].record.differences) == 2 * 2 * 2 * 2
     for name, ranks in found["onnx"].ranks.items():
-        assert (ranks == found["torch"].ranks[name]).mean() > 0.9, name  # near ties may swap
+        assert_same_ranks(ranks, found["torch"].ranks[name], name)
     for cell in found["onnx"].record.cells:
-        assert cell.depth == min(50, cell.beam_width // 2)
-        assert cell.metrics["ndcg@5"] <= cell.metrics["hit@5"] <= cell.metrics["hit@10"]
+        assert cell.depth == {20: 10, 64: 32}[cell.beam_width]
+        ranks = found["onnx"].ranks[cell.ranks]
+        assert ranks.max() <= cell.depth
+        assert cell.metrics["hit@10"] == pytest.approx(((0 < ranks) & (ranks <= 10)).mean())
         assert "hit@50" not in cell.metrics
-        assert cell.valid_drafts == 1.0 if cell.masked else cell.valid_drafts < 1.0
+        if cell.masked:
+            assert cell.valid_drafts == 1.0
+        else:
+            assert cell.valid_drafts < 1.0
         assert 0 < cell.drafting_ms < cell.ms_per_user
     first, second = (found["onnx"].trained(name)[0] for name in found["onnx"].names)
     assert (first.decoder, first.seed, second.decoder, second.seed) == ("draft_head", 0, "beam_search", 1)
@@ -78,17 +87,22 @@ def test_a_cell_is_what_the_bundle_serves(bundle: Bundle, dataset: Dataset, shop
     for excluded in (False, True):
         cell = results.cells("nezha", (64, True, excluded))[0]
         rows = ranker.rank(histories, exclude_history=excluded, top_k=32).rows
-        np.testing.assert_array_equal(results.ranks[cell.ranks], target_ranks(rows, targets))
+        assert_same_ranks(results.ranks[cell.ranks], target_ranks(rows, targets), cell.ranks)
 
 
 def test_hit_50_comes_with_the_beams_for_it(bundle: Bundle, shop: Path, tmp_path: Path) -> None:
     words = "--engine", "torch", "--masks", "on", "--model", f"nezha={bundle.path}", "--model", f"same={bundle.path}"
     done = compare(shop, tmp_path, *words, "--beam-widths", "100", "--users", 400)  # some hits in every resample
     assert done.exit_code == 0, done.output or done.exception
-    record = json.loads((tmp_path / RECORD).read_text())
-    assert all(cell["metrics"]["hit@50"] >= cell["metrics"]["hit@10"] for cell in record["cells"])
-    for difference in record["differences"]:  # a model against itself
-        assert (difference["relative"], difference["low"], difference["high"]) == (0, 0, 0)
+    results = Results.load(tmp_path)
+    for cell in results.record.cells:
+        ranks = results.ranks[cell.ranks]
+        assert 10 < ranks.max() <= cell.depth == 50
+        assert cell.metrics["hit@50"] == pytest.approx((ranks > 0).mean())
+    assert results.record.differences
+    for difference in results.record.differences:  # a model against itself: of 400 users, some may have near ties
+        assert difference.low is not None and difference.high is not None
+        assert difference.relative == pytest.approx(0, abs=0.03) and difference.low <= 0 <= difference.high
 
 
 def test_two_calls_within_a_second_are_two_runs() -> None:
@@ -105,7 +119,11 @@ def test_what_a_folder_holds_is_not_ranked_again(bundle: Bundle, baseline: Bundl
     assert grown.record.cells[: len(before)] == before  # their times too
     assert len(grown.record.cells) == 8 and len(grown.record.runs) == 2
     assert compare(shop, tmp_path / "b", *both).exit_code == 0
-    assert Results.load(tmp_path / "b").record.differences == grown.record.differences
+    assert grown.record.differences == grown.compare(), "old rankings and new ones are compared together"
+    again = Results.load(tmp_path / "b")
+    assert again.ranks.keys() == grown.ranks.keys()
+    for name, ranks in grown.ranks.items():
+        assert_same_ranks(ranks, again.ranks[name], name)
     for wrong, message in (
         (("--engine", "onnx"), "was ranked with engine torch"),
         (("--seed", 3), "ranks other users"),
@@ -114,24 +132,28 @@ def test_what_a_folder_holds_is_not_ranked_again(bundle: Bundle, baseline: Bundl
         assert message in str(done.exception)
 
 
-def test_what_cannot_be_compared_is_refused_in_one_line(bundle: Bundle, shop: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused_in_one_line(
+    bundle: Bundle, shop: Path, tmp_path: Path, run_genrec: Callable[..., tuple[int, str]]
+) -> None:
     good, out = f"nezha={bundle.path}", tmp_path / "out"
-    for words, message in (
-        (["--model", "nezha"], "write NAME=BUNDLE"),
-        (["--model", f"a/b={bundle.path}"], "write NAME=BUNDLE"),
-        (["--model", f"nezha={bundle.path},"], "write NAME=BUNDLE"),
-        (["--model", f"nezha={tmp_path / 'nowhere'}"], r"nowhere/manifest.json: is missing"),
-        (["--model", f"nezha={bundle.path},{bundle.path}"], "same weights are given twice"),
-        (["--model", good, "--beam-widths", "19"], "20 or more"),
-        (["--model", good, "--beam-widths", "20,many"], "write whole numbers"),
-        (["--model", good, "--masks", "maybe"], "neither on nor off"),
-        (["--model", good, "--engine", "other"], "engine 'other' is unknown"),
-        (["--model", good, "--device", "cuda"], "needs the torch engine"),
-        (["--model", good, "--reference", "TIGER=1"], "write NAME=HIT,NDCG"),
+    for words, expected, message in (
+        (["--model", "nezha"], 2, "write NAME=BUNDLE"),
+        (["--model", f"a/b={bundle.path}"], 2, "write NAME=BUNDLE"),
+        (["--model", f"nezha={bundle.path},"], 2, "write NAME=BUNDLE"),
+        (["--model", f"nezha={tmp_path / 'nowhere'}"], 1, r"nowhere/manifest.json: is missing"),
+        (["--model", f"nezha={bundle.path},{bundle.path}"], 1, "same weights are given twice"),
+        (["--model", good, "--beam-widths", "19"], 2, "20 or more"),
+        (["--model", good, "--beam-widths", "20,many"], 2, "write whole numbers"),
+        (["--model", good, "--masks", "maybe"], 2, "neither on nor off"),
+        (["--model", good, "--engine", "other"], 2, "--engine 'other': use one of onnx, torch"),
+        (["--model", good, "--engine", "tensorrt_llm"], 2, "--engine 'tensorrt_llm': use one of onnx, torch"),
+        (["--model", good, "--device", "cuda"], 2, "needs the torch engine"),
+        (["--model", good, "--device", "gpu"], 2, "--device 'gpu': use cpu, cuda"),
+        (["--model", good, "--reference", "TIGER=1"], 2, "write NAME=HIT,NDCG"),
     ):
-        done = compare(shop, out, *words)
-        assert re.search(message, str(done.exception)), (words, done.output, done.exception)
-        assert "\n" not in str(done.exception)
+        status, said = run_genrec("compare", shop, "--out", out, *words)
+        assert status == expected and re.search(message, said), (words, status, said)
+        assert said.startswith("error: ") and said.count("\n") == 1
     assert not out.exists()
 
 
@@ -150,18 +172,6 @@ def test_another_catalogue_is_refused(bundle: Bundle, bundle_copy: Path, shop: P
     seal_bundle(bundle_copy, **fields, catalog={"version": 2, "items": len(ours), "available": len(ours) - 1})
     done = compare(shop, tmp_path / "out", "--model", f"a={bundle.path}", "--model", f"b={bundle_copy}")
     assert f"its available items are not those of {bundle.path}" in str(done.exception)
-
-
-def test_an_error_of_the_command_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, shop: Path, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["genrec", "compare", str(shop), "--out", str(tmp_path / "o"), "--model", "bad"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 1
-    assert capsys.readouterr().err.strip().splitlines() == [
-        "error: model 'bad': write NAME=BUNDLE or NAME=BUNDLE,BUNDLE,... with one bundle per seed"
-    ]
 
 
 def test_models_are_read_from_texts() -> None:

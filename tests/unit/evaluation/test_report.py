@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from genrec.cli.main import app
-from genrec.evaluation.bootstrap import relative_difference
+from genrec.evaluation import bootstrap
 from genrec.evaluation.metrics import mean_metrics, user_values
 from genrec.evaluation.plots import difference_figure, quality_figure, time_figure, training_figure
 from genrec.evaluation.report import write_report
@@ -34,6 +35,15 @@ from genrec.evaluation.results import (
 )
 
 USERS = 300
+relative_difference = partial(bootstrap.relative_difference, resamples=500)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The intervals themselves are tested in test_bootstrap.py; 10,000 resamples take seconds."""
+    monkeypatch.setattr("genrec.evaluation.results.relative_difference", relative_difference)
+
+
 MACHINE = Machine(processor="A processor", cores=2, system="Linux x86_64", python="3.11.7", libraries={"torch": "2"})
 
 

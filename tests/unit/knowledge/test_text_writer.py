@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from genrec.knowledge import writer as texts
 from genrec.knowledge.decoder import SpeculativeDecoder, TextRequest
 from genrec.knowledge.writer import TextWriter
+from tests.near import NEAR, narrowest_choice
 
 
 @dataclass
@@ -42,18 +43,28 @@ def as_text(tokens: np.ndarray) -> str:
 
 
 @pytest.fixture(scope="module")
-def decoder() -> SpeculativeDecoder:
+def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=128,
     )  # fmt: skip
-    return SpeculativeDecoder(LlamaForCausalLM(config), batch_size=2)
+    return LlamaForCausalLM(config)
 
 
-def test_the_pieces_are_the_text_that_the_decoder_gives(decoder: SpeculativeDecoder) -> None:
+@pytest.fixture(scope="module")
+def decoder(model: LlamaForCausalLM) -> SpeculativeDecoder:
+    return SpeculativeDecoder(model, batch_size=2)
+
+
+def test_the_pieces_are_the_text_that_the_decoder_gives(model: LlamaForCausalLM, decoder: SpeculativeDecoder) -> None:
     requests = [TextRequest(np.arange(1, 3 + number), max_new_tokens=10 + number) for number in range(5)]
-    expected = {text.index: as_text(text.tokens) for text in decoder.generate(requests)}
+    whole = {text.index: text.tokens.tolist() for text in decoder.generate(requests)}
+    # What is batched together is up to chance, so no choice may nearly tie. The logits are small, and so is rounding.
+    for number, tokens in whole.items():
+        prompt = requests[number].prompt.tolist()
+        assert narrowest_choice(model, prompt + tokens, len(prompt)) > NEAR
+    expected = {number: as_text(np.array(tokens)) for number, tokens in whole.items()}
     writer, streams = TextWriter(decoder, as_text, print), [Recorder() for _ in requests]
     for request, stream in zip(requests, streams, strict=True):
         writer.submit(request, stream)

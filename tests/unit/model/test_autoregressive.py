@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from genrec.bundle.checkpoint_shapes import checkpoint_problems, expected_shapes
 from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.engines.base import Drafts
 from genrec.engines.onnx import OnnxEngine
 from genrec.engines.torch import TorchEngine
 from genrec.model.autoregressive import AutoregressiveModel
@@ -17,6 +18,7 @@ from genrec.model.checkpoint import load_checkpoint
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
 from genrec_builders.export.onnx import export_onnx
+from tests.near import NEAR, assert_same_drafts, assert_same_ranking
 
 SPACE = SemanticIdSpace((5, 12, 7, 9))
 # Level 1 lies in two runs, as in a tokenizer that held some of its tokens before.
@@ -27,7 +29,6 @@ LAYOUT = PromptLayout(
     sid_tokens=(((2, 5),), ((30, 4), (10, 8)), ((40, 7),), ((20, 9),)),
     max_history=12,
 )
-TOLERANCE = 1e-4
 
 
 def small_model(family: str, seed: int = 0, layers: int = 3) -> AutoregressiveModel:
@@ -65,53 +66,44 @@ def padded(prompts: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     return token_ids, lengths
 
 
-def draft(
-    model: AutoregressiveModel, prompts: list[np.ndarray], trie: PrefixTrie, width: int
-) -> tuple[np.ndarray, np.ndarray]:
+def draft(model: AutoregressiveModel, prompts: list[np.ndarray], trie: PrefixTrie, width: int) -> Drafts:
     masks = [torch.tensor(bits) for bits in trie.bits], [torch.tensor(child) for child in trie.first_child]
     with torch.inference_mode():
         codes, scores = model.draft(*padded(prompts), *masks, width)
-    return codes.numpy(), scores.numpy()
+    return Drafts(codes.numpy(), scores.numpy())
 
 
 def naive_beam(
     model: AutoregressiveModel, prompt: np.ndarray, live: set[tuple[int, ...]] | None, width: int
 ) -> tuple[list[tuple[int, ...]], list[float]]:
-    """Beam search that runs the whole sequence again for every beam and keeps nothing; best first."""
+    """Beam search that runs the whole sequence again for every beam and keeps nothing; best first.
+
+    Fails where what a level keeps and what it drops nearly tie, because all that follows depends on it.
+    """
     embeddings = model.input_embeddings().detach().numpy()
     beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     for level in range(SPACE.depth):
         candidates = []
-        for sid, score in beams:
-            written = [LAYOUT.level_tokens(place)[code] for place, code in enumerate(sid)]
-            sequence = torch.tensor([[*prompt.tolist(), *written]])
-            hidden = model.model(sequence, use_cache=False).last_hidden_state[0, -1].numpy()
+        written = [[LAYOUT.level_tokens(place)[code] for place, code in enumerate(sid)] for sid, _ in beams]
+        sequences = torch.tensor([[*prompt.tolist(), *tokens] for tokens in written])
+        last = model.model(sequences, use_cache=False).last_hidden_state[:, -1].numpy()
+        for (sid, score), hidden in zip(beams, last, strict=True):
             logits = embeddings[LAYOUT.level_tokens(level)] @ hidden
             log_p = logits - np.logaddexp.reduce(logits)
             for code in range(SPACE.levels[level]):
                 grown = (*sid, code)
                 if live is None or any(item[: level + 1] == grown for item in live):
                     candidates.append((grown, score + float(log_p[code])))
-        beams = sorted(candidates, key=lambda pair: -pair[1])[:width]
+        candidates.sort(key=lambda pair: -pair[1])
+        if len(candidates) > width and level + 1 < SPACE.depth:
+            assert candidates[width - 1][1] - candidates[width][1] > 2 * NEAR, "take another seed"
+        beams = candidates[:width]
     return [sid for sid, _ in beams], [score for _, score in beams]
 
 
 def catalogue(rng: np.random.Generator, items: int) -> tuple[PrefixTrie, set[tuple[int, ...]]]:
     sids = rng.integers(0, SPACE.levels, (items, SPACE.depth))
     return PrefixTrie.build(SPACE, sids), {tuple(sid) for sid in sids.tolist()}
-
-
-def assert_same(codes: np.ndarray, scores: np.ndarray, other_codes: np.ndarray, other_scores: np.ndarray) -> None:
-    """Equal scores in every place, and equal codes wherever the score stands apart from its neighbours'."""
-    finite = np.isfinite(other_scores)
-    np.testing.assert_array_equal(np.isfinite(scores), finite)
-    np.testing.assert_allclose(scores[finite], other_scores[finite], atol=TOLERANCE)
-    with np.errstate(invalid="ignore"):
-        gap = np.pad(np.abs(np.diff(other_scores, axis=1)), ((0, 0), (1, 1)), constant_values=np.inf)
-    gap[:, -1] = 0  # the last place may be taken by the next best, unseen
-    apart = finite & (gap[:, :-1] > 2 * TOLERANCE) & (gap[:, 1:] > 2 * TOLERANCE)
-    assert apart.mean() > 0.3, "nearly everything ties: the test would show nothing"
-    np.testing.assert_array_equal(codes[apart], other_codes[apart])
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
@@ -122,15 +114,14 @@ def test_the_shared_cache_finds_what_a_search_without_cache_finds(family: str, w
     model = small_model(family, seed=width)
     trie, live = catalogue(rng, 60)
     prompts = prompts_of(rng, [1, 7, 3])
-    codes, scores = draft(model, prompts, trie if masked else trie.unrestricted(), width)
-    assert codes.shape == (3, width)
+    drafts = draft(model, prompts, trie if masked else trie.unrestricted(), width)
+    assert drafts.codes.shape == (3, width)
     with torch.inference_mode():
         for row, prompt in enumerate(prompts):
             sids, expected = naive_beam(model, prompt, live if masked else None, width)
-            finite = np.isfinite(scores[row])
-            assert int(finite.sum()) == len(sids)
-            np.testing.assert_allclose(scores[row][finite], expected, atol=TOLERANCE)
-            assert [tuple(sid) for sid in SPACE.decode(codes[row][finite]).tolist()] == sids
+            finite = np.isfinite(drafts.scores[row])
+            found = [tuple(sid) for sid in SPACE.decode(drafts.codes[row][finite]).tolist()]
+            assert_same_ranking(found, drafts.scores[row][finite], sids, expected)
 
 
 def test_a_batch_of_different_lengths_is_answered_as_one_by_one() -> None:
@@ -138,11 +129,13 @@ def test_a_batch_of_different_lengths_is_answered_as_one_by_one() -> None:
     model = small_model("qwen3")
     trie, _ = catalogue(rng, 400)
     prompts = prompts_of(rng, [2, 12, 1, 5, 5, 8])
-    codes, scores = draft(model, prompts, trie, 30)
+    together = draft(model, prompts, trie, 30)
     for row, prompt in enumerate(prompts):
-        assert_same(codes[row : row + 1], scores[row : row + 1], *draft(model, [prompt], trie, 30))
+        ours = Drafts(together.codes[row : row + 1], together.scores[row : row + 1])
+        assert_same_drafts(ours, draft(model, [prompt], trie, 30))
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_onnx_and_torch_draft_the_same(family: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
@@ -156,8 +149,7 @@ def test_onnx_and_torch_draft_the_same(family: str, tmp_path: Path) -> None:
     for items in ([3], [12, 1, 6, 2], [1, 1]):
         prompts = prompts_of(rng, items)
         for masked in (True, False):
-            ours, theirs = onnx.draft(prompts, masked=masked), reference.draft(prompts, masked=masked)
-            assert_same(ours.codes, ours.scores, theirs.codes, theirs.scores)
+            assert_same_drafts(onnx.draft(prompts, masked=masked), reference.draft(prompts, masked=masked))
 
 
 def test_the_prompt_is_stored_once_however_many_beams_read_it() -> None:
@@ -184,8 +176,8 @@ def test_a_checkpoint_comes_back_the_same_of_its_own_kind(family: str, tmp_path:
     assert isinstance(loaded, AutoregressiveModel) and loaded.levels == SPACE.levels
     assert loaded.state_dict().keys() == load_file(tmp_path / "model.safetensors").keys()
     trie, prompts = catalogue(rng, 400)[0].unrestricted(), prompts_of(rng, [4, 2])
-    for ours, theirs in zip(draft(loaded, prompts, trie, 10), draft(model, prompts, trie, 10), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    # Loaded weights lie elsewhere in memory, for which some kernels add up in another order.
+    assert_same_drafts(draft(loaded, prompts, trie, 10), draft(model, prompts, trie, 10))
     with pytest.raises(ValueError, match="has no 'draft_head'"):
         NezhaModel.load_checkpoint(tmp_path)
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -22,6 +22,7 @@ from genrec.model.packing import pack_rows, packed_structure
 from genrec.prompt import PromptLayout
 from genrec_builders.export.onnx import write_graph
 from genrec_builders.training.checkpoint import open_backbone
+from tests.near import NEAR, assert_same_ranking
 
 SPACE = SemanticIdSpace((7, 12, 5))
 
@@ -72,6 +73,7 @@ class Prefill(torch.nn.Module):
         return self.model.prefill(token_ids, lengths)[0]
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])  # 4: every query head has its own, for which there is a fused operator
 def test_the_prefill_gives_what_transformers_own_pass_gives_in_a_graph_too(
@@ -101,15 +103,20 @@ def test_padding_behind_a_prompt_changes_nothing() -> None:
     length = torch.tensor([len(prompt)])
     with torch.inference_mode():
         torch.testing.assert_close(
-            model.prefill(padded, length)[0], model.prefill(prompt[None], length)[0], rtol=1e-5, atol=1e-5
+            model.prefill(padded, length)[0], model.prefill(prompt[None], length)[0], rtol=NEAR, atol=NEAR
         )
 
 
 def naive_beam(
     head: DraftHead, hidden: torch.Tensor, history: History, live: set[tuple[int, ...]] | None, width: int
-) -> list[tuple]:
-    """Beam search by lists of tuples, with the head's teacher-forced logits: [(sid, score)], best first."""
+) -> tuple[list[tuple[int, ...]], list[float], float]:
+    """Beam search by lists of tuples, with the head's teacher-forced logits: semantic IDs and scores, best first.
+
+    And by how much the last one kept at any level but the last led the first one dropped: all that follows from a
+    prefix depends on that.
+    """
     beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    narrowest = np.inf
     for level, size in enumerate(head.levels):
         candidates = []
         for sid, score in beams:
@@ -120,11 +127,14 @@ def naive_beam(
                 grown = (*sid, code)
                 if live is None or any(item[: level + 1] == grown for item in live):
                     candidates.append((grown, score + float(log_p[code])))
-        beams = sorted(candidates, key=lambda pair: -pair[1])[:width]
-    return beams
+        candidates.sort(key=lambda pair: -pair[1])
+        if len(candidates) > width and level + 1 < len(head.levels):
+            narrowest = min(narrowest, candidates[width - 1][1] - candidates[width][1])
+        beams = candidates[:width]
+    return [sid for sid, _ in beams], [score for _, score in beams], narrowest
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 10_000),
     width=st.sampled_from([1, 3, 8, 40, 200]),
@@ -151,12 +161,11 @@ def test_beam_is_the_naive_beam(seed: int, width: int, items: int, masked: bool,
         for row in range(2):
             own = history.states[row : row + 1, : lengths[row]]
             whole = History(own, torch.ones(1, 1, lengths[row], dtype=torch.bool))
-            expected = naive_beam(head, hidden[row], whole, live, width)
+            sids_expected, scores_expected, narrowest = naive_beam(head, hidden[row], whole, live, width)
+            assume(narrowest > 2 * NEAR)
             finite = torch.isfinite(scores[row])
-            assert int(finite.sum()) == len(expected)
             got = [tuple(sid) for sid in SPACE.decode(codes[row][finite].numpy()).tolist()]
-            np.testing.assert_allclose(scores[row][finite], [score for _, score in expected], atol=1e-4)
-            assert got == [sid for sid, _ in expected]
+            assert_same_ranking(got, scores[row][finite], sids_expected, scores_expected)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
@@ -171,7 +180,7 @@ def test_a_checkpoint_comes_back_the_same_and_transformers_reads_its_backbone(fa
     prompt = torch.arange(1, 20)[None]
     with torch.inference_mode():
         ours = model.prefill(prompt, torch.tensor([19]))[0]
-        torch.testing.assert_close(loaded.prefill(prompt, torch.tensor([19]))[0], ours)
+        torch.testing.assert_close(loaded.prefill(prompt, torch.tensor([19]))[0], ours, rtol=NEAR, atol=NEAR)
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).model(prompt).last_hidden_state
         torch.testing.assert_close(theirs[:, -4:], ours, rtol=1e-4, atol=1e-4)
 
@@ -189,7 +198,9 @@ def test_a_checkpoint_from_before_the_history_was_read_drafts_as_it_did(tmp_path
     prompt = torch.arange(1, 20)[None], torch.tensor([19])
     with torch.inference_mode():
         ours, theirs = (each.draft(*prompt, *masks, 8) for each in (model, NezhaModel.load_checkpoint(tmp_path)))
-    assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+    # Loaded weights lie elsewhere in memory, for which some kernels add up in another order.
+    for our_codes, our_scores, codes, scores in zip(*ours, *theirs, strict=True):
+        assert_same_ranking(our_codes.tolist(), our_scores, codes.tolist(), scores)
 
 
 def test_a_number_of_attention_heads_that_cannot_be_is_named(tmp_path: Path) -> None:
@@ -220,8 +231,10 @@ def test_what_a_beam_reads_is_its_own_history() -> None:
             for at in range(6):
                 changed = states.clone()
                 changed[row, at] += 1
-                moved = (head.logits(hidden, codes, History(changed, seen))[2] != expected).any(-1)[:, 0].tolist()
-                assert moved == [row == each and bool(seen[row, 0, at]) for each in range(2)]
+                logits = head.logits(hidden, codes, History(changed, seen))[2]
+                moved = (logits - expected).abs().amax(-1)[:, 0]
+                read = [row == each and bool(seen[row, 0, at]) for each in range(2)]
+                assert (moved > 10 * NEAR).tolist() == read and (moved > NEAR).tolist() == read
 
 
 def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: Path) -> None:
@@ -236,7 +249,7 @@ def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: 
     original = AutoModelForCausalLM.from_config(config)
     original.save_pretrained(tmp_path)
 
-    backbone, layout = open_backbone(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", "<c_{}>"))
+    backbone, layout = open_backbone(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", ""))
     model = NezhaModel(backbone.config, SPACE.levels, 16, 32, backbone=backbone)
 
     assert layout.prefix == (1,)

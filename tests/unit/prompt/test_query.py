@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, processors
-from transformers import AutoModel
 
 from genrec.catalog import Catalog, SemanticIdSpace
 from genrec.errors import InvalidRequest
-from genrec.model.backbone import backbone_config
 from genrec.prompt import (
     Limits,
     Preprocessor,
@@ -29,9 +26,7 @@ from genrec.prompt import (
     Request,
     text_vocabulary,
 )
-from genrec_builders.data.demo_shop import make_demo_shop
-from genrec_builders.training.checkpoint import open_backbone
-from genrec_builders.training.query import encode_queries, query_corpus, train_query_tokenizer
+from genrec_builders.training.query import train_query_tokenizer
 
 SPACE = SemanticIdSpace((4, 8, 6))
 MAX_QUERY = 6
@@ -55,35 +50,10 @@ def tokenizer(file: Path, layout: PromptLayout) -> QueryTokenizer:
     return QueryTokenizer(file, layout)
 
 
-# The tokenizer that the builder makes
-
-
-def test_the_same_corpus_gives_the_same_file(file: Path, tmp_path: Path) -> None:
-    """In another process too, where hashes are others."""
-    program = "import sys; from pathlib import Path; "
-    program += "from genrec_builders.training.query import train_query_tokenizer as train; "
-    program += f"print(train({CORPUS!r}, Path(sys.argv[1]), 300))"
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "t.json"], capture_output=True, check=True)
-    assert (tmp_path / "t.json").read_bytes() == file.read_bytes()
-    assert int(done.stdout) == text_vocabulary(file) > 256
-
-
-def test_a_vocabulary_without_room_for_the_bytes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 256"):
-        train_query_tokenizer(CORPUS, tmp_path / "t.json", 255)
-
-
-def test_the_corpus_is_items_and_queries() -> None:
-    shop = make_demo_shop(100, 3)
-    texts = list(query_corpus(shop.items, pa.array(["", "a tent"], pa.large_string())))
-    assert len(texts) == 101 and texts[-1] == "a tent"
-    for name in ("title", "category", "brand"):
-        assert shop.items.attributes[name][0] in texts[0]
-    assert len(list(query_corpus(shop.items, None))) == 100
+# Any text
 
 
 @given(st.text(max_size=60))
-@settings(deadline=None)
 def test_any_text_gives_text_tokens_only(tokenizer: QueryTokenizer, layout: PromptLayout, text: str) -> None:
     (tokens,) = tokenizer.encode_batch([text.encode()])
     assert tokens.dtype == np.int32 and len(tokens) <= MAX_QUERY
@@ -92,7 +62,6 @@ def test_any_text_gives_text_tokens_only(tokenizer: QueryTokenizer, layout: Prom
 
 
 @given(st.lists(st.text(max_size=12), max_size=8))
-@settings(deadline=None)
 def test_a_batch_gives_what_each_gives_alone(tokenizer: QueryTokenizer, texts: list[str]) -> None:
     queries = [text.encode() for text in texts]
     alone = [tokenizer.encode_batch([query])[0].tolist() for query in queries]
@@ -126,19 +95,6 @@ def test_what_stands_far_behind_is_not_read(tokenizer: QueryTokenizer) -> None:
 def test_white_space_is_no_query(tokenizer: QueryTokenizer) -> None:
     texts = ["", " ", "\t\n", "\u3000\u00a0", "\x1f"]
     assert [tokens.size for tokens in tokenizer.encode_batch([text.encode() for text in texts])] == [0] * len(texts)
-
-
-def test_encoded_queries_hold_each_text_once(tokenizer: QueryTokenizer) -> None:
-    texts = ["gas tent", "", "tents", "gas tent", " ", "2-person tent for two with gas"]
-    encoded = encode_queries(tokenizer, pa.array(texts, pa.large_string()))
-    assert encoded.tokens.shape == (5, MAX_QUERY) and encoded.tokens.dtype == np.int32
-    for text, which in zip(texts, encoded.which.tolist(), strict=True):
-        size = encoded.lengths[which]
-        assert encoded.tokens[which, :size].tolist() == tokenizer.encode_batch([text.encode()])[0].tolist()
-        assert not encoded.tokens[which, size:].any()
-    none = encode_queries(tokenizer, pa.array(["", ""], pa.large_string()))
-    assert none.which.tolist() == [0, 0] and none.lengths.tolist() == [0] and none.tokens.shape == (1, 0)
-    assert encode_queries(tokenizer, pa.array([], pa.large_string())).which.size == 0
 
 
 # A tokenizer of the backbone's own
@@ -182,27 +138,6 @@ def test_text_that_spells_a_sid_token_stays_text(tmp_path: Path) -> None:
         assert tokens.max() < base and tokens.size > 20, "the characters are still there"
         (plain,) = tokenizer.encode_batch([b"gas tent"])
         assert plain.tolist() == own.encode("gas tent", add_special_tokens=False).ids
-
-
-def test_sid_tokens_that_are_words_are_left_out(tmp_path: Path) -> None:
-    """The vocabulary itself has them, so only the layout can tell."""
-    words = ["<unk>", "tent", *(f"<{letter}_{code}>" for letter in "abc" for code in range(8))]
-    own = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
-    own.save(str(tmp_path / "tokenizer.json"))
-    config = backbone_config(
-        "llama", vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=4, head_dim=8, bos_token_id=0,
-    )  # fmt: skip
-    AutoModel.from_config(config).save_pretrained(tmp_path)
-    patterns = ("<a_{}>", "<b_{}>", "<c_{}>")
-    backbone, layout = open_backbone(tmp_path, SPACE, 20, patterns, max_query=4)
-    assert (layout.max_query, layout.text_offset, layout.text_tokens) == (4, 0, len(words))
-    assert backbone.config.vocab_size == layout.vocabulary_size == len(words) + 3
-    tokenizer = QueryTokenizer(tmp_path / "tokenizer.json", layout)
-    assert [tokens.tolist() for tokens in tokenizer.encode_batch([b"tent", b"<a_1>", b"<b_7>"])] == [[1], [], []]
-    (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match="missing, but text queries need it"):
-        open_backbone(tmp_path, SPACE, 20, max_query=4)
 
 
 # Files that cannot be used

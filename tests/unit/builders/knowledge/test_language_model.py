@@ -21,6 +21,8 @@ from genrec_builders.knowledge.language_model import (
 )
 from genrec_builders.knowledge.texts import KnowledgeText
 
+pytestmark = pytest.mark.training
+
 COLOURS = ("red", "green", "blue", "amber")
 TEXTS = [
     KnowledgeText(f"{colour}-{n}", colour, item_prompt({"title": f"{colour} {n}"}), f"A {colour} thing, all {colour}.")

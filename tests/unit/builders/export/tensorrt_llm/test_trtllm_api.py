@@ -15,7 +15,7 @@ import genrec_builders.export.tensorrt_llm.api as api
 from genrec.engines.tensorrt_llm.contract import RELEASE
 from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[5]
 LISTED = json.loads(api.LIST.read_text())
 ENTRIES = LISTED["entries"]
 

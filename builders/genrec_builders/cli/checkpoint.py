@@ -1,0 +1,71 @@
+"""`genrec checkpoint`: looks at a checkpoint that a build is to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from genrec.cli.arguments import numbers, usage
+
+_MOST_CODES = 1_000_000  # of a level
+
+
+def check(
+    folder: Annotated[Path, typer.Argument(help="A Hugging Face folder of the Qwen3 or Llama family, or a bundle.")],
+    sid_tokens: Annotated[
+        Optional[str], typer.Option(help="SID tokens per level in the tokenizer, e.g. '<a_{}>,<b_{}>,<c_{}>'.")
+    ] = None,
+    levels: Annotated[
+        Optional[str],
+        typer.Option(help="Codes per level, commas between; by default as many as the tokenizer has tokens for."),
+    ] = None,
+) -> None:
+    """Say what `genrec build --checkpoint` would use of a checkpoint, drop or refuse, without loading it.
+
+    Lines that begin with `use`, `new` (starts random, as asked for), `warning`, `drop` and `refuse`. With a refusal
+    the exit status is 1.
+    """
+    from genrec.bundle import MANIFEST, Bundle
+    from genrec_builders.training.checkpoint_facts import (
+        NEW,
+        Finding,
+        bundle_findings,
+        match_sid_tokens,
+        read_facts,
+        read_vocabulary,
+        require_no_patterns,
+        require_patterns,
+        require_usable,
+        text_finding,
+    )
+
+    sizes = numbers("--levels", levels, int, least=1, most=_MOST_CODES) if levels is not None else None
+    patterns = sid_tokens.split(",") if sid_tokens is not None else []
+    with usage("--sid-tokens", sid_tokens or ""):
+        require_patterns(patterns, len(sizes) if sizes is not None and patterns else None)
+    if (folder / MANIFEST).exists():
+        require_no_patterns(folder, patterns)
+        bundle = Bundle(folder)
+        bundle.check()
+        if sizes is not None and sizes != bundle.space.levels:
+            raise ValueError(f"{folder}: has levels {bundle.space.levels}, not {sizes}")
+        for finding in bundle_findings(bundle):
+            typer.echo(str(finding))
+        return
+
+    def say(findings: list[Finding]) -> list[Finding]:
+        for finding in findings:
+            typer.echo(str(finding))
+        return findings
+
+    facts = read_facts(folder)
+    findings = say(list(facts.findings))
+    vocabulary = read_vocabulary(folder, "--sid-tokens names tokens in it" if any(patterns) else "")
+    if not patterns:
+        findings += say([Finding(NEW, "no --sid-tokens: every code gets a new token with a random embedding")])
+    matched, found = match_sid_tokens(vocabulary, facts.rows, patterns, sizes)
+    ids = [number for level in matched for number in level.values()]
+    findings += say([*found, *text_finding(vocabulary, facts.rows, ids)])
+    require_usable(folder, findings)

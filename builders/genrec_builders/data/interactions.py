@@ -1,0 +1,255 @@
+"""The interactions from a table of events, or from a list of items per user, whatever file they stood in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from genrec.errors import DataError
+from genrec_builders.data.checks import look_up, short
+from genrec_builders.data.columns import encode_ids, is_list, is_text, one_array, refuse_nulls
+from genrec_builders.data.found import Found, some
+from genrec_builders.data.lists import text_lists
+from genrec_builders.data.table_files import TableFile, check_columns
+from genrec_builders.data.tables import Interactions, ItemTable, taken
+
+# A column of lists by one of these names holds a user's items; by the first two, RecBole's, also beside `item_id`.
+SEQUENCES = ("item_id_list", "item_seq", "item_ids", "items", "sequence", "history")
+_RECBOLE = SEQUENCES[:2]
+_TIMES, _QUERIES = ("timestamps", "timestamp_list", "timestamp"), ("queries", "query_list", "query")
+
+
+def interactions_of_table(source: TableFile, items: ItemTable, catalogue: str, found: Found) -> Interactions:
+    """The interactions of a table, one row per interaction or one row per user.
+
+    catalogue: name of the file that lists the items. What is left out of the table goes into `found`.
+    """
+    sequence = _sequence_column(source)
+    if sequence is not None:
+        found.used[source.path.name] += ", one row per user"
+        return _of_sequences(source, sequence, items, catalogue, found)
+    return _of_events(source, items, catalogue, found)
+
+
+def interactions_of_lists(
+    path: Path,
+    user_ids: list[str],
+    lists: pa.Array,
+    items: ItemTable,
+    catalogue: str,
+    found: Found,
+    times: np.ndarray | None = None,
+    queries: pa.Array | None = None,
+) -> Interactions:
+    """The interactions of `user_ids` [U], with the lists [U] of text or integers of their item ids.
+
+    times: [N], for the items of all lists one after another; by default each list is in time order. queries:
+    large_string [N], likewise.
+    """
+    offsets, values = lists.offsets.to_numpy().astype(np.int64), lists.flatten()
+    offsets = offsets - offsets[0]
+    owner = np.repeat(np.arange(len(user_ids)), np.diff(offsets))
+    if values.null_count:
+        at = int(owner[np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]])
+        raise DataError(f"{path}: user {user_ids[at]!r} has an empty value among the items; fill it in or drop it")
+    rows = look_up(values.cast(pa.large_string()), pa.array(items.item_ids, pa.large_string()))
+    if not len(rows):
+        raise DataError(f"{path}: no interactions; every user's list is empty")
+    unknown = np.flatnonzero(rows < 0)
+    if unknown.size:
+        raise DataError(
+            f"{path}: user {user_ids[int(owner[unknown[0]])]!r} has item {values[int(unknown[0])].as_py()!r}, which "
+            f"{catalogue} does not list ({unknown.size} such interactions); add the item there or drop the interaction"
+        )
+    if times is not None:
+        order = np.lexsort((times, owner))  # stable: equal times keep the order of the list
+        rows, queries = rows[order], taken(queries, order)
+    keep = np.diff(offsets) > 0
+    if not keep.all():
+        without = [user for user, kept in zip(user_ids, keep.tolist(), strict=True) if not kept]
+        found.left_out.append(f"{len(without)} users of {path.name} without interactions ({some(without)})")
+        user_ids = [user for user, kept in zip(user_ids, keep.tolist(), strict=True) if kept]
+        offsets = np.concatenate([offsets[:1], offsets[1:][keep]])
+    return Interactions(user_ids=user_ids, offsets=offsets, rows=rows.astype(np.int32), queries=queries)
+
+
+def _sequence_column(source: TableFile) -> str | None:
+    """The column that holds a user's items as a list; None for a table with a row per interaction."""
+    types = {field.name: field.type for field in source.schema}
+    if "item_id" in types and is_list(types["item_id"]):
+        return "item_id"
+    named = [name for name in _RECBOLE if name in types]
+    if not named and "item_id" not in types:
+        lists = [name for name in types if is_list(types[name]) and name not in _TIMES + _QUERIES]
+        named = [name for name in SEQUENCES if name in types] or lists
+    if len(named) > 1:
+        raise DataError(f"{source.path}: columns {named} may all hold a user's items; keep one, or rename the others")
+    return named[0] if named else None
+
+
+def _of_events(source: TableFile, items: ItemTable, catalogue: str, found: Found) -> Interactions:
+    path, needed = source.path, ("user_id", "item_id", "timestamp")
+    names = source.schema.names
+    check_columns(path, names, needed)
+    used = [*needed, *(name for name in ("query",) if name in names)]
+    _leave_out(source, used, found)
+    table = source.read(used)
+    if not table.num_rows:
+        raise DataError(f"{path}: no rows; there is nothing to learn from")
+
+    users, user_ids = encode_ids(path, table.column("user_id"), "user_id")
+    codes, seen = encode_ids(path, table.column("item_id"), "item_id")
+    rows = look_up(seen, pa.array(items.item_ids, type=pa.large_string()))[codes]
+    unknown = np.flatnonzero(rows < 0)
+    if unknown.size:
+        at = int(unknown[0])
+        raise DataError(
+            f"{path}: data row {at + 1} has item_id {seen[int(codes[at])].as_py()!r}, which {catalogue} "
+            f"does not list ({unknown.size} such interactions); add the item there or drop the interaction"
+        )
+    refuse_nulls(path, table.column("timestamp"), "timestamp")
+    times = _times(path, one_array(table.column("timestamp")), "timestamp", lambda at: f"data row {at + 1}")
+    queries = _queries(path, one_array(table.column("query")), "query") if "query" in used else None
+    order = np.lexsort((times, users))  # stable: equal timestamps keep the order of the file
+    offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
+    np.cumsum(np.bincount(users, minlength=len(user_ids)), out=offsets[1:])
+    rows = rows[order].astype(np.int32)
+    return Interactions(user_ids.to_pylist(), offsets=offsets, rows=rows, queries=taken(queries, order))
+
+
+def _of_sequences(source: TableFile, sequence: str, items: ItemTable, catalogue: str, found: Found) -> Interactions:
+    path, types = source.path, {field.name: field.type for field in source.schema}
+    check_columns(path, source.schema.names, ("user_id", sequence))
+
+    def parallel(names: tuple[str, ...]) -> str | None:
+        """A column with a value for each item. In text, only a name in the plural says that it is one."""
+        return next(
+            (name for name in names if name in types and (is_list(types[name]) or name != names[-1])),
+            None,
+        )
+
+    last = "item_id" if sequence in _RECBOLE and "item_id" in types else None
+    beside = [None if last else parallel(names) for names in (_TIMES, _QUERIES)]
+    used = [name for name in ("user_id", sequence, last, *beside) if name is not None]
+    _leave_out(source, used, found)
+    table = source.read(used)
+    if not table.num_rows:
+        raise DataError(f"{path}: no rows; there is nothing to learn from")
+    codes, distinct = encode_ids(path, table.column("user_id"), "user_id")
+    user_ids = distinct.to_pylist()
+    if len(user_ids) != table.num_rows:
+        at = int(np.setdiff1d(np.arange(len(codes)), np.unique(codes, return_index=True)[1])[0])
+        raise DataError(
+            f"{path}: data row {at + 1} repeats user {user_ids[int(codes[at])]!r}; give every user one row with the "
+            "whole list, e.g. the longest of the rows if each is the beginning of a history"
+        )
+    lists = _lists(path, table.column(sequence), sequence)
+    kind = lists.type.value_type
+    if not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+        raise DataError(f"{path}: column {sequence!r} holds lists of {kind}; write ids as text or integers")
+    if last is not None:
+        refuse_nulls(path, table.column(last), last)
+        lists = _appended(lists, one_array(table.column(last).cast(pa.large_string())))
+    values = []
+    for name in beside:
+        column = None if name is None else _lists(path, table.column(name), name)
+        if name is not None and column is not None:
+            short_ones = np.flatnonzero(_lengths(column) != _lengths(lists))
+            if short_ones.size:
+                at = int(short_ones[0])
+                raise DataError(
+                    f"{path}: user {user_ids[at]!r} has {_lengths(column)[at]} values in {name!r} and "
+                    f"{_lengths(lists)[at]} in {sequence!r}; give one for each item"
+                )
+        values.append(None if column is None else column.flatten())
+    owner = np.repeat(np.arange(len(user_ids)), _lengths(lists))
+    times, queries = values
+    return interactions_of_lists(
+        path,
+        user_ids,
+        lists,
+        items,
+        catalogue,
+        found,
+        None if times is None else _times(path, times, str(beside[0]), lambda at: f"user {user_ids[int(owner[at])]!r}"),
+        None if queries is None else _queries(path, queries, str(beside[1])),
+    )
+
+
+def _leave_out(source: TableFile, used: list[str], found: Found) -> None:
+    others = [repr(name) for name in source.schema.names if name not in used]
+    if others:
+        found.left_out.append(f"column{'s' * (len(others) > 1)} {some(others)} of {source.path.name}")
+
+
+def _lists(path: Path, column: pa.ChunkedArray, name: str) -> pa.Array:
+    """list array [n], of whatever values the column has; text is parsed into lists of text."""
+    refuse_nulls(path, column, name)
+    array = one_array(column)
+    if is_list(array.type):
+        return array.cast(pa.list_(array.type.value_type))
+    if is_text(array.type):
+        return text_lists(path, array, name)
+    raise DataError(f"{path}: column {name!r} is {array.type}; expected a list per user, such as '[12, 7, 3]'")
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    return pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _appended(lists: pa.Array, last: pa.Array) -> pa.Array:
+    """Lists of text, each with one more value at its end."""
+    values = lists.flatten().cast(pa.large_string())
+    ends = np.cumsum(_lengths(lists))
+    places = np.insert(np.arange(len(values)), ends, len(values) + np.arange(len(last)))
+    offsets = np.concatenate([[0], ends + np.arange(1, len(last) + 1)])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.concat_arrays([values, last]).take(pa.array(places))
+    )
+
+
+def _times(path: Path, array: pa.Array, name: str, place: Callable[[int], str]) -> np.ndarray:
+    """int64 or float64 [n], in the unit of the file: only the order matters. place: where a value stands, in words."""
+    kind = array.type
+    if array.null_count:
+        at = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+        raise DataError(f"{path}: {place(at)} has no {name}; fill it in")
+    if is_text(kind):  # Arrow has not taken it for numbers or dates, but lists in text are not its to take for anything
+        for wanted in (pa.int64(), pa.float64(), pa.timestamp("us")):
+            try:
+                array = array.cast(wanted)
+                break
+            except pa.ArrowException:
+                continue
+        kind = array.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
+        array = array.cast(pa.int64())
+    elif pa.types.is_date32(kind):
+        array = array.cast(pa.int32())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise DataError(
+            f"{path}: column {name!r} is {kind} (first value {short(array[0].as_py())}); "
+            "write Unix time as a number, or ISO 8601 dates that Arrow recognises, e.g. 2024-05-01 12:30:00"
+        )
+    times = array.to_numpy(zero_copy_only=False)
+    bad = np.flatnonzero(~np.isfinite(times))
+    if bad.size:
+        raise DataError(f"{path}: {place(int(bad[0]))} has {name} {times[bad[0]]}; give a finite number")
+    return times
+
+
+def _queries(path: Path, column: pa.Array, name: str) -> pa.Array:
+    """large_string [n], empty where there is no query."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not is_text(kind) and not pa.types.is_null(kind):
+        raise DataError(f"{path}: column {name!r} is {kind}; write the queries as text, or rename the column")
+    try:
+        queries = column.cast(pa.large_string()).fill_null("")
+        queries.validate(full=True)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(f"{path}: column {name!r} cannot be read as text ({error}); write it as UTF-8") from error
+    return queries

@@ -1,0 +1,23 @@
+"""What a test needs of the machine and may not find there."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+import pytest
+
+
+def all_required() -> bool:
+    """Whether nothing may be missing, as in CI."""
+    return os.environ.get("GENREC_REQUIRE_ALL") == "1"
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test, or fail it with GENREC_REQUIRE_ALL=1.
+
+    what: what is missing and how to get it. The summary shows it.
+    """
+    if all_required():
+        pytest.fail(f"{what} (GENREC_REQUIRE_ALL=1: nothing may be missing)", pytrace=False)
+    pytest.skip(what)

@@ -1,0 +1,119 @@
+"""`genrec data check`: what a build would use, drop or refuse, said before anything is built."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from genrec.cli.main import app
+from genrec_builders.data import Dataset, Interactions, ItemTable, write_dataset
+from genrec_builders.data.report import problems
+
+
+def data_folder(folder: Path, inter: dict[str, list[int]], index: dict[str, Any], **more: str) -> Path:
+    for name, text in {"inter.json": json.dumps(inter), "index.json": json.dumps(index), **more}.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+INDEX = {str(item): f"{item % 3}-{item % 2}" for item in range(8)}
+INTER = {"four": [0, 1, 2, 3], "three": [1, 2, 6], "two": [0, 1], "one": [0], "none": []}
+
+
+def check(folder: Path) -> tuple[int, dict[str, str], str]:
+    """Exit status, the lines by their first words, and the error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "genrec.cli", "data", "check", str(folder)], capture_output=True, text=True, check=False
+    )
+    lines = {line[:14].strip(): line[14:] for line in done.stdout.splitlines()}
+    return done.returncode, lines, done.stderr
+
+
+def test_everything_that_a_build_would_do_is_said(tmp_path: Path) -> None:
+    titles = json.dumps({str(item): {"title": f"item {item}"} for item in range(8)})
+    data_folder(tmp_path, INTER, INDEX, **{"item.json": titles, "notes.txt": ""})
+    status, lines, error = check(tmp_path)
+    assert (status, error) == (0, "")
+    assert lines == {
+        "folder": str(tmp_path),
+        "files": "inter.json (interactions: JSON), item.json (items: JSON), index.json (semantic IDs: JSON)",
+        "not used": "files notes.txt; 1 users of inter.json without interactions (none)",
+        "users": "4; 2 to test with, 2 too short for that (under 3 interactions); 2 too short to train on (under 2 "
+        "left in training)",
+        "interactions": "10; 1 to 4 per user, median 2.5; 2 training targets",
+        "items": "8; 3 never bought, 3 bought only in what is held out",
+        "semantic IDs": "2 levels of 4, 2 codes (3, 2 used); 6 distinct, 50.0% of the items share theirs, at most 2 "
+        "items one",
+        "embeddings": "none",
+        "attributes": "'title'",
+        "queries": "none",
+        "ok: a build wo": "uld take this",
+    }
+
+
+def test_embeddings_and_queries_are_counted(tmp_path: Path) -> None:
+    queries = pa.array(["tent", "", "", "rope"], pa.large_string())
+    inter = Interactions(["u"], np.array([0, 4]), np.array([0, 1, 0, 1], np.int32), queries)
+    write_dataset(Dataset(ItemTable(["a", "b"], embeddings=np.zeros((2, 5), np.float32)), inter), tmp_path)
+    status, lines, error = check(tmp_path)
+    assert (status, error) == (0, "")
+    assert lines["semantic IDs"] == "none; a build makes them from the embeddings"
+    assert lines["embeddings"] == "5 dimensions"
+    assert lines["queries"] == "2 of 4 interactions have one"
+
+
+@pytest.mark.parametrize(
+    ("inter", "message"),
+    [
+        ({"u": [0, 1], "v": [2, 3]}, "no user has 3 interactions .the longest history has 2."),
+        ({"u": [0, 1, 2]}, "nothing to train on"),
+        ({"u": [0, 99]}, "user 'u' has item 99"),
+    ],
+)
+def test_what_a_build_refuses_ends_with_one_line(tmp_path: Path, inter: dict[str, list[int]], message: str) -> None:
+    status, _, error = check(data_folder(tmp_path, inter, INDEX))
+    assert status == 1
+    assert error.startswith(f"error: {tmp_path}") and error.count("\n") == 1
+    assert message.strip(".").split(" .")[0] in error
+
+
+def test_a_catalogue_without_semantic_ids_names_the_columns_that_may_be_theirs() -> None:
+    inter = Interactions(["u"], np.array([0, 4]), np.array([0, 1, 0, 1], np.int32))
+    (problem,) = problems(Dataset(ItemTable(["a", "b"], attributes={"semantic_id": ["1-2", "3-4"]}), inter))
+    assert "neither semantic IDs nor embeddings" in problem
+    assert "if one of the columns 'semantic_id' holds them, name it 'sid' or 'embedding'" in problem
+    levels = (2**31 - 1,) * 3
+    (problem,) = problems(Dataset(ItemTable(["a", "b"], np.zeros((2, 3), np.int32), levels), inter))
+    assert "more than the" in problem
+
+
+def test_torch_is_not_loaded(tmp_path: Path) -> None:
+    program = (
+        "import sys; from genrec.cli.main import main; status = main(sys.argv[1:]); "
+        "loaded = [name for name in ('torch', 'transformers', 'onnxruntime') if name in sys.modules]; "
+        "sys.exit(f'{status} {loaded}')"
+    )
+    folder = data_folder(tmp_path, INTER, INDEX)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "data", "check", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.strip() == "0 []"
+
+
+def test_a_build_says_what_it_reads_and_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genrec_builders.build.build_bundle", lambda data, out, config, track: None)
+    data_folder(tmp_path, INTER, INDEX, **{"notes.txt": ""})
+    done = CliRunner().invoke(app, ["build", str(tmp_path), str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines() == [
+        "data: inter.json (interactions: JSON), index.json (semantic IDs: JSON); 4 users, 10 interactions, 8 items",
+        "not used: files notes.txt; 1 users of inter.json without interactions (none)",
+    ]

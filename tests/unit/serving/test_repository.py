@@ -1,0 +1,24 @@
+"""The rendered model repository, and what a deployment may not ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from genrec.bundle import Bundle
+from genrec.serving.repository import Deployment, render_repository
+
+
+def test_only_the_backbone_has_instances(bundle: Bundle, tmp_path: Path) -> None:
+    models = render_repository(bundle, tmp_path / "models", Deployment(threads=1, instances=3))
+    counts = {path.parent.name: path.read_text().count("count: 3") for path in models.glob("*/config.pbtxt")}
+    assert counts == {"preprocessing": 0, "backbone": 1, "verifier": 0, "recommend": 0}
+
+
+@pytest.mark.parametrize(
+    "refused", [{"instances": 0}, {"instances": 2}, {"instances": 2, "threads": 1, "engine": "tensorrt_llm"}]
+)
+def test_instances_need_threads_of_their_own(refused: dict) -> None:
+    with pytest.raises(ValueError, match=f"instances is {refused['instances']}"):
+        Deployment(**refused)
