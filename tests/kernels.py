@@ -45,6 +45,7 @@ class Setting:
             "MKL_ENABLE_INSTRUCTIONS": self.mkl,
             "OPENBLAS_CORETYPE": self.openblas,
             "OMP_NUM_THREADS": str(self.threads),
+            "OMP_WAIT_POLICY": "passive",  # models this small would spend their time on busy waiting
         }
         if self.numpy_without:
             chosen["NPY_DISABLE_CPU_FEATURES"] = self.numpy_without

@@ -204,13 +204,13 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Pat
     assert ended.seconds > time.monotonic() - began  # what was spent before the interruption counts
     for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    # A finished run has nothing left to do; a state of other settings is not taken up.
+    # A finished run has nothing left to do; a state of other settings is not taken up, nor replaced.
     steps.clear()
     assert run(resumed, state, lambda step, *_: steps.append(step)).seconds >= ended.seconds
     assert steps == []
     config = replace(config, seed=5)
-    run(new_objective(), state, lambda step, *_: steps.append(step))
-    assert steps[0] == 1
+    with pytest.raises(ValueError, match="seed 0, now 5"):
+        run(new_objective(), state)
 
 
 @pytest.mark.training

@@ -156,7 +156,8 @@ class LLM:
                     tokens += len(request.prompt)
                 if len(batch) >= self.args["max_batch_size"] or self._waiting.empty():
                     break
-                if tokens + len(self._waiting.queue[0].prompt) > self.args["max_num_tokens"]:
+                following = self._waiting.queue[0]  # None if this is shut down
+                if following is not None and tokens + len(following.prompt) > self.args["max_num_tokens"]:
                     break
                 request = self._waiting.get()
             if batch:
