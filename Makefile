@@ -36,8 +36,8 @@ bench-knowledge: $(INSTALLED)  ## Every way of drafting texts at every batch siz
 test: $(INSTALLED)  ## Every test but the slow ones. Fails without a Triton server; `pytest --without-triton` then leaves out what needs one.
 	$(BIN)/pytest
 
-test-fast: $(INSTALLED)  ## In less than a minute: the unit tests that train, export and build nothing, and the chart's. No server.
-	$(BIN)/pytest tests/unit tests/chart -m 'not slow and not training'
+test-fast: $(INSTALLED)  ## In less than a minute: the unit tests that train, export and build nothing. No server.
+	$(BIN)/pytest tests/unit -m 'not slow and not training' --ignore tests/unit/test_suite.py
 
 KERNELS ?= full
 test-kernels: $(INSTALLED)  ## Unit tests with older and newer CPUs' kernels, one and two threads; KERNELS=short: a part. ONNX Runtime's have no switch.

@@ -104,7 +104,7 @@ def test_dropout_is_the_decoders_own_unless_given(
     asked: list[BuildConfig] = []
     monkeypatch.setattr("genrec_builders.data.read_dataset", lambda data, tell: None)
     monkeypatch.setattr("genrec_builders.build.build_bundle", lambda data, out, config, track: asked.append(config))
-    result = CliRunner().invoke(app, ["build", str(tmp_path), str(tmp_path / "bundle"), *words])
+    result = CliRunner().invoke(app, ["build", str(tmp_path / "data"), str(tmp_path / "bundle"), *words])
     assert result.exit_code == 0, result.output
     training = replace(TrainingConfig(), dropout=expected[0], head_dropout=expected[1])
     decoder = words[1] if "--decoder" in words else "draft_head"
@@ -116,7 +116,8 @@ def test_options_of_a_build_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("genrec_builders.data.read_dataset", lambda data, tell: None)
     monkeypatch.setattr("genrec_builders.build.build_bundle", lambda data, out, config, track: asked.append(config))
     words = "--levels 8,9 --head-scales 100,10,2 --max-top-k 7 --sid-tokens <a_{}>,<b_{}> --heads 2 --state-size 32"
-    result = CliRunner().invoke(app, ["build", str(tmp_path), str(tmp_path / "bundle"), *words.split()])
+    words = [*words.split(), "--checkpoint", str(tmp_path / "checkpoint")]
+    result = CliRunner().invoke(app, ["build", str(tmp_path / "data"), str(tmp_path / "bundle"), *words])
     assert result.exit_code == 0, result.output
     (config,), scales = asked, {"code_embedding_scale": 100.0, "transition_scale": 10.0, "projection_scale": 2.0}
     assert config.levels == (8, 9) and config.sid_tokens == ("<a_{}>", "<b_{}>") and config.head == HeadShape(32)

@@ -395,7 +395,7 @@ def test_write_refuses_ambiguity(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="reserved"):
         write_dataset(Dataset(items, inter), tmp_path)
     (tmp_path / "items.csv").write_text("item_id\n")
-    with pytest.raises(DataError, match=r"already holds items\.csv"):
+    with pytest.raises(FileExistsError, match=r"holds items\.csv, .* name another folder"):
         write_dataset(example(), tmp_path)
 
 

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -54,6 +55,7 @@ class Parameter:
         return [f"{self.names[0]}={value}"]
 
 
+@cache
 def parameters_of(command: str) -> list[Parameter]:
     """All that a command takes, from the app itself."""
     found: Any = typer.main.get_command(app)
@@ -74,6 +76,15 @@ def parameters_of(command: str) -> list[Parameter]:
 
 INSTALLED = {entry.name: entry for entry in entry_points(group=GROUP)}
 PARAMETERS = [parameter for command in COMMANDS for parameter in parameters_of(command)]
+
+
+once = cache(typer.main.get_command)
+
+
+@pytest.fixture(autouse=True)
+def commands_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not anew for each of a thousand calls, which would take a minute."""
+    monkeypatch.setattr("typer.main.get_command", once)
 
 
 @dataclass(frozen=True)
