@@ -152,6 +152,8 @@ def _encode_id(name: str, position: int, item: ItemId) -> bytes:
             raise _invalid(f"{name}[{position}]: {item!r} cannot be encoded as UTF-8: {error.reason}") from None
     if isinstance(item, bytes):
         return item
+    if type(item) is int:  # the usual one, at once
+        return b"%d" % item
     if (number := whole_number(item)) is not None:
         return b"%d" % number
     raise _invalid(f"{name}[{position}]: {item!r} is a {type(item).__name__}; an item id is str, bytes or int")

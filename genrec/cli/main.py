@@ -85,5 +85,5 @@ def _words(error: Exception) -> str:
 
 
 def _complain(text: str, status: int) -> int:
-    Console(stderr=True).print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[red]error:[/red] {escape(text)}", highlight=False, emoji=False, soft_wrap=True)
     return status

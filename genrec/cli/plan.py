@@ -66,7 +66,9 @@ def plan(
         _Count,
         typer.Option(min=1, help=f"Beams drafted; the bundle's number by default, {DEFAULT_BEAM} without a bundle."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests that a replica takes at once, at most.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=4096, help="Requests that a replica takes at once, at most.")
+    ] = 1,
     precision: Annotated[
         str,
         typer.Option(help="Precision of the weights: " + ", ".join(PRECISIONS), callback=one_of(tuple(PRECISIONS))),

@@ -77,6 +77,10 @@ def serve(
         deployment = Deployment(
             engine, threads, instances, masked, max_batch_size, timeout_ms, knowledge, verification, texts_at_once
         )
+    if knowledge is not None and not (knowledge / "knowledge.json").is_file():
+        raise FileNotFoundError(
+            f"--knowledge {knowledge}: has no knowledge.json; give the folder that `genrec knowledge build` writes"
+        )
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
     for name, port in ports.items():
         if port and list(ports.values()).count(port) > 1:

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -157,6 +158,20 @@ def test_without_a_known_item_the_most_popular_come(wire: Any, shop: Any, unknow
     answer = wire.ask(wire.ids("history", unknown), wire.ids("exclude", out), wire.top_k(30))
     assert answer.item_ids == expected_fill(shop, set(out), 30)
     assert answer.counts == [0, 0, len(unknown), 30]
+
+
+def test_an_empty_history_needs_its_data(wire: Any) -> None:
+    """Of a request without it, Triton says so in its own words, before a model sees it: docs/contract.md has them."""
+    message = wire.message([])
+    history = message.inputs.add(name="history", datatype="BYTES", shape=(1, 0))
+    with pytest.raises(grpc.RpcError) as caught:
+        wire.stub.ModelInfer(message)
+    assert caught.value.code().name == "INVALID_ARGUMENT"
+    assert "unable to find data for input tensor 'history'" in caught.value.details()
+    history.contents.SetInParent()
+    assert [list(output.shape) for output in wire.stub.ModelInfer(message).outputs if output.name == "scores"] == [
+        [1, 10]
+    ]
 
 
 def test_too_few_drafts_are_filled_up_and_counted(wire: Any, shop: Any, history: list[str]) -> None:

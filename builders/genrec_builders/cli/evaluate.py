@@ -117,6 +117,7 @@ def compare(
         references = [reference_of(text) for text in reference or []]
         bundles = models_of(model)
     require_output(out, COMPARISON, [data, *(path for paths in bundles.values() for path in paths)])
+    _require_device(device)
     sample = user_sample(data.resolve().name, read_dataset(data), users, seed)
     results = compare_models(sample, bundles, out, settings, opener(settings, track), track, references)
     typer.echo(f"{len(results.record.cells)} rankings; report in {write_report(results, out)}")
@@ -141,6 +142,17 @@ def compare_report(
     require_nothing_lost(out, results)
     results.save(out)
     typer.echo(f"{len(results.record.cells)} rankings; report in {write_report(results, out)}")
+
+
+def _require_device(device: str) -> None:
+    """Raises ValueError for a GPU that PyTorch does not see here."""
+    if device == "cpu":
+        return
+    import torch
+
+    seen = torch.cuda.device_count()
+    if int(device.partition(":")[2] or 0) >= seen:
+        raise ValueError(f"--device {device}: PyTorch sees {seen} GPUs here, numbered from 0; use cpu or one of them")
 
 
 def _require_ready(server: str) -> None:

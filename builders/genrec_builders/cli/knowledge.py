@@ -81,6 +81,8 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="The knowledge folder; made if it is not there.")],
 ) -> None:
     """Stream the texts of 200 users from a real server, show five, and compare with decoding one token at a time."""
+    from genrec.bundle import Bundle
     from genrec_builders.knowledge.demo import run_knowledge_demo
 
+    Bundle(bundle).check()  # now, not when the folder has been trained
     run_knowledge_demo(data, bundle, folder, console)

@@ -111,7 +111,7 @@ def test_torch_is_not_loaded(tmp_path: Path) -> None:
 def test_a_build_says_what_it_reads_and_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("genrec_builders.build.build_bundle", lambda data, out, config, track: None)
     data_folder(tmp_path, INTER, INDEX, **{"notes.txt": ""})
-    done = CliRunner().invoke(app, ["build", str(tmp_path), str(tmp_path / "out")])
+    done = CliRunner().invoke(app, ["build", str(tmp_path), str(tmp_path.with_name("out"))])
     assert done.exit_code == 0, done.output
     assert done.output.splitlines() == [
         "data: inter.json (interactions: JSON), index.json (semantic IDs: JSON); 4 users, 10 interactions, 8 items",

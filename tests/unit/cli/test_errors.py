@@ -221,6 +221,20 @@ def test_a_host_that_is_none_is_named(run_genrec: Run) -> None:
         choose_ports("no.such.host.invalid", {"grpc": 8001})
 
 
+def test_what_is_needed_at_the_end_is_asked_for_at_the_start(
+    bundle: Bundle, places: Places, run_genrec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, stderr = run_genrec("serve", bundle.path, "--knowledge", places.missing)
+    assert (status, stderr.count("\n")) == (1, 1) and f"--knowledge {places.missing}: has no knowledge.json" in stderr
+    monkeypatch.setattr("genrec_builders.knowledge.demo.run_knowledge_demo", lambda *arguments: pytest.fail("trains"))
+    status, stderr = run_genrec("knowledge", "demo", places.folder, places.missing, places.missing)
+    assert (status, stderr.count("\n")) == (1, 1) and f"{places.missing}/manifest.json: is missing" in stderr
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    words = ["compare", places.blocked, "--model", f"a={bundle.path}", "--out", places.missing, "--engine", "torch"]
+    status, stderr = run_genrec(*words, "--device", "cuda:1")
+    assert (status, stderr.count("\n")) == (1, 1) and "--device cuda:1: PyTorch sees 1 GPUs here" in stderr
+
+
 def test_a_full_folder_is_not_rendered_over(bundle: Bundle, places: Places, run_genrec: Run) -> None:
     status, stderr = run_genrec("render", bundle.path, places.folder)
     assert status == 1 and stderr.startswith("error: ") and stderr.count("\n") == 1
