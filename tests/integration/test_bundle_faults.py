@@ -31,12 +31,12 @@ def flip_a_byte(file: Path) -> None:
     file.write_bytes(content)
 
 
-def seal_again(folder: Path, **changed: Any) -> None:
+def seal_again(folder: Path) -> None:
     """Make checksums hold again after a change."""
     fields = json.loads((folder / MANIFEST).read_text())
     del fields["files"], fields["format_version"]
     (folder / MANIFEST).unlink()
-    seal_bundle(folder, **(fields | changed))
+    seal_bundle(folder, **fields)
 
 
 def edit_golden(folder: Path, **changed: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -56,10 +56,9 @@ def edit_golden(folder: Path, **changed: Callable[[np.ndarray], np.ndarray]) -> 
     [
         ({"prompt": lambda prompt: prompt[::-1]}, "golden history gave prompt"),
         ({"scores": lambda scores: scores - 0.01}, "the engine's scores differ from the build's by 0.01"),
-        ({"codes": lambda codes: (codes + 1) % 4096}, "the build did not"),
         ({"items": lambda items: items[::-1]}, "golden drafts gave items"),
     ],
-    ids=["prompt", "scores", "codes", "items"],
+    ids=["preprocessing", "backbone", "verifier"],
 )
 def test_a_step_that_computes_something_else_does_not_come_up(
     bundle_copy: Path, deployment: Deployment, tmp_path: Path, changed: dict, says: str
@@ -70,13 +69,6 @@ def test_a_step_that_computes_something_else_does_not_come_up(
         with serve_bundle(bundle_copy, deployment, log_path=tmp_path / "log"):
             pytest.fail("the bundle is served")
     assert "GoldenMismatch" in str(caught.value) and re.search(says, str(caught.value))
-
-
-def test_a_beam_width_that_the_graph_does_not_have(bundle_copy: Path, deployment: Deployment, tmp_path: Path) -> None:
-    seal_again(bundle_copy, beam_width=100)
-    with pytest.raises((BundleError, TritonStartError), match="64"):
-        with serve_bundle(bundle_copy, deployment, log_path=tmp_path / "log"):
-            pytest.fail("the bundle is served")
 
 
 # Beside a running server
