@@ -120,7 +120,7 @@ load: $(ANALYZER) build/shop-bundle/manifest.json  ## perf_analyzer and Locust a
 	$(BIN)/python -m perf.speed.load build/shop-bundle build/load/shop --data build/shop $(LOAD_ARGS)
 
 bench: $(ANALYZER)  ## NEZHA against beam search in eight cells, overhead, catalogue size; the report is in build/bench/report.
-	$(BIN)/python -m perf.speed.bench $(BENCH)
+	$(BIN)/python -m perf.speed.bench $(BENCH) $(BENCH_ARGS)
 	$(BIN)/python -m perf.speed.overhead $(BENCH)
 	$(BIN)/python -m perf.speed.catalog_size $(BENCH)
 	$(BIN)/python -m perf.speed.bench_report $(BENCH) $(BENCH)/report
