@@ -53,8 +53,11 @@ def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_promp
     free |= {name: (f"{name}_nodes",) for name in masks}
     path.parent.mkdir(parents=True, exist_ok=True)
     positions = model.config.max_position_embeddings
-    if longest_prompt is not None:  # the codes of an answer that is written token by token stand behind the prompt
-        positions = min(positions, max(longest_prompt, length) + space.depth)
+    if longest_prompt is not None:
+        # The codes of an answer that is written token by token stand behind the prompt. There, a request's beams are
+        # the rows of ONNX Runtime's operator, which takes no more rows than its table has.
+        rows = max(max(longest_prompt, length) + space.depth, space.beams(beam_width))
+        positions = min(positions, rows)
     with model.only_positions(positions):
         write_graph(_Graph(model.eval(), beam_width), inputs, ("codes", "scores"), free, path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from genrec.bundle import BundleError
 from genrec.catalog import PrefixTrie, SemanticIdSpace
 from genrec.engines.base import Drafts
-from genrec.engines.onnx import graph_masks
+from genrec.engines.onnx import OnnxEngine, graph_masks
+from genrec.engines.torch import TorchEngine
 from genrec.model.autoregressive import AutoregressiveModel
+from genrec.model.backbone import backbone_config
 from genrec.model.checkpoint import load_checkpoint
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
@@ -521,6 +524,25 @@ def test_a_graph_holds_the_rotary_table_of_its_longest_prompt(kind: str, tmp_pat
         for name in ("whole.onnx", "cut.onnx")
     )
     assert_same_drafts(Drafts.ordered(*short), Drafts.ordered(*whole))
+
+
+@pytest.mark.training
+def test_beam_search_with_more_beams_than_a_prompt_has_tokens(tmp_path: Path) -> None:
+    """All beams of a request go through one rotary operator, which wants as many rows in its table."""
+    space = SemanticIdSpace((4, 6, 5))
+    layout = replace(PromptLayout.contiguous(space, 2), placeholders=())
+    backbone = backbone_config(
+        "qwen3", vocab_size=layout.vocabulary_size, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
+    )  # fmt: skip
+    model, beams = AutoregressiveModel(backbone, layout.sid_tokens).eval(), 24
+    assert beams > layout.max_tokens + space.depth
+    export_onnx(model, tmp_path / "model.onnx", beams, layout.max_tokens)
+    sids = np.stack(np.unravel_index(np.arange(120), space.levels), 1).astype(np.int32)
+    prefixes = PrefixTrie.build(space, sids)
+    prompt = layout.encode(sids[:2])
+    theirs = TorchEngine(model, prefixes, beams).draft([prompt])
+    assert_same_drafts(OnnxEngine(tmp_path / "model.onnx", prefixes, beams).draft([prompt]), theirs)
 
 
 def test_a_longest_prompt_below_the_traced_one_can_be_exported(tmp_path: Path) -> None:
