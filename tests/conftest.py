@@ -6,6 +6,7 @@ Nothing heavy is imported here: a fixture imports what it needs, so that tests o
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 # Models as small as the tests' gain nothing from a second thread, and on a busy machine its waiting costs the most.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# How long an example takes is up to the machine. `few` is for a test that runs other tests.
+# How long an example takes is up to the machine. `few` is for `make test-fast`, and for a test that runs other tests.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("few", settings.get_profile("default"), max_examples=5)
+settings.register_profile("few", settings.get_profile("default"), max_examples=10)
 settings.load_profile("default")
 
 # Whoever asks for one of these, through other fixtures too, waits for a training.
@@ -48,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if TRAINED & set(getattr(item, "fixturenames", ())):
             item.add_marker("training")
+
+
+def pytest_collection_finish() -> None:
+    # What was imported until here stays, and the collector need not go through it again and again.
+    gc.collect()
+    gc.freeze()
 
 
 @contextlib.contextmanager

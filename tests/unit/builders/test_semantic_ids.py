@@ -98,6 +98,7 @@ def test_collisions_are_counted() -> None:
         collision_report(sids[:0])
 
 
+@pytest.mark.training
 def test_demo_shop_buckets_stay_small() -> None:
     embeddings = make_demo_shop(n_users=1).items.embeddings
     assert embeddings is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from genrec.bundle import MANIFEST, Bundle, BundleError, new_bundle, seal_bundle
 from genrec.cli.main import main
+from genrec.evaluation.bootstrap import relative_difference
 from genrec.evaluation.results import Results
 from genrec.serving.repository import Deployment, render_repository
 from genrec_builders.data import Dataset, read_dataset, write_dataset
@@ -287,8 +289,12 @@ def test_the_work_folder_of_a_build_holds_nothing_else(shop: Path, tmp_path: Pat
     assert files_in(tmp_path / "new.work") == before
 
 
-def test_a_merged_report_does_not_replace_rankings_that_it_lacks(tmp_path: Path, run: Run) -> None:
+def test_a_merged_report_does_not_replace_rankings_that_it_lacks(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`compare-report A B`, the output forgotten, would leave A with the rankings of B alone."""
+    few = partial(relative_difference, resamples=200)  # 10,000 take seconds
+    monkeypatch.setattr("genrec.evaluation.results.relative_difference", few)
     widths = Path(__file__).parents[3] / "docs" / "quality"
     whole = Results.load(widths / "widths")
     shutil.copytree(widths / "widths", tmp_path / "a")

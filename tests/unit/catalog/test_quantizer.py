@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -52,7 +52,6 @@ def problems(draw: st.DrawFn) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 @given(problems(), st.integers(1, 13))
-@settings(max_examples=150)
 def test_codes_are_the_nearest(problem: tuple[list[np.ndarray], np.ndarray], chunk: int) -> None:
     books, embeddings = problem
     quantizer = ResidualQuantizer(books)

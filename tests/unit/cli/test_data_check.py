@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from genrec.cli.main import app
+from genrec.cli.main import app, main
 from genrec_builders.data import Dataset, Interactions, ItemTable, write_dataset
 from genrec_builders.data.report import problems
+
+Check = Callable[[Path], tuple[int, dict[str, str], str]]
 
 
 def data_folder(folder: Path, inter: dict[str, list[int]], index: dict[str, Any], **more: str) -> Path:
@@ -28,16 +31,20 @@ INDEX = {str(item): f"{item % 3}-{item % 2}" for item in range(8)}
 INTER = {"four": [0, 1, 2, 3], "three": [1, 2, 6], "two": [0, 1], "one": [0], "none": []}
 
 
-def check(folder: Path) -> tuple[int, dict[str, str], str]:
-    """Exit status, the lines by their first words, and the error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "genrec.cli", "data", "check", str(folder)], capture_output=True, text=True, check=False
-    )
-    lines = {line[:14].strip(): line[14:] for line in done.stdout.splitlines()}
-    return done.returncode, lines, done.stderr
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str]) -> Check:
+    """Checks a folder: exit status, the lines by their first words, and the error."""
+
+    def run(folder: Path) -> tuple[int, dict[str, str], str]:
+        capsys.readouterr()
+        status = main(["data", "check", str(folder)])
+        said = capsys.readouterr()
+        return status, {line[:14].strip(): line[14:] for line in said.out.splitlines()}, said.err
+
+    return run
 
 
-def test_everything_that_a_build_would_do_is_said(tmp_path: Path) -> None:
+def test_everything_that_a_build_would_do_is_said(check: Check, tmp_path: Path) -> None:
     titles = json.dumps({str(item): {"title": f"item {item}"} for item in range(8)})
     data_folder(tmp_path, INTER, INDEX, **{"item.json": titles, "notes.txt": ""})
     status, lines, error = check(tmp_path)
@@ -59,7 +66,7 @@ def test_everything_that_a_build_would_do_is_said(tmp_path: Path) -> None:
     }
 
 
-def test_embeddings_and_queries_are_counted(tmp_path: Path) -> None:
+def test_embeddings_and_queries_are_counted(check: Check, tmp_path: Path) -> None:
     queries = pa.array(["tent", "", "", "rope"], pa.large_string())
     inter = Interactions(["u"], np.array([0, 4]), np.array([0, 1, 0, 1], np.int32), queries)
     write_dataset(Dataset(ItemTable(["a", "b"], embeddings=np.zeros((2, 5), np.float32)), inter), tmp_path)
@@ -78,7 +85,9 @@ def test_embeddings_and_queries_are_counted(tmp_path: Path) -> None:
         ({"u": [0, 99]}, "user 'u' has item 99"),
     ],
 )
-def test_what_a_build_refuses_ends_with_one_line(tmp_path: Path, inter: dict[str, list[int]], message: str) -> None:
+def test_what_a_build_refuses_ends_with_one_line(
+    check: Check, tmp_path: Path, inter: dict[str, list[int]], message: str
+) -> None:
     status, _, error = check(data_folder(tmp_path, inter, INDEX))
     assert status == 1
     assert error.startswith(f"error: {tmp_path}") and error.count("\n") == 1

@@ -224,6 +224,7 @@ def test_a_draft_neither_waits_for_the_device_nor_has_shapes_that_depend_on_data
             assert watch.met
 
 
+@pytest.mark.training
 def test_the_prefill_can_be_compiled_as_one_graph() -> None:
     model = model_of()
     model.model.to(torch.bfloat16)

@@ -213,7 +213,7 @@ def read_back(write: Callable[[Path], None]) -> Dataset:
         return dataset
 
 
-ROUNDS = settings(deadline=None, max_examples=60)
+ROUNDS = settings(max_examples=40)
 
 
 @given(datasets(), st.sampled_from(["", "Beauty.", "Amazon.2023."]), st.sampled_from(["", ".gz"]), st.data())
