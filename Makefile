@@ -37,7 +37,7 @@ test: $(INSTALLED)  ## Every test but the slow ones. Fails without a Triton serv
 	$(BIN)/pytest
 
 test-fast: $(INSTALLED)  ## In less than a minute: the unit tests that train, export and build nothing. No server.
-	$(BIN)/pytest tests/unit -m 'not slow and not training' --ignore tests/unit/test_suite.py --hypothesis-profile few
+	$(BIN)/pytest tests/unit -m 'not slow and not training' --ignore tests/unit/test_suite.py --hypothesis-profile few -n auto --maxprocesses 4
 
 KERNELS ?= full
 test-kernels: $(INSTALLED)  ## Unit tests with older and newer CPUs' kernels, one and two threads; KERNELS=short: a part. ONNX Runtime's have no switch.
