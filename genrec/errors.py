@@ -19,5 +19,9 @@ class Cancelled(Exception):
     """Nobody waits for the request any more; what was computed for it is given up."""
 
 
+class CatalogStoreError(ValueError):
+    """A live catalogue that cannot be read or changed; the message names its location and what to do."""
+
+
 class DataError(ValueError):
     """Input data that cannot be used; the message names the file, the place, the value and what to do."""

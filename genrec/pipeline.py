@@ -107,7 +107,7 @@ class Pipeline:
         drafts = self.engine.draft([one.prompt for one in prepared], masked=masked)
         wanted = np.array([one.top_k for one in prepared])
         found = self.verifier.verify(drafts.codes, drafts.scores, [one.blocked for one in prepared], wanted)
-        ids = [item_id.decode() for item_id in self.catalog.item_ids[found.rows].tolist()]
+        ids = [item_id.decode() for item_id in self.catalog.ids_of(found.rows).tolist()]
         bounds = zip(found.offsets[:-1].tolist(), found.offsets[1:].tolist(), strict=True)
         return [
             Recommendation(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from genrec.catalog import Catalog, ItemIndex
+from genrec.catalog import BucketView, CatalogView
 
 DRAFTED, FALLBACK = 0, 1
 FALLBACK_SCORE = np.float32(-1e9)
@@ -36,7 +36,7 @@ class Verified:
 class Verifier:
     """Looks drafts up in the index, applies the rules, fills up by popularity."""
 
-    def __init__(self, catalog: Catalog, index: ItemIndex) -> None:
+    def __init__(self, catalog: CatalogView, index: BucketView) -> None:
         self._index = index
         self._items = len(catalog)
         self._popular = np.asarray(catalog.popular_rows, np.int64)

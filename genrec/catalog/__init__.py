@@ -1,19 +1,30 @@
 """The catalogue: items, their semantic IDs, and the sets that drafts are looked up in. Numpy only."""
 
+from genrec.catalog.base import CatalogBase
 from genrec.catalog.hash_table import HashTable
 from genrec.catalog.item_index import ItemIndex
 from genrec.catalog.items import MAX_ID_BYTES, Catalog
+from genrec.catalog.prefix_table import PrefixTable, TableFull
 from genrec.catalog.prefix_trie import PrefixTrie
 from genrec.catalog.quantizer import QuantizerError, ResidualQuantizer
 from genrec.catalog.semantic_id import SemanticIdSpace
+from genrec.catalog.version import CatalogVersion, Delta
+from genrec.catalog.views import BucketView, CatalogView
 
 __all__ = [
     "MAX_ID_BYTES",
+    "BucketView",
     "Catalog",
+    "CatalogBase",
+    "CatalogVersion",
+    "CatalogView",
+    "Delta",
     "HashTable",
     "ItemIndex",
+    "PrefixTable",
     "PrefixTrie",
     "QuantizerError",
     "ResidualQuantizer",
     "SemanticIdSpace",
+    "TableFull",
 ]

@@ -12,6 +12,7 @@ from genrec.arrays import load_array, save_array
 from genrec.catalog.hash_table import HashTable
 from genrec.catalog.items import Catalog
 from genrec.catalog.prefix_trie import PrefixTrie
+from genrec.catalog.ragged import runs
 from genrec.catalog.semantic_id import SemanticIdSpace
 
 
@@ -50,10 +51,8 @@ class ItemIndex:
         """Items of existing `buckets` (int32 [m]), in order: rows int32 [n], and which bucket of m each is from."""
         begin = self.offsets.take(buckets)
         sizes = self.offsets.take(buckets + 1) - begin
-        source = np.arange(buckets.size).repeat(sizes)
-        # Where an item stands in `rows` goes up by one within a bucket, and starts again in the next.
-        jump = begin - (sizes.cumsum() - sizes)
-        return self.rows.take(np.arange(source.size) + jump.take(source)), source
+        at, source = runs(begin, sizes)
+        return self.rows.take(at), source
 
     def problems(self, catalog: Catalog, space: SemanticIdSpace) -> Iterator[str]:
         """Where the index does not hold exactly the live items of `catalog`; nothing if it does."""

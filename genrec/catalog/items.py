@@ -59,7 +59,7 @@ class Catalog:
             popularity=popularity,
             available=available,
             popular_rows=live[np.argsort(-popularity[live], kind="stable")].astype(np.int32),
-            _row_of_id=HashTable.build(_id_keys(ids), np.arange(ids.size, dtype=np.int32)),
+            _row_of_id=HashTable.build(id_keys(ids), np.arange(ids.size, dtype=np.int32)),
         )
 
     def __len__(self) -> int:
@@ -67,15 +67,15 @@ class Catalog:
 
     def rows_of(self, item_ids: np.ndarray) -> np.ndarray:
         """Rows of item ids: object array of bytes [m] -> int32 [m], -1 for ids that are not in the catalogue."""
-        if not item_ids.size:
-            return np.empty(0, np.int32)
-        width = self.item_ids.dtype.itemsize
-        # One byte more than the longest known id: whatever is longer is cut there and still matches nothing.
-        fixed = item_ids.astype(f"S{width + 1}")
-        rows = self._row_of_id.get(_id_keys(fixed.astype(self.item_ids.dtype)))
-        # Object comparison: exact for ids that end in NUL bytes, which fixed-width strings drop.
-        same = self.item_ids[rows].astype(object) == item_ids
-        return np.where((rows >= 0) & same, rows, np.int32(-1))
+        return rows_of_ids(item_ids, self.item_ids, self._row_of_id)
+
+    def ids_of(self, rows: np.ndarray) -> np.ndarray:
+        """Ids of existing `rows` (integers [m]): object array of bytes [m]."""
+        return self.item_ids[rows].astype(object)
+
+    def sids_of(self, rows: np.ndarray) -> np.ndarray:
+        """Semantic IDs of existing `rows` (integers [m]): int32 [m, L]."""
+        return self.sids[rows]
 
     def save(self, folder: Path) -> None:
         """Write the catalogue's arrays into `folder`."""
@@ -100,7 +100,23 @@ class Catalog:
         )
 
 
-def _id_keys(ids: np.ndarray) -> np.ndarray:
+def rows_of_ids(item_ids: np.ndarray, known: np.ndarray, row_of_id: HashTable) -> np.ndarray:
+    """Rows of item ids: object array of bytes [m] -> int32 [m], -1 where absent from `known` (bytes S[w] [n]).
+
+    row_of_id: the row of each known id by its `id_keys`.
+    """
+    if not item_ids.size or not known.size:
+        return np.full(item_ids.size, -1, np.int32)
+    width = known.dtype.itemsize
+    # One byte more than the longest known id: whatever is longer is cut there and still matches nothing.
+    fixed = item_ids.astype(f"S{width + 1}")
+    rows = row_of_id.get(id_keys(fixed.astype(known.dtype)))
+    # Object comparison: exact for ids that end in NUL bytes, which fixed-width strings drop.
+    same = known[rows].astype(object) == item_ids
+    return np.where((rows >= 0) & same, rows, np.int32(-1))
+
+
+def id_keys(ids: np.ndarray) -> np.ndarray:
     """63-bit polynomial hash of fixed-width ids: S[w] [n] -> int64 [n]. Needs the catalogue's own width."""
     width = ids.dtype.itemsize
     words = -(-width // 8)

@@ -5,13 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Optional, TypeVar
 
 import typer
 
 Number = TypeVar("Number", int, float)
 
 BundlePath = Annotated[Path, typer.Argument(help="A bundle: the folder that `genrec build` writes.")]
+
+StorageOptions = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--storage-option",
+        metavar="KEY=VALUE",
+        help="Of the catalogue's object store, such as AWS_REGION=eu-west-1; repeatable. The environment counts too.",
+    ),
+]
+
+
+def storage_options(given: list[str] | None) -> dict[str, str]:
+    """`--storage-option KEY=VALUE`, as often as given. Raises typer.BadParameter for one without a key and a "="."""
+    options = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise typer.BadParameter(f"--storage-option {key!r}: write KEY=VALUE")  # the value may be a secret
+        options[key] = value
+    return options
 
 
 @contextmanager

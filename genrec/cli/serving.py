@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from genrec.cli.arguments import BundlePath, one_of, usage
+from genrec.cli.arguments import BundlePath, StorageOptions, one_of, storage_options, usage
 from genrec.engines import ENGINES
 
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")]
@@ -54,6 +54,17 @@ def serve(
         ),
     ] = "relaxed",
     texts_at_once: Annotated[int, typer.Option(min=1, help="Texts that are written together.")] = 8,
+    catalog: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Follow this live catalogue, a folder or an address as s3://bucket/path, in place of the bundle's."
+        ),
+    ] = None,
+    catalog_cache: Annotated[
+        Optional[Path],
+        typer.Option(help="Folder for what a live catalogue is made into; a temporary one if not given."),
+    ] = None,
+    storage_option: StorageOptions = None,
     exit_timeout_s: Annotated[
         float, typer.Option(min=1, max=86_400, help="Seconds that requests in flight get to finish after SIGTERM.")
     ] = 10.0,
@@ -67,7 +78,7 @@ def serve(
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
     from genrec.serving.repository import Deployment
-    from genrec.serving.serve import prepare_server
+    from genrec.serving.serve import LiveCatalog, prepare_server
     from genrec.serving.triton import ServerTls
 
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca and tls_cert is None):
@@ -86,7 +97,10 @@ def serve(
         if port and list(ports.values()).count(port) > 1:
             raise typer.BadParameter(f"--{name.replace('_', '-')} {port}: another endpoint has this port too")
     options = {"tls": tls, "exit_timeout": exit_timeout_s}
-    with prepare_server(bundle_path, deployment, host=host, **ports, **options) as server:
+    if catalog is None and (catalog_cache is not None or storage_option):
+        raise typer.BadParameter("--catalog-cache and --storage-option go with --catalog, which is missing")
+    live = None if catalog is None else LiveCatalog(catalog, catalog_cache, storage_options(storage_option))
+    with prepare_server(bundle_path, deployment, live, host=host, **ports, **options) as server:
 
         def announce() -> None:
             urls = f"gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec.catalog import Catalog
+from genrec.catalog import CatalogView
 from genrec.errors import InvalidRequest
 from genrec.prompt.layout import PromptLayout
 from genrec.prompt.limits import Limits
@@ -49,7 +49,7 @@ class Preprocessor:
     """Validates requests and builds their prompts. tokenizer: of a bundle that was trained with text queries."""
 
     def __init__(
-        self, catalog: Catalog, layout: PromptLayout, limits: Limits, tokenizer: QueryTokenizer | None = None
+        self, catalog: CatalogView, layout: PromptLayout, limits: Limits, tokenizer: QueryTokenizer | None = None
     ) -> None:
         self._catalog, self._layout, self._limits, self._tokenizer = catalog, layout, limits, tokenizer
 
@@ -105,7 +105,10 @@ class Preprocessor:
         if not request.allow_history:
             blocked = np.concatenate([blocked, known])
         asked = known.size or query.size
-        prompt = self._layout.encode_history(known, self._catalog.sids, query) if asked else np.empty(0, np.int32)
+        if asked:
+            prompt = self._layout.encode(self._catalog.sids_of(self._layout.recent(known)), query)
+        else:
+            prompt = np.empty(0, np.int32)
         return Prepared(
             prompt=prompt,
             blocked=blocked,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import threading
+import time
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb
 
-from genrec.bundle import Manifest
+from genrec.catalog.published import OneVersion, Published
+from genrec.live.status import Status
+from genrec.serving.step import open_folder
 
 # Requests answered, then the wire contract's `counts` in their order.
 _COUNTERS = {
@@ -18,37 +22,38 @@ _COUNTERS = {
     "genrec_unknown_items_total": "History items that are not in the catalogue",
     "genrec_fallback_items_total": "Items filled in from the popularity fallback",
 }
+_GAUGES = {
+    "genrec_catalog_version": "Version of the catalogue that answers",
+    "genrec_catalog_created_seconds": "When that version was made, seconds since 1970",
+}
+_LIVE_GAUGES = {
+    "genrec_catalog_store_version": "Newest version in the live catalogue's store",
+    "genrec_catalog_lag_seconds": "For how long what is served has been older than the store, as far as is known",
+    "genrec_catalog_refused_commits": "Commits since the follower's start that count as empty, for an invalid row",
+    "genrec_catalog_stuck": "1 while the follower cannot go on: the store or a version cannot be read",
+}
 PUBLISH_EVERY_S = 0.5
 
 
 class Metrics:
     """Counters over all answered requests, the catalogue's version and age; labelled with the bundle's version.
 
+    versions: the catalogue's. root: the folder that a live catalogue is published in, "" for one that does not change.
     Each increment is a message to the server and back, about 0.1 ms, so a thread publishes the sums now and then.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        labels = {"bundle_version": manifest.bundle_version}
-        # Triton keeps a family only as long as the object that made it.
-        self._families = [
-            pb.MetricFamily(name=n, description=t, kind=pb.MetricFamily.COUNTER) for n, t in _COUNTERS.items()
-        ]
-        self._counters = [family.Metric(labels=labels) for family in self._families]
-        gauges = {
-            "genrec_catalog_version": ("Version of the live catalogue", manifest.catalog.version),
-            "genrec_catalog_created_seconds": (
-                "When the live catalogue was made, seconds since 1970",
-                datetime.datetime.fromisoformat(manifest.created).timestamp(),
-            ),
-        }
-        self._gauges = []
-        for name, (text, value) in gauges.items():
-            self._families.append(pb.MetricFamily(name=name, description=text, kind=pb.MetricFamily.GAUGE))
-            self._gauges.append(self._families[-1].Metric(labels=labels))
-            self._gauges[-1].set(value)
+    def __init__(self, bundle_version: str, versions: Published[Any] | OneVersion[Any], root: str) -> None:
+        self._versions, self._root = versions, open_folder(root) if root else None
+        self._labels = {"bundle_version": bundle_version}
+        self._families: list[Any] = []  # Triton keeps a family only as long as the object that made it
+        self._counters = [self._metric(name, text, pb.MetricFamily.COUNTER) for name, text in _COUNTERS.items()]
+        gauges = _GAUGES | (_LIVE_GAUGES if root else {})
+        self._gauges = {name: self._metric(name, text, pb.MetricFamily.GAUGE) for name, text in gauges.items()}
+        self._shown: dict[str, float] = {}
         self._pending = np.zeros(len(_COUNTERS), np.int64)
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._show_catalog()
         self._publisher = threading.Thread(target=self._publish_regularly, name="metrics", daemon=True)
         self._publisher.start()
 
@@ -63,6 +68,10 @@ class Metrics:
         self._closed.set()
         self._publisher.join()
 
+    def _metric(self, name: str, text: str, kind: Any) -> Any:
+        self._families.append(pb.MetricFamily(name=name, description=text, kind=kind))
+        return self._families[-1].Metric(labels=self._labels)
+
     def _publish_regularly(self) -> None:
         closing = False
         while not closing:
@@ -72,3 +81,21 @@ class Metrics:
             for counter, amount in zip(self._counters, amounts, strict=True):
                 if amount:
                     counter.increment(amount)
+            self._show_catalog()
+
+    def _show_catalog(self) -> None:
+        current = self._versions.current
+        values = {"genrec_catalog_version": current.version, "genrec_catalog_created_seconds": current.created}
+        if self._root is not None:
+            with contextlib.suppress(OSError, ValueError):
+                status = Status.load(self._root)
+                values |= {
+                    "genrec_catalog_store_version": status.seen,
+                    "genrec_catalog_lag_seconds": status.lag_s(time.time()),
+                    "genrec_catalog_refused_commits": status.refused,
+                    "genrec_catalog_stuck": float(bool(status.problem)),
+                }
+        for name, value in values.items():
+            if self._shown.get(name) != value:
+                self._gauges[name].set(value)
+                self._shown[name] = value

@@ -35,6 +35,7 @@ class Deployment:
     instances: ONNX engines that take batches side by side, each a process with the weights and `threads` of its own.
     knowledge: a knowledge folder, whose texts the model `knowledge` then writes, `texts_at_once` of them together;
     verification: of their drafts, "greedy" or "relaxed".
+    catalog: the folder that a live catalogue is published in; None for the bundle's own catalogue.
     """
 
     engine: str = "onnx"
@@ -46,6 +47,7 @@ class Deployment:
     knowledge: Path | None = None
     verification: str = "relaxed"
     texts_at_once: int = 8
+    catalog: Path | None = None
 
     def __post_init__(self) -> None:
         if self.instances < 1:
@@ -106,6 +108,7 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
         "threads": str(deployment.threads),
         "masked": "true" if deployment.masked else "false",
         "timeout_ms": str(deployment.timeout_ms),
+        "catalog": "" if deployment.catalog is None else _absolute(deployment.catalog),
     }
     if config.name == "backbone":
         config.instance_group[0].count = deployment.instances

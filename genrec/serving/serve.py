@@ -3,36 +3,75 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from genrec.bundle import Bundle
+from genrec.catalog.published import keep_versions_s
+from genrec.live.process import FollowerOptions, FollowerProcess
 from genrec.serving.repository import Deployment, render_repository
 from genrec.serving.triton import TritonServer
 
 
+@dataclass(frozen=True)
+class LiveCatalog:
+    """A live catalogue to serve. location: of its store, a folder or an address as `s3://bucket/path`.
+
+    cache: the folder that its versions are published in for the steps; a temporary one if None. storage_options: of the
+    store, beside what the environment says.
+    """
+
+    location: str
+    cache: Path | None = None
+    storage_options: Mapping[str, str] = field(default_factory=dict)
+
+
 @contextmanager
-def prepare_server(bundle_path: Path, deployment: Deployment | None = None, **options: Any) -> Iterator[TritonServer]:
+def prepare_server(
+    bundle_path: Path, deployment: Deployment | None = None, catalog: LiveCatalog | None = None, **options: Any
+) -> Iterator[TritonServer]:
     """A server, not yet started, for the bundle at `bundle_path`; its rendered repository lives as long as the block.
 
-    options: `TritonServer`'s. Raises BundleError, before anything is started, if the bundle is damaged.
+    catalog: a live catalogue to follow meanwhile; the bundle's own if None. options: `TritonServer`'s. Raises
+    BundleError, before anything is started, if the bundle is damaged or cannot follow, and CatalogStoreError if the
+    catalogue has no version to serve.
     """
     bundle = Bundle(bundle_path)
     bundle.check()
     with tempfile.TemporaryDirectory(prefix="genrec-") as scratch:
         deployment = deployment or Deployment()
-        repository = render_repository(bundle, Path(scratch) / "models", deployment)
-        yield TritonServer(repository, deployment.models, **options)
+        with ExitStack() as running:
+            if catalog is not None:
+                root = catalog.cache or Path(scratch) / "catalog"
+                running.enter_context(FollowerProcess(_follower_options(bundle, deployment, catalog, root)))
+                deployment = replace(deployment, catalog=root)
+            repository = render_repository(bundle, Path(scratch) / "models", deployment)
+            yield TritonServer(repository, deployment.models, **options)
+
+
+def _follower_options(bundle: Bundle, deployment: Deployment, catalog: LiveCatalog, root: Path) -> FollowerOptions:
+    limits = bundle.manifest.limits
+    return FollowerOptions(
+        location=catalog.location,
+        bundle=str(bundle.path.resolve()),
+        root=str(root.resolve()),
+        most_popular=limits.top_k + limits.history + limits.exclude,
+        keep_s=keep_versions_s(deployment.timeout_ms),
+        storage_options=catalog.storage_options,
+    )
 
 
 @contextmanager
-def serve_bundle(bundle_path: Path, deployment: Deployment | None = None, **options: Any) -> Iterator[TritonServer]:
+def serve_bundle(
+    bundle_path: Path, deployment: Deployment | None = None, catalog: LiveCatalog | None = None, **options: Any
+) -> Iterator[TritonServer]:
     """A running server that is ready to recommend from the bundle at `bundle_path`; it stops with the block.
 
     options: `TritonServer`'s. Raises BundleError as `prepare_server`, and TritonStartError with the server's own
     error lines if it does not come up.
     """
-    with prepare_server(bundle_path, deployment, **options) as server, server:
+    with prepare_server(bundle_path, deployment, catalog, **options) as server, server:
         yield server

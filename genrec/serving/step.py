@@ -5,6 +5,7 @@ Imported inside Triton only: `triton_python_backend_utils` exists nowhere else.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,9 +23,12 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.bundle import Bundle
+from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable
+from genrec.catalog.published import MASKS, Entry, OneVersion, Published, keep_versions_s
 from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, StaleVersion
 
 Input = TypeVar("Input")
+Made = TypeVar("Made")
 Result = TypeVar("Result")
 
 
@@ -116,17 +120,52 @@ class Step(ABC, Generic[Input]):
                 responses.append(_refusal(error))
         return responses
 
-    def checked_stamp(self, request: Any) -> Stamp:
-        """The request's stamp. Raises DeadlineExceeded or StaleVersion if the request must not go on."""
-        stamp = Stamp.of(request)
-        if time.monotonic_ns() > stamp.deadline_ns:
-            raise DeadlineExceeded(
-                "request timeout expired before this step could start; allow more time or send fewer requests"
+    def versions(
+        self, make: Callable[[CatalogView, BucketView, Callable[[], PrefixTable]], Made]
+    ) -> Published[Made] | OneVersion[Made]:
+        """The versions of the catalogue that a request may be stamped with: the bundle's own, or those of a live one.
+
+        make(items, buckets, masks): what this step wants of a version. masks() maps them; versions on one base share
+        the same.
+        """
+        bundle, root = self.bundle, self.parameters["catalog"]
+        if not root:
+            manifest = bundle.manifest
+            created = datetime.datetime.fromisoformat(manifest.created).timestamp()
+            return OneVersion(
+                manifest.catalog.version, created, make(bundle.catalog, bundle.index, lambda: bundle.masks)
             )
-        current = self.bundle.manifest.catalog.version
-        if stamp.catalog_version != current:
-            raise StaleVersion(f"request was prepared with catalogue {stamp.catalog_version}, this step has {current}")
-        return stamp
+
+        @lru_cache(maxsize=2)
+        def masks(base: Path) -> PrefixTable:
+            return PrefixTable.load(base / MASKS, bundle.space)
+
+        def made(catalog: CatalogVersion, base: Path) -> Made:
+            return make(catalog, catalog, partial(masks, base))
+
+        keep_s = keep_versions_s(int(self.parameters["timeout_ms"]))
+        return Published(open_folder(root), bundle.space, made, keep_s)
+
+
+def checked_stamp(request: Any) -> Stamp:
+    """The request's stamp. Raises DeadlineExceeded if the request must not go on."""
+    stamp = Stamp.of(request)
+    if time.monotonic_ns() > stamp.deadline_ns:
+        raise DeadlineExceeded(
+            "request timeout expired before this step could start; allow more time or send fewer requests"
+        )
+    return stamp
+
+
+def stamped(versions: Published[Made] | OneVersion[Made], stamp: Stamp) -> Entry[Made]:
+    """The version that a request was stamped with. Raises StaleVersion if it cannot be asked for any more."""
+    entry = versions.at(stamp.catalog_version)
+    if entry is None:
+        raise StaleVersion(
+            f"request was prepared with catalogue {stamp.catalog_version}, this step has {versions.current.version}; "
+            "send it again"
+        )
+    return entry
 
 
 def open_folder(path: str) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
+from genrec.catalog import BucketView, CatalogView, PrefixTable
 from genrec.errors import InvalidRequest
 from genrec.golden import check_prompt
 from genrec.prompt import Preprocessor, Request
@@ -20,10 +21,16 @@ class TritonPythonModel(Step[tuple[Request, int]]):
     """It reads a request and its deadline in ns on CLOCK_MONOTONIC."""
 
     def setup(self) -> None:
-        bundle = self.bundle
-        self.preprocessor = Preprocessor(bundle.catalog, bundle.layout, bundle.manifest.limits, bundle.query_tokenizer)
         self.timeout_us = 1000 * int(self.parameters["timeout_ms"])
-        check_prompt(bundle.golden, self.preprocessor)
+        check_prompt(self.bundle.golden, self.preprocessor(self.bundle.catalog))
+        self.catalogues = self.versions(self.preprocessor)
+
+    def preprocessor(
+        self, items: CatalogView, buckets: BucketView | None = None, masks: Callable[[], PrefixTable] | None = None
+    ) -> Preprocessor:
+        """What the step needs of a version of the catalogue."""
+        bundle = self.bundle
+        return Preprocessor(items, bundle.layout, bundle.manifest.limits, bundle.query_tokenizer)
 
     def read(self, request: Any) -> tuple[Request, int]:
         deadline = time.monotonic_ns() + 1000 * min(request.timeout() or self.timeout_us, _LONGEST_US)
@@ -37,20 +44,23 @@ class TritonPythonModel(Step[tuple[Request, int]]):
             allow_history=optional(request, "allow_history", lambda array: bool(array[0, 0]), False),
             query=optional(request, "query", lambda array: bytes(array[0, 0]), b""),
         )
-        self.preprocessor.validate(read)
+        self.catalogues.current.made.validate(read)
         return read, deadline
 
     def run(self, inputs: list[tuple[Request, int]]) -> list[list[Any]]:
-        version = self.bundle.manifest.catalog.version
-        prepared = self.preprocessor.prepare([request for request, _ in inputs])
+        entry = self.catalogues.current
+        prepared = entry.made.prepare([request for request, _ in inputs])
         return [
             [
                 pb.Tensor("input_ids", one.prompt[None]),
                 pb.Tensor("blocked_rows", one.blocked[None]),
-                Stamp(one.top_k, one.unknown, version, deadline).tensor(),
+                Stamp(one.top_k, one.unknown, entry.version, deadline).tensor(),
             ]
             for one, (_, deadline) in zip(prepared, inputs, strict=True)
         ]
+
+    def finalize(self) -> None:
+        self.catalogues.close()
 
 
 def _items(name: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,43 +1,70 @@
 """Step 3 of `recommend`: drafted semantic IDs -> items that exist, ranked."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb
 
+from genrec.catalog import BucketView, CatalogView, PrefixTable
+from genrec.catalog.published import Entry
 from genrec.golden import check_items
 from genrec.serving.metrics import Metrics
-from genrec.serving.step import Stamp, Step, tensor
+from genrec.serving.step import Stamp, Step, checked_stamp, stamped, tensor
 from genrec.verifier import Verifier
 
-Draft = tuple[Stamp, np.ndarray, np.ndarray, np.ndarray]
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What the step needs of a version of the catalogue."""
+
+    items: CatalogView
+    verifier: Verifier
+
+    @classmethod
+    def of(cls, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> "Catalogue":
+        return cls(items, Verifier(items, buckets))
+
+
+Draft = tuple[Entry[Catalogue], Stamp, np.ndarray, np.ndarray, np.ndarray]
 
 
 class TritonPythonModel(Step[Draft]):
-    """It reads a stamp, codes int64 [K], scores float32 [K] and blocked catalogue rows int32 [b]."""
+    """It reads a stamp and its catalogue, codes int64 [K], scores float32 [K] and blocked catalogue rows int32 [b]."""
 
     def setup(self) -> None:
         bundle = self.bundle
-        self.catalog = bundle.catalog
-        self.verifier = Verifier(bundle.catalog, bundle.index)
-        versions = bundle.manifest.bundle_version, str(bundle.manifest.catalog.version)
-        self.version = np.array([[text.encode() for text in versions]], object)
-        check_items(bundle.golden, self.catalog, self.verifier)
-        self.metrics = Metrics(bundle.manifest)
+        check_items(bundle.golden, bundle.catalog, Verifier(bundle.catalog, bundle.index))
+        self.catalogues = self.versions(Catalogue.of)
+        self.metrics = Metrics(bundle.manifest.bundle_version, self.catalogues, self.parameters["catalog"])
 
     def read(self, request: Any) -> Draft:
-        stamp = self.checked_stamp(request)
+        stamp = checked_stamp(request)
         codes, scores = tensor(request, "draft_codes")[0], tensor(request, "draft_scores")[0]
-        return stamp, codes, scores, tensor(request, "blocked_rows")[0]
+        return stamped(self.catalogues, stamp), stamp, codes, scores, tensor(request, "blocked_rows")[0]
 
     def run(self, inputs: list[Draft]) -> list[list[Any]]:
-        stamps, codes, scores, blocked = zip(*inputs, strict=True)
+        answers: list[list[Any]] = [[]] * len(inputs)
+        versions = [draft[0].version for draft in inputs]
+        for version in set(versions):  # one, unless the catalogue changed between requests of this batch
+            places = [place for place, own in enumerate(versions) if own == version]
+            for place, answer in zip(places, self._run([inputs[place] for place in places]), strict=True):
+                answers[place] = answer
+        return answers
+
+    def _run(self, inputs: list[Draft]) -> list[list[Any]]:
+        """As `run`, for requests of one version."""
+        entries, stamps, codes, scores, blocked = zip(*inputs, strict=True)
         top_k = np.array([stamp.top_k for stamp in stamps])
         unknown = np.array([stamp.unknown for stamp in stamps])
-        result = self.verifier.verify(np.stack(codes), np.stack(scores), blocked, top_k)
+        catalogue = entries[0].made
+        result = catalogue.verifier.verify(np.stack(codes), np.stack(scores), blocked, top_k)
         counts = np.stack([result.drafted, result.valid, unknown, result.filled], axis=1).astype(np.int32)
         self.metrics.count(counts)
-        item_ids = self.catalog.item_ids[result.rows].astype(object)[None]
+        item_ids = catalogue.items.ids_of(result.rows)[None]
+        names = self.bundle.manifest.bundle_version, str(entries[0].version)
+        version = np.array([[name.encode() for name in names]], object)
         bounds = zip(result.offsets[:-1].tolist(), result.offsets[1:].tolist(), strict=True)
         return [
             [
@@ -45,10 +72,11 @@ class TritonPythonModel(Step[Draft]):
                 pb.Tensor("scores", result.scores[None, start:end]),
                 pb.Tensor("source", result.source[None, start:end]),
                 pb.Tensor("counts", counts[i : i + 1]),
-                pb.Tensor("version", self.version),
+                pb.Tensor("version", version),
             ]
             for i, (start, end) in enumerate(bounds)
         ]
 
     def finalize(self) -> None:
         self.metrics.close()
+        self.catalogues.close()

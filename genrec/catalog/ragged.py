@@ -1,0 +1,13 @@
+"""Runs of different lengths, one behind the other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def runs(begin: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers begin[i] .. begin[i] + sizes[i] - 1 of every i, in order: int64 [n], and the i of each: int64 [n]."""
+    source = np.arange(sizes.size).repeat(sizes)
+    # A number goes up by one within a run, and jumps to the next run's beginning.
+    jump = begin - (sizes.cumsum() - sizes)
+    return np.arange(source.size) + jump.take(source), source

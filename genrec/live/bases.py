@@ -1,0 +1,146 @@
+"""Local bases: made of a store's base, or of a published version, each with its masks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from genrec.catalog import CatalogBase, CatalogVersion, PrefixTable, SemanticIdSpace
+from genrec.catalog.published import BASES, MASKS, load_version
+from genrec.catalog.version import GONE, LIVE
+from genrec.live.changes import Changes
+
+_NOTE = "base.json"
+_UNFINISHED = ".unfinished-"
+
+
+@dataclass(frozen=True)
+class LocalBase:
+    """A base and its masks, which alone change. name: its folder's. version: of the catalogue that it holds."""
+
+    name: str
+    version: int
+    items: CatalogBase
+    masks: PrefixTable
+
+    @classmethod
+    def load(cls, root: Path, name: str, space: SemanticIdSpace) -> LocalBase:
+        """Map the base in the folder `name`, its masks to be changed. Raises ValueError that names the bad file."""
+        folder = root / BASES / name
+        masks = PrefixTable.load(folder / MASKS, space, writable=True)
+        return cls(name, _version_of(name), CatalogBase.load(folder, space), masks)
+
+
+def usable_bases(root: Path, table: str, space: SemanticIdSpace) -> list[str]:
+    """Names of the whole local bases of the store's table with this id, the newest last."""
+    found = []
+    for note in (root / BASES).glob(f"*/{_NOTE}"):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(note.read_text()) == {"table": table, "levels": list(space.levels)}:
+                found.append(note.parent.name)
+    return sorted(found, key=_version_of)
+
+
+def _version_of(name: str) -> int:
+    return int(name.partition(".")[0])
+
+
+def base_of_batches(root: Path, table: str, space: SemanticIdSpace, version: int, batches: Iterable[Changes]) -> str:
+    """Write the base of `version` from a store's batches, in which every field is set. Returns its name."""
+    parts = list(batches)
+    if parts:
+        ids, codes, popularity, available = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("item_ids", "codes", "popularity", "available")
+        )
+    else:
+        ids, codes, popularity, available = np.empty(0, "S1"), *(np.empty(0, np.int64) for _ in range(3))
+    del parts
+    return _write(root, table, space, version, ids, codes, popularity, available == 1)
+
+
+def base_of_version(root: Path, table: str, catalog: CatalogVersion) -> str:
+    """Write the base of a version: what it holds, without a delta. Returns its name."""
+    base, delta = catalog.base, catalog.delta
+    kept = np.ones(len(base), bool)
+    void = base.rows_of(delta.item_ids.astype(object))
+    kept[void[void >= 0]] = False
+    there = delta.state != GONE
+    available = np.arange(len(base)) < base.live
+    return _write(
+        root,
+        table,
+        base.space,
+        catalog.version,
+        np.concatenate([base.item_ids[kept], delta.item_ids[there]]),
+        np.concatenate([base.codes[kept].astype(np.int64), delta.codes[there]]),
+        np.concatenate([base.popularity[kept], delta.popularity[there]]),
+        np.concatenate([available[kept], delta.state[there] == LIVE]),
+    )
+
+
+def _write(
+    root: Path,
+    table: str,
+    space: SemanticIdSpace,
+    version: int,
+    ids: np.ndarray,
+    codes: np.ndarray,
+    popularity: np.ndarray,
+    available: np.ndarray,
+) -> str:
+    # A name of its own: a reader may hold another base of the same version, whose rows are others.
+    name = next(name for i in count() if not (root / BASES / (name := f"{version}.{i}")).exists())
+    with new_folder(root / BASES / name) as folder:
+        CatalogBase.build(space, ids, codes, popularity, available).save(folder)
+        PrefixTable.build(space, np.unique(codes[available]), spare=spare_prefixes(ids.size)).save(folder / MASKS)
+        (folder / _NOTE).write_text(json.dumps({"table": table, "levels": list(space.levels)}))
+    return name
+
+
+def spare_prefixes(items: int) -> int:
+    """Prefixes that the masks of a base have room for besides: more than come before the next base."""
+    return 2 * most_touched(items)
+
+
+def most_touched(items: int) -> int:
+    """Touched items over a base of `items` at which the next one is made."""
+    return max(20_000, items // 40)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which is at `folder` once it is whole; one that is there goes first."""
+    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def remove_unfinished(root: Path) -> None:
+    """Remove what a killed process left half made."""
+    for folder in root.glob(f"*/{_UNFINISHED}*"):
+        shutil.rmtree(folder)
+
+
+def main() -> None:
+    """Make the base of a published version, in a process of its own, and print its name: ROOT TABLE VERSION LEVELS."""
+    root, table, version, levels = sys.argv[1:]
+    os.nice(10)
+    space = SemanticIdSpace(tuple(map(int, levels.split(","))))
+    print(base_of_version(Path(root), table, load_version(Path(root), int(version), space)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""The follower: turns what a store's table becomes into files that the steps of a server map. One per server."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genrec.catalog import CatalogVersion, TableFull
+from genrec.catalog.published import BASES, CURRENT, VERSIONS, Record
+from genrec.live.bases import (
+    LocalBase,
+    base_of_batches,
+    base_of_version,
+    most_touched,
+    new_folder,
+    remove_unfinished,
+    usable_bases,
+)
+from genrec.live.changes import Changes, Commit
+from genrec.live.fold import Fold
+from genrec.live.status import Status
+
+if TYPE_CHECKING:
+    from genrec.live.store import CatalogStore
+
+POLL_S = 0.2
+
+
+class Follower:
+    """Follows one store into the folder `root`, of which it is the only writer.
+
+    most_popular: rows of the popularity fallback that any answer can need. keep_s: for how long a version can be asked
+    for after another took its place. log: takes lines for the operator.
+    """
+
+    def __init__(
+        self, store: CatalogStore, root: Path, most_popular: int, keep_s: float, log: Callable[[str], None] = print
+    ) -> None:
+        """Publishes the store's newest version. Raises CatalogStoreError if the store cannot be read."""
+        self._store, self._root, self._most_popular, self._keep_s, self._log = store, root, most_popular, keep_s, log
+        self._space = store.space
+        self._status = Status(0, -1, None, time.time())
+        self._emptied: list[tuple[float, np.ndarray]] = []  # codes that lost their last item, and since when
+        self._rebase: _Rebase | None = None
+        for folder in (BASES, VERSIONS):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        remove_unfinished(root)
+        # Versions of an earlier follower may be in use.
+        self._superseded = {int(folder.name): time.monotonic() for folder in (root / VERSIONS).iterdir()}
+        self._start()
+
+    # What it stands on.
+
+    def _start(self) -> None:
+        latest = self._store.latest()
+        usable = usable_bases(self._root, self._store.table_id, self._space)
+        published = self._published()
+        if published is not None and published.base not in usable:  # of another store
+            (self._root / CURRENT).unlink()
+            published = None
+        # That of the published version first: its rows are then the same again.
+        if published is not None:
+            usable += [published.base]
+        for name in reversed(usable):
+            try:
+                self._open(name)
+                self._catch_up(latest)
+                break
+            except (OSError, ValueError) as error:
+                self._log(f"catalogue: the local base {name} cannot be used ({error}); another one is made")
+        else:
+            self._reload(latest)
+
+    def _reload(self, latest: int) -> None:
+        """Go on from the store's own newest base."""
+        version = self._store.base_version()
+        batches = self._store.read_base(version)
+        self._open(base_of_batches(self._root, self._store.table_id, self._space, version, batches))
+        self._catch_up(latest)
+
+    def _open(self, name: str) -> None:
+        self._base = LocalBase.load(self._root, name, self._space)
+        self._fold = Fold(self._base.items)
+        self._folded = self._base.version
+        self._rebase = None
+
+    def _published(self) -> Record | None:
+        try:
+            return Record.load(self._root / CURRENT)
+        except (OSError, ValueError):
+            return None
+
+    # What it does.
+
+    def run(self, stop: Event) -> None:
+        """Follow until `stop` is set."""
+        while not stop.is_set():
+            begun = time.monotonic()
+            self.look()
+            # A second of work is followed by one of rest: the steps need the processor more.
+            stop.wait(max(POLL_S, time.monotonic() - begun))
+
+    def look(self) -> None:
+        """Look at the store once, publish what is new, tidy up. Never raises for what the store or its files do."""
+        known = self._status.problem
+        try:
+            latest = self._store.latest()
+            self._status = replace(self._status, seen=latest, reached_at=time.time(), problem="")
+            if latest > self._folded:
+                self._status = replace(self._status, waiting_since=self._waiting_since(self._folded))
+                try:
+                    self._catch_up(latest)
+                except (OSError, ValueError):
+                    if self._store.base_version() <= self._folded:
+                        raise
+                    self._reload(latest)  # a newer base goes past what cannot be read
+            self._finish_rebase()
+            self._tidy()
+        except (OSError, ValueError) as error:  # the version before goes on
+            problem = str(error)
+            if problem != known:
+                self._log(f"catalogue: stays at version {self._status.published}: {problem}")
+            self._status = replace(self._status, problem=problem)
+        self._status.save(self._root)
+
+    def _waiting_since(self, folded: int) -> float | None:
+        """When the oldest commit after `folded` was made, None if there is none."""
+        return self._store.committed_at(folded + 1) if self._status.seen > folded else None
+
+    def _catch_up(self, latest: int) -> None:
+        """Fold what was committed up to `latest`, and publish it."""
+        moved, unreadable = [np.empty(0, np.int64)], None
+        try:
+            for commit in self._store.read_commits(self._folded, latest):
+                moved.append(self._take(commit))
+                self._folded = commit.version
+        except (OSError, ValueError) as error:
+            unreadable = error  # what comes before it can be published
+        if self._folded > self._status.published:
+            self._publish(np.unique(np.concatenate(moved)))
+        if unreadable is not None:
+            raise unreadable
+
+    def _take(self, commit: Commit) -> np.ndarray:
+        """Fold a commit: the codes of which an item came or went. One with an invalid row counts as empty."""
+        refusal = commit.refusal
+        if not refusal:
+            try:
+                moved = self._fold.apply(commit.changes)
+                if self._rebase is not None:
+                    self._rebase.missed.append(commit.changes)
+                return moved
+            except ValueError as error:
+                refusal = str(error)
+        self._log(f"catalogue: version {commit.version} is refused, it counts as empty: {refusal}")
+        note = f"version {commit.version}: {refusal}"
+        self._status = replace(self._status, refused=self._status.refused + 1, last_refusal=note)
+        return np.empty(0, np.int64)
+
+    def _publish(self, moved: np.ndarray) -> None:
+        """Publish what is folded; moved: codes of which an item came or went since the masks were last changed."""
+        version, before = self._folded, self._published()
+        delta = self._fold.delta(self._most_popular)
+        self._catalog = catalog = CatalogVersion(version, self._base.items, delta)
+        there = catalog.buckets_of(moved) >= 0
+        if before is None or before.version < version:
+            folder = self._root / VERSIONS / str(version)
+            with new_folder(folder) as unfinished:
+                delta.save(unfinished)
+                items = self._fold.live
+                Record(version, self._base.name, items, self._store.committed_at(version), time.time()).save(unfinished)
+            try:
+                self._base.masks.add(moved[there])
+            except TableFull:
+                self._log(f"catalogue: the masks of base {self._base.name} are full; a larger base is made")
+                self._open(base_of_version(self._root, self._store.table_id, catalog))
+                return self._publish(np.empty(0, np.int64))
+            pointer = self._root / f"{CURRENT}.new"
+            pointer.unlink(missing_ok=True)
+            pointer.symlink_to(f"{VERSIONS}/{version}")
+            pointer.rename(self._root / CURRENT)
+            if before is not None:
+                self._superseded[before.version] = time.monotonic()
+        else:
+            self._base.masks.add(moved[there])
+        if not there.all():
+            self._emptied.append((time.monotonic(), moved[~there]))
+        self._status = replace(self._status, published=version, waiting_since=self._waiting_since(version))
+        self._begin_rebase(catalog)
+
+    # What comes after.
+
+    def _begin_rebase(self, catalog: CatalogVersion) -> None:
+        if self._rebase is None and len(self._fold) > most_touched(len(self._base.items)):
+            levels = ",".join(map(str, self._space.levels))
+            arguments = [str(self._root), self._store.table_id, str(catalog.version), levels]
+            process = subprocess.Popen([sys.executable, "-m", "genrec.live.bases", *arguments], stdout=subprocess.PIPE)
+            self._rebase = _Rebase(process)
+
+    def _finish_rebase(self) -> None:
+        """Stand on the new base once it is made; the next version is the first that shows it."""
+        rebase = self._rebase
+        if rebase is None or rebase.process.poll() is None:
+            return
+        self._rebase = None
+        if rebase.process.returncode:
+            self._log(f"catalogue: no new base could be made (status {rebase.process.returncode}); the old one stays")
+            return
+        assert rebase.process.stdout is not None
+        base = LocalBase.load(self._root, rebase.process.stdout.read().decode().strip(), self._space)
+        fold = Fold(base.items)
+        moved = [np.empty(0, np.int64), *(fold.apply(changes) for changes in rebase.missed)]
+        codes = np.unique(np.concatenate(moved))
+        catalog = CatalogVersion(self._folded, base.items, fold.delta(self._most_popular))
+        there = catalog.buckets_of(codes) >= 0
+        base.masks.add(codes[there])
+        self._emptied.append((time.monotonic(), codes[~there]))
+        self._base, self._fold, self._catalog = base, fold, catalog
+
+    def _tidy(self) -> None:
+        """Clear bits that no version needs any more; remove versions and bases that nobody can ask for."""
+        now = time.monotonic()
+        due = [codes for since, codes in self._emptied if now - since > self._keep_s]
+        if due:
+            self._emptied = self._emptied[len(due) :]
+            codes = np.concatenate(due)
+            self._base.masks.discard(codes[self._catalog.buckets_of(codes) < 0])
+        newest = max(self._superseded, default=None)
+        for version, since in list(self._superseded.items()):
+            if version != newest and now - since > self._keep_s + 1:
+                shutil.rmtree(self._root / VERSIONS / str(version), ignore_errors=True)
+                del self._superseded[version]
+        if self._rebase is None:
+            folders = [folder for folder in (self._root / VERSIONS).iterdir() if folder.name.isdecimal()]
+            used = {Record.load(folder).base for folder in folders} | {self._base.name}
+            for folder in (self._root / BASES).iterdir():
+                if folder.name not in used:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class _Rebase:
+    """A base that is being made of a version. missed: commits since."""
+
+    process: subprocess.Popen[bytes]
+    missed: list[Changes] = field(default_factory=list)

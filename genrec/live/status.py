@@ -1,0 +1,46 @@
+"""What a follower tells the processes of its server, in a file of the published folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+STATUS = "status.json"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the follower knows, for metrics and readiness. Times are Unix seconds.
+
+    seen: the newest version of the store. published: the version that the server answers from. waiting_since: when the
+    oldest commit that is not published was committed, None if there is none. reached_at: when the store was last read.
+    refused: commits that count as empty because a row of them is invalid; last_refusal says why. problem: why it does
+    not go on, "" if it does.
+    """
+
+    seen: int
+    published: int
+    waiting_since: float | None
+    reached_at: float
+    refused: int = 0
+    last_refusal: str = ""
+    problem: str = ""
+
+    def lag_s(self, now: float) -> float:
+        """For how long what is served has been older than the store, as far as can be known."""
+        since = self.waiting_since if self.waiting_since is not None else now
+        if self.problem:
+            since = min(since, self.reached_at)
+        return max(0.0, now - since)
+
+    def save(self, root: Path) -> None:
+        """Replace the status in the published folder, in one piece."""
+        unfinished = root / f"{STATUS}.new"
+        unfinished.write_text(json.dumps(asdict(self)) + "\n")
+        unfinished.rename(root / STATUS)
+
+    @classmethod
+    def load(cls, root: Path) -> Status:
+        """Raises OSError if there is none."""
+        return cls(**json.loads((root / STATUS).read_text()))

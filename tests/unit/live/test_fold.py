@@ -1,0 +1,154 @@
+"""A base with folded changes over it is the catalogue that a dict would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genrec.catalog import CatalogBase, CatalogVersion, Delta, SemanticIdSpace
+from genrec.live.changes import Changes
+from genrec.live.fold import Fold
+
+SPACE = SemanticIdSpace((3, 2, 2))
+IDS = [f"i{number}" for number in range(14)] + ["a-longer-name-than-the-others"]
+Item = tuple[int, int, bool]  # code, popularity, available
+Commit = dict[str, tuple[int | None, int | None, bool | None] | None]  # None removes, and keeps what an item has
+
+items = st.tuples(st.integers(0, SPACE.size - 1), st.integers(0, 5), st.booleans())
+fields = st.tuples(st.none() | st.integers(0, SPACE.size - 1), st.none() | st.integers(0, 5), st.none() | st.booleans())
+bases = st.dictionaries(st.sampled_from(IDS[:10]), items, max_size=10)
+commits = st.dictionaries(st.sampled_from(IDS), st.none() | fields, min_size=1, max_size=6)
+
+
+def base_of(state: dict[str, Item]) -> CatalogBase:
+    values = list(state.values())
+    return CatalogBase.build(
+        SPACE,
+        np.array([item_id.encode() for item_id in state] or [b"x"], np.bytes_)[: len(state)],
+        np.array([code for code, _, _ in values], np.int64),
+        np.array([popularity for _, popularity, _ in values], np.int64),
+        np.array([available for _, _, available in values], bool),
+    )
+
+
+def changes_of(commit: Commit) -> Changes:
+    kept = [
+        (-1, -1, -1) if fields is None else [-1 if v is None else int(v) for v in fields] for fields in commit.values()
+    ]
+    codes, popularity, available = np.array(kept, np.int64).reshape(-1, 3).T
+    return Changes(
+        item_ids=np.array([item_id.encode() for item_id in commit]),
+        removed=np.array([fields is None for fields in commit.values()]),
+        codes=codes,
+        popularity=popularity,
+        available=available.astype(np.int8),
+    )
+
+
+def applied(state: dict[str, Item], commit: Commit) -> dict[str, Item]:
+    """What a dict of items becomes. Raises KeyError for a new item without a code."""
+    after = dict(state)
+    for item_id, change in commit.items():
+        if change is None:
+            after.pop(item_id, None)
+            continue
+        old = state.get(item_id, (None, 0, True))
+        code, popularity, available = (kept if new is None else new for new, kept in zip(change, old, strict=True))
+        if code is None:
+            raise KeyError(item_id)
+        after[item_id] = (code, popularity, available)
+    return after
+
+
+def objects(ids: list[str]) -> np.ndarray:
+    array = np.empty(len(ids), object)
+    array[:] = [item_id.encode() for item_id in ids]
+    return array
+
+
+def assert_holds(version: CatalogVersion, state: dict[str, Item]) -> None:
+    """Every question that a step asks is answered from `state`."""
+    asked = [*IDS, "never", "i1\0"]
+    rows = version.rows_of(objects(asked))
+    assert [item_id for item_id, row in zip(asked, rows.tolist(), strict=True) if row >= 0] == [
+        item_id for item_id in asked if item_id in state
+    ]
+    known = [item_id for item_id in asked if item_id in state]
+    known_rows = rows[rows >= 0]
+    assert version.ids_of(known_rows).tolist() == [item_id.encode() for item_id in known]
+    codes = version.space.encode(version.sids_of(known_rows)) if known else np.empty(0)
+    assert codes.tolist() == [state[item_id][0] for item_id in known]
+    every = np.arange(SPACE.size)
+    buckets = version.buckets_of(every.reshape(2, -1)).ravel()
+    for code in range(SPACE.size):
+        live = {item_id: item[1] for item_id, item in state.items() if item[0] == code and item[2]}
+        assert (buckets[code] >= 0) == bool(live)
+    rows, source = version.expand(buckets[buckets >= 0])
+    assert (np.diff(source) >= 0).all()
+    found = [item_id.decode() for item_id in version.ids_of(rows)]
+    assert sorted(found) == sorted(item_id for item_id, item in state.items() if item[2])
+    code_of_source = every[buckets >= 0]
+    assert [state[item_id][0] for item_id in found] == code_of_source[source].tolist()
+    sold = np.array([state[item_id][1] for item_id in found])
+    assert (np.diff(sold)[np.diff(source) == 0] <= 0).all()
+    popular = [item_id.decode() for item_id in version.ids_of(version.popular_rows)]
+    assert len(set(popular)) == len(popular)
+    best = sorted((item[1] for item in state.values() if item[2]), reverse=True)
+    assert [state[item_id][1] for item_id in popular] == best[: len(popular)]
+    assert all(state[item_id][2] for item_id in popular)
+
+
+@given(bases, st.lists(commits, max_size=6), st.integers(0, 6))
+def test_any_history_of_changes_gives_what_a_dict_would_hold(
+    state: dict[str, Item], history: list[Commit], most_popular: int
+) -> None:
+    base = base_of(state)
+    fold = Fold(base)
+    for commit in history:
+        changes = changes_of(commit)
+        before = state
+        try:
+            state = applied(state, commit)
+        except KeyError as error:
+            with pytest.raises(ValueError, match=f"item '{error.args[0]}'|is new and has neither"):
+                fold.apply(changes)
+            continue
+        moved = fold.apply(changes)
+        assert moved.tolist() == sorted(codes_that_changed(before, state))
+    version = CatalogVersion(7, base, fold.delta(most_popular))
+    assert_holds(version, state)
+    assert version.popular_rows.size == min(most_popular, sum(available for _, _, available in state.values()))
+
+
+def codes_that_changed(before: dict[str, Item], after: dict[str, Item]) -> set[int]:
+    """Codes of which an item came or went."""
+    codes = set()
+    for item_id in before.keys() | after.keys():
+        was, is_now = (state.get(item_id, (None, 0, False)) for state in (before, after))
+        was_live, now_live = ((item[0] if item[2] else None) for item in (was, is_now))
+        if was_live != now_live:
+            codes |= {code for code in (was_live, now_live) if code is not None}
+    return codes
+
+
+@given(bases.filter(bool), commits)
+def test_what_was_saved_answers_as_what_was_built(state: dict[str, Item], commit: Commit) -> None:
+    import tempfile
+
+    base = base_of(state)
+    fold = Fold(base)
+    try:
+        after = applied(state, commit)
+    except KeyError:
+        return
+    fold.apply(changes_of(commit))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base.save(folder / "base")
+        fold.delta(5).save(folder / "delta")
+        mapped = CatalogVersion(1, CatalogBase.load(folder / "base", SPACE), Delta.load(folder / "delta"))
+        assert_holds(mapped, after)
