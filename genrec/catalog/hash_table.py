@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 _EMPTY = -1
-_WIDTH = 8  # slots per bucket: one cache line of keys
+_WIDTH_BITS = 3
+_WIDTH = 1 << _WIDTH_BITS  # slots per bucket: one cache line of keys
 _LOAD = 0.65  # of the slots: above it the second and third bucket that a lookup reads cost more than the memory saved
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Knuth's multiplicative hashing
 _HALF = np.uint64(32)
@@ -65,8 +66,10 @@ class HashTable:
         pending: np.ndarray | None = None  # places of `wanted` in `keys`, None for all
         for _ in range(len(self.keys)):  # ends with the first pass or the second, nearly always
             seen = self.keys.take(bucket, 0)
-            row, slot = np.divmod((seen == wanted[:, None]).ravel().nonzero()[0], _WIDTH)
-            found[row if pending is None else pending[row]] = values.take(bucket.take(row) * _WIDTH + slot)
+            place = (seen == wanted[:, None]).ravel().nonzero()[0]
+            row = place >> _WIDTH_BITS
+            slot = (bucket.take(row) << _WIDTH_BITS) + (place & (_WIDTH - 1))
+            found[row if pending is None else pending[row]] = values.take(slot)
             if row.size == wanted.size:
                 break
             more = seen[:, -1] != _EMPTY

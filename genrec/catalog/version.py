@@ -15,6 +15,7 @@ from genrec.catalog.items import id_keys, rows_of_ids
 from genrec.catalog.ragged import runs
 from genrec.catalog.semantic_id import SemanticIdSpace
 
+_LOAD = 0.3  # most of what is asked is not in a delta, and only full buckets make that take longer
 GONE, KNOWN, LIVE = 0, 1, 2  # states of an item: forgotten; known but not available; available
 
 
@@ -84,8 +85,8 @@ class Delta:
             offsets=np.concatenate([[0], sizes.cumsum()]),
             bucket_rows=rows[order].astype(np.int32),
             popular_rows=popular[np.argsort(-sold, kind="stable")][:most_popular].astype(np.int32),
-            _row_of_id=HashTable.build(id_keys(item_ids), np.arange(item_ids.size, dtype=np.int32)),
-            _bucket_of_code=HashTable.build(touched, np.arange(touched.size, dtype=np.int32)),
+            _row_of_id=HashTable.build(id_keys(item_ids), np.arange(item_ids.size, dtype=np.int32), _LOAD),
+            _bucket_of_code=HashTable.build(touched, np.arange(touched.size, dtype=np.int32), _LOAD),
         )
 
     def __len__(self) -> int:
@@ -163,13 +164,13 @@ class CatalogVersion:
 
     def buckets_of(self, codes: np.ndarray) -> np.ndarray:
         buckets = self.base.first_rows(codes)
-        if not len(self.delta):
-            return buckets
         changed = self.delta._bucket_of_code.get(codes)
-        offsets = self.delta.offsets
-        filled = offsets.take(changed + 1) > offsets.take(changed)
-        anew = np.where(filled, changed + np.int32(len(self.base)), np.int32(-1))
-        return np.where(changed < 0, buckets, anew)
+        at = np.nonzero(changed >= 0)
+        if at[0].size:
+            bucket, offsets = changed[at], self.delta.offsets
+            filled = offsets[bucket + 1] > offsets[bucket]
+            buckets[at] = np.where(filled, bucket + np.int32(len(self.base)), np.int32(-1))
+        return buckets
 
     def expand(self, buckets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         changed = buckets - len(self.base)
