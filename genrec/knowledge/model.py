@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,37 +18,13 @@ from genrec.knowledge.decoder import GREEDY, SpeculativeDecoder, TextRequest, Ve
 from genrec.knowledge.drafter import Drafter, PoolDrafter
 from genrec.knowledge.groups import GroupRouter
 from genrec.knowledge.pools import Pools
-from genrec.knowledge.prompt import DEFAULT_LIMITS, PromptLimits, item_prompt, user_prompt
+from genrec.knowledge.prompt import item_prompt, user_prompt
+from genrec.knowledge.settings import KnowledgeSettings
 
-SETTINGS, CHECKPOINT, ITEMS, ROUTER, POOLS = "knowledge.json", "model", "items.parquet", "router.npz", "pools"
+CHECKPOINT, ITEMS, ROUTER, POOLS = "model", "items.parquet", "router.npz", "pools"
 # Relaxed verification as published: arXiv 2408.05676, section 3.3.
 RELAXED = Verification(top_k=2, threshold=0.1)
 VERIFICATIONS = {"greedy": GREEDY, "relaxed": RELAXED}
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class KnowledgeSettings:
-    """knowledge.json. max_new_tokens: of a text, unless the request asks for fewer. limits: of its prompt."""
-
-    max_new_tokens: int = 192
-    limits: PromptLimits = DEFAULT_LIMITS
-
-    def save(self, folder: Path) -> None:
-        (folder / SETTINGS).write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path) -> KnowledgeSettings:
-        """Raises ValueError that names the file and what is wrong with it."""
-        path = folder / SETTINGS
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            found = stored.pop("format")
-            if found != _FORMAT:
-                raise ValueError(f"has format {found}, this version reads {_FORMAT}; build the folder again")
-            return cls(stored["max_new_tokens"], PromptLimits(**stored["limits"]))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: {error!r}; give the folder that `genrec knowledge build` writes") from error
 
 
 class KnowledgeModel:

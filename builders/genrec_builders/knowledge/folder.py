@@ -22,13 +22,12 @@ from genrec.knowledge.model import (
     ITEMS,
     POOLS,
     ROUTER,
-    SETTINGS,
     KnowledgeModel,
-    KnowledgeSettings,
     category_of,
 )
 from genrec.knowledge.offline import add_texts, locked, read_texts
 from genrec.knowledge.pools import Pools
+from genrec.knowledge.settings import SETTINGS, KnowledgeSettings
 from genrec.reporting.kept import Fingerprint, flat, require_same
 from genrec.reporting.outputs import Output, replaced, require_replaceable
 from genrec_builders.data import Dataset, split_leave_one_out

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from genrec.bundle import CHECKPOINT, MANIFEST, TOKENIZER, Bundle
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DECODERS, FAMILIES, expected_shapes, safetensors_shapes
+from genrec.errors import in_words
 
 CONFIG, WEIGHTS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 USE, NEW, WARNING, DROP, REFUSE = "use", "new", "warning", "drop", "refuse"
@@ -236,7 +237,7 @@ def read_vocabulary(folder: Path, needed_for: str = "") -> dict[str, int]:
     try:
         return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the package raises no class of its own
-        raise ValueError(f"{path}: is no tokenizer: {one_line(error)}; get it again") from error
+        raise ValueError(f"{path}: is no tokenizer: {in_words(error)}; get it again") from error
 
 
 def match_sid_tokens(
@@ -342,7 +343,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON: {one_line(error)}; get it again") from error
+        raise ValueError(f"{path}: is no JSON: {in_words(error)}; get it again") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: is no JSON object")
     family = config.get("model_type")
@@ -479,7 +480,7 @@ def _indexed(path: Path) -> list[str]:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         missing = [name for name in names if not (path.parent / name).is_file()]
     except _UNUSABLE as error:
-        raise ValueError(f"{path}: cannot be read: {one_line(error)}; get it again") from error
+        raise ValueError(f"{path}: cannot be read: {in_words(error)}; get it again") from error
     if missing:
         raise ValueError(f"{path.parent / missing[0]}: is missing, but {path.name} names it; get it")
     for name in names:
@@ -491,7 +492,7 @@ def _shapes(path: Path) -> dict[str, list[int]]:
     try:
         return safetensors_shapes(path)
     except _UNUSABLE as error:
-        raise ValueError(f"{path}: cannot be read: {one_line(error)}; get it again") from error
+        raise ValueError(f"{path}: cannot be read: {in_words(error)}; get it again") from error
 
 
 def _compared(
@@ -541,8 +542,3 @@ def _examples(names: Sequence[str]) -> str:
 def count(names: Sequence[str]) -> str:
     """How many a message that names the first of `names` stands for."""
     return f" ({len(names)} in all)" * (len(names) > 1)
-
-
-def one_line(error: BaseException) -> str:
-    """A message of another package."""
-    return " ".join(str(error).split())
