@@ -88,7 +88,7 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     fingerprint = build_fingerprint(dataset, config)
     require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
     split = split_leave_one_out(dataset.interactions)
-    print_line(require_data(split, config))
+    print_line(require_data(dataset, split, config))
     if not config.training.epochs:
         print_line("not trained: with 0 epochs the weights stay as they are, random where no checkpoint has them")
     torch.manual_seed(config.training.seed)
@@ -284,8 +284,7 @@ def _semantic_ids(
     items = dataset.items
     if items.sids is not None and items.levels is not None:
         return items.sids, items.levels, None
-    if items.embeddings is None:
-        raise ValueError("the catalogue has neither semantic IDs nor embeddings to make them from; add one of them")
+    assert items.embeddings is not None  # by require_data
     with track("semantic IDs") as task:
         quantizer = fit_residual_kmeans(
             items.embeddings, config.levels, config.training.seed, lambda done, total: task(done, total, "")

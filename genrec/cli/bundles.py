@@ -30,7 +30,8 @@ def check(bundle_path: BundlePath) -> None:
 
 def _untrained(training: Mapping[str, Any]) -> str:
     """By a manifest's record of its training, why there was none; empty if there was, or nothing is recorded."""
-    losses = training.get("curves", {}).get("losses")
-    if losses is None or any(loss is not None for loss in losses):
+    curves = training.get("curves")
+    losses = curves.get("losses") if isinstance(curves, dict) else None
+    if not isinstance(losses, list) or any(loss is not None for loss in losses):
         return ""
     return f"{len(losses)} epochs without a training step" if losses else "0 epochs"
