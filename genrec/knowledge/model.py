@@ -49,7 +49,12 @@ class KnowledgeModel:
         """The checkpoint, on the GPU in bfloat16 if there is one, otherwise in float32."""
         device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
         try:
-            return AutoModelForCausalLM.from_pretrained(self.folder / CHECKPOINT, dtype=dtype).to(device)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                self.folder / CHECKPOINT, dtype=dtype, output_loading_info=True
+            )
+            if missing := sorted(info["missing_keys"]):  # transformers makes them up at random
+                raise ValueError(f"tensor {missing[0]} is missing")
+            return model.to(device)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{self.folder / CHECKPOINT}: no model can be read: {error}") from error
 

@@ -64,9 +64,11 @@ _BOOKKEEPING = {
     *("_attn_implementation", "attn_implementation", "torchscript", "unsloth_fixed"),
     *DECODERS,
 }
+_HEAD = "lm_head.weight"
 _POINTER = b"version https://git-lfs.github.com"
 _QUANTISED = (".qweight", ".qzeros", ".scales", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB")
 _MERGE = "merge it into its base first (peft: `merge_and_unload()`, then `save_pretrained`), and give that folder"
+_LANGUAGE_MODEL = "give a causal language model's folder"
 _UNQUANTISED = "give the checkpoint that it was made from"
 _FAMILY = f"give a checkpoint of the {' or '.join(FAMILIES)} family"
 # What a file of another kind can raise while it is taken apart.
@@ -88,13 +90,14 @@ class CheckpointFacts:
     """What the files of `folder` say. config: config.json with the family's defaults.
 
     file: where the weights are, or the index of their files. shapes: of the backbone's tensors by this configuration,
-    without the prefix "model.".
+    without the prefix "model.". has_head: whether there is an output head beside it; None if only torch can tell.
     """
 
     folder: Path
     config: dict[str, Any]
     file: str
     shapes: dict[str, list[int]]
+    has_head: bool | None
     findings: tuple[Finding, ...]
 
     @property
@@ -133,7 +136,8 @@ def read_facts(folder: Path) -> CheckpointFacts:
     unread = sorted(name for name, value in config.items() if value is not None and name not in _READ | _BOOKKEEPING)
     if unread:
         findings.append(Finding(DROP, f"{CONFIG}: {', '.join(unread)}: nothing reads it"))
-    return CheckpointFacts(folder, config, file, expected, tuple(findings))
+    has_head = None if found is None else _HEAD in found
+    return CheckpointFacts(folder, config, file, expected, has_head, tuple(findings))
 
 
 def require_usable(folder: Path, findings: Iterable[Finding]) -> None:
@@ -142,6 +146,28 @@ def require_usable(folder: Path, findings: Iterable[Finding]) -> None:
     if refused:
         more = f" (and {len(refused) - 1} more: `genrec checkpoint check {folder}` lists them)" * (len(refused) > 1)
         raise ValueError(f"{folder}/{refused[0]}{more}")
+
+
+def require_language_model(folder: Path) -> None:
+    """Raise ValueError, in a line that says what to do, for a folder that is no causal language model to write texts with.
+
+    Looks at what `read_facts` looks at, and at the tokenizer.
+    """
+    if (folder / MANIFEST).exists() or (folder.name == CHECKPOINT and (folder.parent / MANIFEST).exists()):
+        raise ValueError(f"{folder}: is a bundle, whose model writes no texts; {_LANGUAGE_MODEL}")
+    facts = read_facts(folder)
+    findings = list(facts.findings)
+    for decoder in DECODERS:
+        if decoder in facts.config:
+            text = f"{CONFIG}: has {decoder!r}, so it recommends and writes no texts; {_LANGUAGE_MODEL}"
+            findings.insert(0, Finding(REFUSE, text))
+    if facts.has_head is False and not facts.config.get("tie_word_embeddings"):
+        text = f"{facts.file}: tensor {_HEAD} is missing, and {CONFIG} does not tie it to the embedding"
+        findings.append(Finding(REFUSE, f"{text}; {_LANGUAGE_MODEL}"))
+    vocabulary = read_vocabulary(folder, "texts are written with it")
+    for finding in text_finding(vocabulary, facts.rows):
+        findings.append(Finding(REFUSE, f"{TOKENIZER}: {finding.text}; save the model after resize_token_embeddings"))
+    require_usable(folder, findings)
 
 
 def require_no_patterns(bundle: Path, patterns: Sequence[str] | None) -> None:
@@ -180,13 +206,13 @@ def unused(
             continue
         (within if bare.startswith(("layers.", "embed_tokens.", "norm.")) else beside).append(name)
     findings = []
-    if "lm_head.weight" in beside:
-        beside.remove("lm_head.weight")
+    if _HEAD in beside:
+        beside.remove(_HEAD)
         if config.get("tie_word_embeddings"):
-            findings.append(Finding(USE, f"lm_head.weight is the embedding once more, {CONFIG} says"))
+            findings.append(Finding(USE, f"{_HEAD} is the embedding once more, {CONFIG} says"))
         else:
             does = "the draft head replaces it, and beam search scores with the input embeddings"
-            findings.append(Finding(DROP, f"lm_head.weight, an output head of its own: {does}"))
+            findings.append(Finding(DROP, f"{_HEAD}, an output head of its own: {does}"))
     if beside:
         findings.append(Finding(DROP, f"{_examples(beside)}: no part of the backbone"))
     return within, findings
