@@ -42,7 +42,7 @@ from genrec.model.checkpoint import load_checkpoint
 from genrec.model.nezha import NezhaModel
 from genrec.pipeline import Pipeline
 from genrec.prompt import PromptLayout, QueryTokenizer
-from genrec.reporting.kept import Fingerprint
+from genrec.reporting.kept import Fingerprint, require_same
 from genrec.reporting.outputs import require_replaceable, require_space
 from genrec.reporting.progress import Task, Track
 from genrec_builders.config import BuildConfig
@@ -142,6 +142,21 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
         )
     remove_work(out)
     return manifest
+
+
+def is_built(dataset: Dataset, out: Path, config: BuildConfig, say: Callable[[str], None] = print_line) -> bool:
+    """Whether `out` is the bundle that a build of `dataset` makes; False if nothing is there.
+
+    Raises ValueError if it is of other data or settings. One of before this was noted is taken; say: is told so.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if (kept := Bundle(out).manifest.training.get("fingerprint")) is None:
+        say(f"{out}: an older genrec built it and did not note of what; it is used as it is")
+    else:
+        remedy = f"remove {out} to build anew, or name another folder"
+        require_same(out, kept, build_fingerprint(dataset, config), remedy)
+    return True
 
 
 def export_bundle(source: Path, out: Path, beam_width: int) -> Manifest:
