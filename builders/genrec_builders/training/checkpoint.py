@@ -119,9 +119,7 @@ def _load(facts: CheckpointFacts) -> tuple[PreTrainedModel, list[Finding]]:
         config = AutoConfig.from_pretrained(folder, attn_implementation="sdpa")
         backbone, info = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # what a file can bring transformers to raise has no class in common
-        raise ValueError(
-            f"{folder / facts.file}: cannot be read: {in_words(error)}; get it again"
-        ) from error
+        raise ValueError(f"{folder / facts.file}: cannot be read: {in_words(error)}; get it again") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{folder / facts.file}: tensor {missing[0]} is missing{count(missing)}")
     within, findings = unused(info["unexpected_keys"], facts.shapes, facts.config)

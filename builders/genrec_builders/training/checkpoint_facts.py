@@ -149,9 +149,9 @@ def require_usable(folder: Path, findings: Iterable[Finding]) -> None:
 
 
 def require_language_model(folder: Path) -> None:
-    """Raise ValueError, in a line that says what to do, for a folder that is no causal language model to write texts with.
+    """Raise ValueError, in a line that says what to do, for a folder that is no causal language model with a tokenizer.
 
-    Looks at what `read_facts` looks at, and at the tokenizer.
+    As `read_facts`, it does not look at the weights themselves.
     """
     if (folder / MANIFEST).exists() or (folder.name == CHECKPOINT and (folder.parent / MANIFEST).exists()):
         raise ValueError(f"{folder}: is a bundle, whose model writes no texts; {_LANGUAGE_MODEL}")

@@ -94,7 +94,7 @@ class ServerProcess:
         return status if status >= 0 else 128 - status
 
     def start_error(self, what: str) -> TritonStartError:
-        """The error that says what happened to the server and, in its first line too, why; its own error lines follow."""
+        """The error whose first line says what happened to the server and why; its own error lines follow."""
         status = self._process.poll()
         if status is not None:
             what += f" (exit status {status})"

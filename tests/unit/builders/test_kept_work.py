@@ -36,7 +36,6 @@ from genrec_builders.training.loop import train
 from perf.quality.ablations import Ablation
 from perf.speed import bench, cells
 
-
 ROOT = Path(__file__).parents[3]
 
 

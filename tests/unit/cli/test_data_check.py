@@ -134,7 +134,7 @@ def test_what_data_check_refuses_is_what_a_build_refuses(
     data.mkdir()
     for file, text in COMPARED[name].items():
         (data / file).write_text(text)
-    status, lines, error = check(data)
+    status, _, error = check(data)
     if status == 0:
         with pytest.raises(Taken):
             run_genrec("build", data, out)

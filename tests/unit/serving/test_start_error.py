@@ -12,7 +12,7 @@ from genrec.serving.triton.process import ServerProcess
 
 STAMP = "0102 03:04:05.678901 1234 file.cc:56] "
 HARMLESS = f'I{STAMP}"loading: knowledge"'
-FAILED = f'E{STAMP}"failed to load \'knowledge\': ValueError: items.parquet: is cut\\n\\nAt:\\n  model.py(7): check"'
+FAILED = f"E{STAMP}\"failed to load 'knowledge': ValueError: items.parquet: is cut\\n\\nAt:\\n  model.py(7): check\""
 TRACEBACK = 'Traceback (most recent call last):\n  File "launch.py", line 3\n    run()\nOSError: libb64 is missing'
 
 
