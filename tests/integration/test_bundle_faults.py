@@ -125,6 +125,17 @@ def test_check_and_serve_refuse_with_status_1(bundle_copy: Path) -> None:
         assert "Traceback" not in done.stderr and "tritonserver" not in done.stderr
 
 
+def test_serve_says_in_one_line_why_its_server_ended(bundle_copy: Path) -> None:
+    edit_golden(bundle_copy, scores=lambda scores: scores + 1)
+    words = command("serve", bundle_copy, "--grpc-port=0", "--http-port=0", "--metrics-port=0", "--threads=1")
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stdout
+    log, _, said = done.stderr.partition("error: the Triton server ")
+    first, *others = said.splitlines()
+    assert re.match(r"ended before it was ready \(exit status 1\): .*GoldenMismatch: the engine's scores", first), said
+    assert "successfully unloaded" in log and others and not any(line.startswith("error:") for line in others), said
+
+
 def processes() -> dict[int, tuple[int, str]]:
     """All processes: id -> (parent's id, command line)."""
     found = {}

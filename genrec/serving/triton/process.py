@@ -100,7 +100,7 @@ class ServerProcess:
             what += f" (exit status {status})"
             self._pump.join()  # the last lines are the ones that matter
         log = self._pump.lines()
-        lines = error_lines(log)
+        lines = [line.removeprefix("error: ") for line in error_lines(log)]  # Triton's last words begin as ours do
         cause = next((line for line in lines if not line.startswith((" ", "\t", "Traceback "))), "")
         first = f"the Triton server {what}" + f": {cause}" * bool(cause)
         rest = [line for line in lines if line != cause] if lines else log[-20:]

@@ -45,9 +45,15 @@ def error_of(output: str, status: int, folder: Path) -> TritonStartError:
             "the Triton server ended before it was ready (exit status 3): OSError: libb64 is missing",
             ["Traceback (most recent call last):", '  File "launch.py", line 3', "    run()"],
         ),
+        (
+            f"{FAILED}\nerror: creating server: Invalid argument",
+            "the Triton server ended before it was ready (exit status 3): failed to load 'knowledge': ValueError: "
+            "items.parquet: is cut",
+            ["At:", "  model.py(7): check", "creating server: Invalid argument"],
+        ),
         (HARMLESS, "the Triton server ended before it was ready (exit status 3)", [HARMLESS]),
     ],
-    ids=["error line", "traceback", "no error line"],
+    ids=["error line", "traceback", "last words", "no error line"],
 )
 def test_the_first_line_names_the_cause(
     output: str, first: str, others: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
