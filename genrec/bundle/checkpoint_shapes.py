@@ -56,7 +56,7 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
     try:
         found = safetensors_shapes(folder / "model.safetensors")
     except _UNUSABLE as error:
-        yield f"model.safetensors: cannot be read: {error}"
+        yield f"model.safetensors: cannot be read: {in_words(error)}"
         return
     for name in sorted(expected.keys() - found.keys()):
         yield f"model.safetensors: tensor {name} is missing"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from genrec.errors import InvalidRequest
+from genrec.errors import InvalidRequest, in_words
 from genrec.knowledge.decoder import GREEDY, SpeculativeDecoder, TextRequest, Verification
 from genrec.knowledge.drafter import Drafter, PoolDrafter
 from genrec.knowledge.groups import GroupRouter
@@ -42,7 +42,7 @@ class KnowledgeModel:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / CHECKPOINT)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{folder / CHECKPOINT}: no tokenizer can be read: {error}") from error
+            raise ValueError(f"{folder / CHECKPOINT}: no tokenizer can be read: {in_words(error)}") from error
 
     @cached_property
     def language_model(self) -> Any:
@@ -56,7 +56,7 @@ class KnowledgeModel:
                 raise ValueError(f"tensor {missing[0]} is missing")
             return model.to(device)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{self.folder / CHECKPOINT}: no model can be read: {error}") from error
+            raise ValueError(f"{self.folder / CHECKPOINT}: no model can be read: {in_words(error)}") from error
 
     @cached_property
     def pools(self) -> Pools:
@@ -146,7 +146,7 @@ def _read_items(path: Path) -> tuple[list[dict[str, str]], dict[str, int]]:
         columns = {name: table[name].cast(pa.string()).fill_null("").to_pylist() for name in table.column_names}
         ids = columns.pop("item_id")
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise ValueError(f"{path}: cannot be read as a table with item_id and attributes: {error}") from error
+        raise ValueError(f"{path}: cannot be read as a table with item_id and attributes: {in_words(error)}") from error
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)], {
         item: row for row, item in enumerate(ids)
     }

@@ -388,7 +388,7 @@ def test_the_knowledge_demo_uses_a_folder_of_the_same_alone(
     assert is_built(folder, knowledge_fingerprint(dataset))
     assert f"{folder}: was made by an older genrec" in caplog.text
     (folder / "knowledge.json").unlink()
-    with pytest.raises(ValueError, match=r"knowledge\.json.*give the folder that"):
+    with pytest.raises(ValueError, match=r"knowledge\.json: is missing; give the folder that"):
         is_built(folder, made)
 
 
