@@ -87,8 +87,11 @@ SEED ?= 0
 QUALITY := build/quality
 TRAINED := $(QUALITY)/draft_head-s$(SEED) $(QUALITY)/beam_search-s$(SEED)
 
-$(QUALITY)/%-s$(SEED)/manifest.json: $(INSTALLED)
-	$(BIN)/genrec build $(DATA) $(@D) --decoder $* --validation-users 4000 $(EVALUATED) --seed $(SEED)
+# Always run: a bundle that is there is kept if it was built of the same, and the command says what differs otherwise.
+$(QUALITY)/%-s$(SEED)/manifest.json: $(INSTALLED) FORCE
+	$(BIN)/genrec build $(DATA) $(@D) --keep --decoder $* --validation-users 4000 $(EVALUATED) --seed $(SEED)
+
+FORCE:
 
 # `quality` ranks all users; at the bundle's 128 beams that takes beam search minutes, and nobody reads it.
 $(QUALITY)/beam_search-%: EVALUATED := --evaluate-users 2000

@@ -25,3 +25,12 @@ class CatalogStoreError(ValueError):
 
 class DataError(ValueError):
     """Input data that cannot be used; the message names the file, the place, the value and what to do."""
+
+
+def in_words(error: BaseException) -> str:
+    """What was raised while a file was taken apart, in one line and without the name of the exception's class."""
+    if isinstance(error, KeyError) and error.args:
+        return f"has no {error.args[0]!r}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or "it cannot be read"

@@ -42,7 +42,7 @@ from genrec.model.checkpoint import load_checkpoint
 from genrec.model.nezha import NezhaModel
 from genrec.pipeline import Pipeline
 from genrec.prompt import PromptLayout, QueryTokenizer
-from genrec.reporting.kept import Fingerprint
+from genrec.reporting.kept import Fingerprint, require_same
 from genrec.reporting.outputs import require_replaceable, require_space
 from genrec.reporting.progress import Task, Track
 from genrec_builders.config import BuildConfig
@@ -88,7 +88,7 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     fingerprint = build_fingerprint(dataset, config)
     require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
     split = split_leave_one_out(dataset.interactions)
-    print_line(require_data(split, config))
+    print_line(require_data(dataset, split, config))
     if not config.training.epochs:
         print_line("not trained: with 0 epochs the weights stay as they are, random where no checkpoint has them")
     torch.manual_seed(config.training.seed)
@@ -142,6 +142,21 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
         )
     remove_work(out)
     return manifest
+
+
+def is_built(dataset: Dataset, out: Path, config: BuildConfig, say: Callable[[str], None] = print_line) -> bool:
+    """Whether `out` is the bundle that a build of `dataset` makes; False if nothing is there.
+
+    Raises ValueError if it is of other data or settings. One of before this was noted is taken; say: is told so.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if (kept := Bundle(out).manifest.training.get("fingerprint")) is None:
+        say(f"{out}: an older genrec built it and did not note of what; it is used as it is")
+    else:
+        remedy = f"remove {out} to build anew, or name another folder"
+        require_same(out, kept, build_fingerprint(dataset, config), remedy)
+    return True
 
 
 def export_bundle(source: Path, out: Path, beam_width: int) -> Manifest:
@@ -284,8 +299,7 @@ def _semantic_ids(
     items = dataset.items
     if items.sids is not None and items.levels is not None:
         return items.sids, items.levels, None
-    if items.embeddings is None:
-        raise ValueError("the catalogue has neither semantic IDs nor embeddings to make them from; add one of them")
+    assert items.embeddings is not None  # by require_data
     with track("semantic IDs") as task:
         quantizer = fit_residual_kmeans(
             items.embeddings, config.levels, config.training.seed, lambda done, total: task(done, total, "")

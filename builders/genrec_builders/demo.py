@@ -20,12 +20,12 @@ from genrec.reporting.progress import track
 from genrec.serving.serve import serve_bundle
 from genrec.serving.statistics import read_step_counts
 from genrec.serving.triton import find_triton
-from genrec_builders.build import build_bundle, read_attributes
+from genrec_builders.build import build_bundle, is_built, read_attributes
 from genrec_builders.config import BuildConfig, TrainingConfig
 from genrec_builders.data import Dataset, read_dataset, sample_users, split_leave_one_out, write_dataset
 from genrec_builders.data.demo_shop import make_demo_shop
 from genrec_builders.data.table_form import read_made_of
-from genrec_builders.fingerprint import build_fingerprint, shop_fingerprint
+from genrec_builders.fingerprint import shop_fingerprint
 from genrec_builders.preflight import require_places
 
 # Large batches without dropout: less good after a long training than the default, and fast for three epochs.
@@ -74,16 +74,9 @@ def _make_shop(path: Path, console: Console) -> None:
 
 def _built(dataset: Dataset, path: Path, config: BuildConfig, console: Console) -> Bundle:
     """The bundle at `path`, built if there is none. Raises ValueError if it is of other data or settings."""
-    if not is_there(path):
+    if not is_built(dataset, path, config, lambda text: console.print(text, soft_wrap=True)):
         build_bundle(dataset, path, config, track)
-        return Bundle(path)
-    bundle = Bundle(path)
-    if (kept := bundle.manifest.training.get("fingerprint")) is None:
-        console.print(f"{path}: an older genrec built it and did not note of what; it is used as it is", soft_wrap=True)
-    else:
-        remedy = f"remove {path} to build anew, or name another folder with --work"
-        require_same(path, kept, build_fingerprint(dataset, config), remedy)
-    return bundle
+    return Bundle(path)
 
 
 def _shown(lengths: np.ndarray) -> int:

@@ -6,15 +6,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
 from genrec.bundle import BUNDLE, TOKENIZER
 from genrec.catalog import SemanticIdSpace
 from genrec.errors import DataError
 from genrec.prompt import Limits
 from genrec.reporting.outputs import Output, require_output, require_replaceable, require_space
 from genrec_builders.config import BuildConfig
-from genrec_builders.data import Split
+from genrec_builders.data import Dataset, Split
+from genrec_builders.data.report import problems, training_targets
 
 STATE, _MARK = "training.pt", "work.json"
 _WORK_FILES = (_MARK, STATE, "training.tmp", TOKENIZER)
@@ -54,23 +53,13 @@ def remove_work(out: Path) -> None:
         work_of(out).rmdir()
 
 
-def require_data(split: Split, config: BuildConfig) -> str:
+def require_data(dataset: Dataset, split: Split, config: BuildConfig) -> str:
     """What there is to learn from, in words. Raises DataError, with numbers, if that is not enough.
 
     Without epochs nothing is trained, and no target needed.
     """
-    lengths = np.diff(split.train.offsets)
-    targets, tested = int(np.maximum(lengths - 1, 0).sum()), len(split.test)
-    if not tested:
-        raise DataError(
-            f"there is nothing to test with: the longest of {len(lengths):,} histories has {lengths.max(initial=0)} "
-            "interactions, and a user is tested with 3 or more; give longer histories"
-        )
-    if config.training.epochs and not targets:
-        raise DataError(
-            f"there is nothing to train on: {tested:,} of {len(lengths):,} users have 3 interactions or more, of which "
-            f"the last two are held out, and none has two besides (the most are {lengths.max()}); give longer histories"
-        )
+    if refused := problems(dataset, split, trains=config.training.epochs > 0):
+        raise DataError("; ".join(refused))
     asked = 0
     if config.max_query and split.train.queries is not None:
         asked = sum(map(bool, split.train.queries.to_pylist()))
@@ -83,8 +72,8 @@ def require_data(split: Split, config: BuildConfig) -> str:
     validated = min(config.validation_users, len(split.validation))
     few = f" ({config.validation_users:,} were asked for)" if validated < config.validation_users else ""
     return (
-        f"split: {targets:,} targets to train on{queries}, {validated:,} users to validate with{few}, {tested:,} to "
-        "test with"
+        f"split: {training_targets(split):,} targets to train on{queries}, {validated:,} users to validate with{few}, "
+        f"{len(split.test):,} to test with"
     )
 
 

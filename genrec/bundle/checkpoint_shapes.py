@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genrec.errors import in_words
 from genrec.prompt import PromptLayout
 
 FAMILIES = ("qwen3", "llama")  # transformers' model types
@@ -44,7 +45,7 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
         yield from _decoder_problems(config, levels, layout)
         generated = len(levels) - 1 if BEAM_SEARCH in config else 0
     except _UNUSABLE as error:
-        yield f"config.json: cannot be used: {error!r}"
+        yield f"config.json: cannot be used: {in_words(error)}"
         return
     if config["vocab_size"] < layout.vocabulary_size:
         have, need = config["vocab_size"], layout.vocabulary_size
@@ -55,7 +56,7 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
     try:
         found = safetensors_shapes(folder / "model.safetensors")
     except _UNUSABLE as error:
-        yield f"model.safetensors: cannot be read: {error}"
+        yield f"model.safetensors: cannot be read: {in_words(error)}"
         return
     for name in sorted(expected.keys() - found.keys()):
         yield f"model.safetensors: tensor {name} is missing"

@@ -77,6 +77,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
+    from genrec.knowledge.settings import KnowledgeSettings
     from genrec.serving.repository import Deployment
     from genrec.serving.serve import LiveCatalog, prepare_server
     from genrec.serving.triton import ServerTls
@@ -88,10 +89,8 @@ def serve(
         deployment = Deployment(
             engine, threads, instances, masked, max_batch_size, timeout_ms, knowledge, verification, texts_at_once
         )
-    if knowledge is not None and not (knowledge / "knowledge.json").is_file():
-        raise FileNotFoundError(
-            f"--knowledge {knowledge}: has no knowledge.json; give the folder that `genrec knowledge build` writes"
-        )
+    if knowledge is not None:
+        KnowledgeSettings.load(knowledge)  # a server would find out later
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
     for name, port in ports.items():
         if port and list(ports.values()).count(port) > 1:

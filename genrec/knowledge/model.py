@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,42 +13,18 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from genrec.errors import InvalidRequest
+from genrec.errors import InvalidRequest, in_words
 from genrec.knowledge.decoder import GREEDY, SpeculativeDecoder, TextRequest, Verification
 from genrec.knowledge.drafter import Drafter, PoolDrafter
 from genrec.knowledge.groups import GroupRouter
 from genrec.knowledge.pools import Pools
-from genrec.knowledge.prompt import DEFAULT_LIMITS, PromptLimits, item_prompt, user_prompt
+from genrec.knowledge.prompt import item_prompt, user_prompt
+from genrec.knowledge.settings import KnowledgeSettings
 
-SETTINGS, CHECKPOINT, ITEMS, ROUTER, POOLS = "knowledge.json", "model", "items.parquet", "router.npz", "pools"
+CHECKPOINT, ITEMS, ROUTER, POOLS = "model", "items.parquet", "router.npz", "pools"
 # Relaxed verification as published: arXiv 2408.05676, section 3.3.
 RELAXED = Verification(top_k=2, threshold=0.1)
 VERIFICATIONS = {"greedy": GREEDY, "relaxed": RELAXED}
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class KnowledgeSettings:
-    """knowledge.json. max_new_tokens: of a text, unless the request asks for fewer. limits: of its prompt."""
-
-    max_new_tokens: int = 192
-    limits: PromptLimits = DEFAULT_LIMITS
-
-    def save(self, folder: Path) -> None:
-        (folder / SETTINGS).write_text(json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path) -> KnowledgeSettings:
-        """Raises ValueError that names the file and what is wrong with it."""
-        path = folder / SETTINGS
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            found = stored.pop("format")
-            if found != _FORMAT:
-                raise ValueError(f"has format {found}, this version reads {_FORMAT}; build the folder again")
-            return cls(stored["max_new_tokens"], PromptLimits(**stored["limits"]))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: {error!r}; give the folder that `genrec knowledge build` writes") from error
 
 
 class KnowledgeModel:
@@ -68,16 +42,21 @@ class KnowledgeModel:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / CHECKPOINT)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{folder / CHECKPOINT}: no tokenizer can be read: {error}") from error
+            raise ValueError(f"{folder / CHECKPOINT}: no tokenizer can be read: {in_words(error)}") from error
 
     @cached_property
     def language_model(self) -> Any:
         """The checkpoint, on the GPU in bfloat16 if there is one, otherwise in float32."""
         device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
         try:
-            return AutoModelForCausalLM.from_pretrained(self.folder / CHECKPOINT, dtype=dtype).to(device)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                self.folder / CHECKPOINT, dtype=dtype, output_loading_info=True
+            )
+            if missing := sorted(info["missing_keys"]):  # transformers makes them up at random
+                raise ValueError(f"tensor {missing[0]} is missing")
+            return model.to(device)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{self.folder / CHECKPOINT}: no model can be read: {error}") from error
+            raise ValueError(f"{self.folder / CHECKPOINT}: no model can be read: {in_words(error)}") from error
 
     @cached_property
     def pools(self) -> Pools:
@@ -167,7 +146,7 @@ def _read_items(path: Path) -> tuple[list[dict[str, str]], dict[str, int]]:
         columns = {name: table[name].cast(pa.string()).fill_null("").to_pylist() for name in table.column_names}
         ids = columns.pop("item_id")
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise ValueError(f"{path}: cannot be read as a table with item_id and attributes: {error}") from error
+        raise ValueError(f"{path}: cannot be read as a table with item_id and attributes: {in_words(error)}") from error
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)], {
         item: row for row, item in enumerate(ids)
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genrec.errors import in_words
 from genrec.knowledge.pool import MAX_NODES, RetrievalPool, draft_trees
 from genrec.knowledge.token_tree import TokenTree
 
@@ -118,7 +119,7 @@ class Pools:
             pools.sources = list(map(str, index.get("sources", [])))
             files = {str(group): folder / Path(str(file)).name for group, file in index["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: cannot be read as an index of retrieval pools: {error}") from error
+            raise ValueError(f"{path}: cannot be read as an index of retrieval pools: {in_words(error)}") from error
         if GLOBAL not in files:
             raise ValueError(f"{path}: names no pool of the group {GLOBAL!r}")
         pools.by_group = {group: RetrievalPool.load(file) for group, file in files.items()}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from genrec.bundle.checkpoint_shapes import DECODERS, FAMILIES
+from genrec.errors import in_words
 from genrec.model.fused import CausalAttention
 from genrec.model.layers import Heads, LayerCache, Rotation, additive, finish, keys_values, norm, queries
 
@@ -176,7 +177,7 @@ class BackboneModel(nn.Module, ABC):
         try:
             model = cls.from_settings(config, settings)
         except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder / 'config.json'}: {cls.DECODER!r} cannot be used: {error!r}") from error
+            raise ValueError(f"{folder / 'config.json'}: {cls.DECODER!r} cannot be used: {in_words(error)}") from error
         try:
             model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
         except RuntimeError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from genrec.bundle import CHECKPOINT, Bundle
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DECODERS, DRAFT_HEAD, HeadShape, decoder_of
+from genrec.errors import in_words
 from genrec.planning.deployment import Demand, Site
 from genrec.planning.hardware import PRESETS, Hardware, measure
 from genrec.planning.work import ENGINES, PRECISIONS, Batch, Shape
@@ -99,7 +100,7 @@ class PlannedModel:
             config = json.loads(path.read_text())
             shape, decoder = Shape.of_config(config), decoder_of(config)
         except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be used: {error!r}; `genrec check` says what is wrong") from error
+            raise ValueError(f"{path}: cannot be used: {in_words(error)}; `genrec check` says what is wrong") from error
         layout = bundle.layout
         return cls(shape, decoder, len(layout.prefix), layout.max_history, bundle.manifest.beam_width)
 

@@ -14,12 +14,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from genrec.reporting.kept import Fingerprint, flat, require_same
 from genrec.reporting.machine import provenance
+from genrec_builders.fingerprint import build_fingerprint
 from perf.speed.analyzer import Load
-from perf.speed.cells import DECODERS, GRID, NAMED, Cell, cell_bundle, histories
+from perf.speed.cells import DECODERS, GRID, NAMED, Cell, cell_bundle, cell_config, histories, synthetic
 from perf.speed.load import LoadTest, load_test
 
 RESULTS = "cells.json"
+BENCH_FORMAT = "1"  # another one when the same cell and settings come to be measured in another way
 SATURATING = 8  # requests under way at all times
 LEAST, MOST = 5, 300  # requests of a run at concurrency 1
 console = Console(stderr=True, soft_wrap=True)
@@ -45,6 +48,20 @@ def measure(cell: Cell, folder: Path, rounds: int, seconds: float, threads: int)
     return {"name": cell.name, "parameters": parameters, "tokens": cell.tokens, "bound": cell.bound, "runs": runs}
 
 
+def cell_fingerprint(cell: Cell, rounds: int, seconds: float, threads: int) -> dict[str, str]:
+    """What a cell's result is of: the bundles of both systems, and how they are measured."""
+    built = build_fingerprint(synthetic(cell.depth, cell.history), cell_config(cell, "NEZHA"))
+    settings = {"decoder": [*DECODERS.values()], "rounds": rounds, "seconds": seconds, "threads": threads}
+    return {**built, "bench format": BENCH_FORMAT, **flat(settings)}
+
+
+def _require_same(path: Path, name: str, kept: Fingerprint | None, now: Fingerprint) -> None:
+    if kept is None:
+        console.print(f"{path}: it was not noted what {name} is of; it is used as it is")
+    else:
+        require_same(path, kept, now, f"it is of {name}: remove {path} to measure anew, or name another folder")
+
+
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of bundles, raw results, and `cells.json`.")],
     full: Annotated[bool, typer.Option(help="The whole grid instead of the named cells.")] = False,
@@ -53,16 +70,18 @@ def main(
     seconds: Annotated[float, typer.Option(help="Of each run, where a request is not slower.")] = 4.0,
     threads: Annotated[int, typer.Option(help="Of the engine; 0 for one per core.")] = 0,
 ) -> None:
-    """Measure every cell; those that are in `cells.json` already are kept."""
+    """Measure every cell; those that are in `cells.json` already are kept, if they were measured in the same way."""
     chosen = [cell for cell in (GRID if full else NAMED) if not cells or cell.name in cells.split(",")]
     path = out / RESULTS
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"cells": []}
-    done = {cell["name"] for cell in found["cells"]}
+    done = {cell["name"]: cell.get("made_of") for cell in found["cells"]}
     for cell in chosen:
+        made_of = cell_fingerprint(cell, rounds, seconds, threads)
         if cell.name in done:
+            _require_same(path, cell.name, done[cell.name], made_of)
             continue
         console.rule(cell.name)
-        result = measure(cell, out, rounds, seconds, threads)
+        result = {"made_of": made_of, **measure(cell, out, rounds, seconds, threads)}
         result["settings"] = provenance(threads=threads or "one per core", rounds=rounds)
         found["cells"].append(result)
         path.write_text(json.dumps(found, indent=1) + "\n")

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec.bundle import Bundle, BundleError
+from genrec.bundle import Bundle
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD
 from genrec.planning.work import token_bound
 from genrec.prompt import Limits
 from genrec.reporting.progress import Task
-from genrec_builders.build import build_bundle
+from genrec_builders.build import build_bundle, is_built
 from genrec_builders.config import BackboneShape, BuildConfig, TrainingConfig
 from genrec_builders.data import Dataset, Interactions, ItemTable
 
@@ -88,23 +88,28 @@ def synthetic(depth: int, history: int, items: int = ITEMS, seed: int = 0) -> Da
 
 
 def cell_bundle(cell: Cell, system: str, folder: Path, items: int = ITEMS) -> Bundle:
-    """The bundle of a cell and one of `DECODERS`, built in `folder` if it is not there."""
+    """The bundle of a cell and one of `DECODERS`, built in `folder` if it is not there.
+
+    Raises ValueError if what is there was built of other data or settings.
+    """
     more = "" if items == ITEMS else f"-{items}-items"
     path = folder / f"{cell.name}-{DECODERS[system]}{more}"
-    try:
-        return Bundle(path)
-    except BundleError:
-        config = BuildConfig(
-            max_history=cell.history,
-            beam_width=cell.beam,
-            decoder=DECODERS[system],
-            limits=Limits(top_k=min(50, cell.beam // 2), default_top_k=min(10, cell.beam // 2)),
-            shape=SHAPES[cell.size],
-            training=TrainingConfig(epochs=0),
-            evaluate_users=1,
-        )
-        build_bundle(synthetic(cell.depth, cell.history, items), path, config, _silent)
-        return Bundle(path)
+    dataset, config = synthetic(cell.depth, cell.history, items), cell_config(cell, system)
+    if not is_built(dataset, path, config):
+        build_bundle(dataset, path, config, _silent)
+    return Bundle(path)
+
+
+def cell_config(cell: Cell, system: str) -> BuildConfig:
+    return BuildConfig(
+        max_history=cell.history,
+        beam_width=cell.beam,
+        decoder=DECODERS[system],
+        limits=Limits(top_k=min(50, cell.beam // 2), default_top_k=min(10, cell.beam // 2)),
+        shape=SHAPES[cell.size],
+        training=TrainingConfig(epochs=0),
+        evaluate_users=1,
+    )
 
 
 def histories(cell: Cell, items: int = ITEMS) -> list[np.ndarray]:

@@ -68,7 +68,8 @@ def test_a_step_that_computes_something_else_does_not_come_up(
     with pytest.raises(TritonStartError) as caught:
         with serve_bundle(bundle_copy, deployment, log_path=tmp_path / "log"):
             pytest.fail("the bundle is served")
-    assert "GoldenMismatch" in str(caught.value) and re.search(says, str(caught.value))
+    first = str(caught.value).splitlines()[0]
+    assert "GoldenMismatch" in first and re.search(says, first)
 
 
 # Beside a running server
@@ -122,6 +123,17 @@ def test_check_and_serve_refuse_with_status_1(bundle_copy: Path) -> None:
         assert f"error: bundle {bundle_copy} cannot be served:" in done.stderr
         assert "  - index/rows.npy: is damaged: sha256" in done.stderr
         assert "Traceback" not in done.stderr and "tritonserver" not in done.stderr
+
+
+def test_serve_says_in_one_line_why_its_server_ended(bundle_copy: Path) -> None:
+    edit_golden(bundle_copy, scores=lambda scores: scores + 1)
+    words = command("serve", bundle_copy, "--grpc-port=0", "--http-port=0", "--metrics-port=0", "--threads=1")
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stdout
+    log, _, said = done.stderr.partition("error: the Triton server ")
+    first, *others = said.splitlines()
+    assert re.match(r"ended before it was ready \(exit status 1\): .*GoldenMismatch: the engine's scores", first), said
+    assert "successfully unloaded" in log and others and not any(line.startswith("error:") for line in others), said
 
 
 def processes() -> dict[int, tuple[int, str]]:

@@ -20,6 +20,7 @@ from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonServer
 from genrec_builders.data import Dataset
 from genrec_client import InvalidRequest, KnowledgeWriter, Recommender, RecommendError
+from tests.near import NEAR, narrowest_choice
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +43,37 @@ def texts_that(server: TritonServer, outcome: str) -> float:
     return float(re.findall(rf'^genrec_texts_total{{outcome="{outcome}"}} (\S+)$', page, flags=re.M)[0])
 
 
+@pytest.fixture(scope="module")
+def histories(dataset: Dataset) -> list[list[str]]:
+    return [dataset.items.item_ids[at : at + 4] for at in range(0, 80, 4)]
+
+
+@pytest.fixture(scope="module")
+def clear(knowledge_folder: Path, dataset: Dataset, histories: list[list[str]]) -> dict[int, str]:
+    """The library's greedy texts of the histories and then of ten items, by place.
+
+    Those in which choices nearly tie are left out: in batches of other shapes they may turn out another way.
+    """
+    model = KnowledgeModel(knowledge_folder)
+    requests = [*map(model.user_request, histories), *map(model.item_request, dataset.items.item_ids[:10])]
+    found: dict[int, str] = {}
+    for text in model.decoder(GREEDY, 1, drafter=None).generate(requests):
+        prompt = requests[text.index].prompt.tolist()
+        if narrowest_choice(model.language_model, prompt + text.tokens.tolist(), len(prompt)) > NEAR:
+            found[text.index] = model.text(text.tokens)
+    assert len(found) >= 20 and min(found) < len(histories)
+    return found
+
+
 def test_streamed_texts_are_the_librarys(
-    writer: KnowledgeWriter, knowledge_folder: Path, dataset: Dataset, bundle: Bundle
+    writer: KnowledgeWriter, dataset: Dataset, histories: list[list[str]], clear: dict[int, str]
 ) -> None:
     """Many at once, users and items, through the server's pools and batches: greedy decoding one by one."""
-    model = KnowledgeModel(knowledge_folder)
-    ids = dataset.items.item_ids
-    histories = [ids[at : at + 4] for at in range(0, 80, 4)]
-    decoder = model.decoder(GREEDY, 1, drafter=None)
-    plain = decoder.generate([*map(model.user_request, histories), *map(model.item_request, ids[:10])])
-    expected = [model.text(text.tokens) for text in sorted(plain, key=lambda text: text.index)]
     with ThreadPoolExecutor(8) as askers:
         users = askers.map(lambda history: list(writer.user(history)), histories)
-        items = askers.map(lambda item: list(writer.item(item)), ids[:10])
+        items = askers.map(lambda item: list(writer.item(item)), dataset.items.item_ids[:10])
         pieces = [*users, *items]
-    assert ["".join(piece.text for piece in text) for text in pieces] == expected
+    assert {number: "".join(piece.text for piece in pieces[number]) for number in clear} == clear
     assert all(len(text) > 1 for text in pieces), "a text came whole, not as a stream"
     assert all(one.tokens < two.tokens for text in pieces for one, two in pairwise(text))
 
@@ -97,12 +114,12 @@ def test_what_cannot_be_written_is_refused(writer: KnowledgeWriter, dataset: Dat
     assert refused.value.code == "INVALID_ARGUMENT" and says in refused.value.message
 
 
-def test_unknown_items_of_a_history_are_skipped(writer: KnowledgeWriter, dataset: Dataset) -> None:
-    known = dataset.items.item_ids[:2]
-    one, two = (
-        "".join(piece.text for piece in writer.user(history)) for history in (known, [known[0], "nothing", known[1]])
-    )
-    assert one == two
+def test_unknown_items_of_a_history_are_skipped(
+    writer: KnowledgeWriter, histories: list[list[str]], clear: dict[int, str]
+) -> None:
+    user = min(clear)
+    history = [histories[user][0], "nothing", *histories[user][1:]]
+    assert "".join(piece.text for piece in writer.user(history)) == clear[user]
 
 
 def test_a_deadline_ends_a_text(server: TritonServer, dataset: Dataset) -> None:

@@ -104,6 +104,9 @@ def build(
     patience: Annotated[
         int, _training("Stop after so many epochs without a better validation result; 0 for never.", min=0)
     ] = 0,
+    keep: Annotated[
+        bool, typer.Option(help="Keep a bundle that is there if it was built of the same; refuse any other.")
+    ] = False,
     freeze_backbone: Annotated[bool, _training("Train the draft head and the placeholders alone.")] = False,
     precision: Annotated[
         str, _training("Mixed precision: no, bf16 or fp16.", callback=one_of(("no", "bf16", "fp16")))
@@ -153,10 +156,14 @@ def build(
     require_places(out, [data, checkpoint])
 
     from genrec.reporting.progress import track
-    from genrec_builders.build import build_bundle
+    from genrec_builders.build import build_bundle, is_built
     from genrec_builders.data import read_dataset
 
-    manifest = build_bundle(read_dataset(data, typer.echo), out, config, track)
+    dataset = read_dataset(data, typer.echo)
+    if keep and is_built(dataset, out, config):
+        typer.echo(f"{out} is kept: it was built of the same data and settings")
+        return
+    manifest = build_bundle(dataset, out, config, track)
     if manifest is None:  # not the main process under torchrun
         return
     typer.echo(f"bundle {manifest.bundle_version} in {out}")

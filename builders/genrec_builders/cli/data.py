@@ -31,12 +31,13 @@ def demo_shop(
 def check(data: DataPath) -> None:
     """Print what a build would make of a dataset: the files it reads, what it drops and why it would refuse it."""
     from genrec.errors import DataError
+    from genrec_builders.data import split_leave_one_out
     from genrec_builders.data.reading import load
     from genrec_builders.data.report import describe, problems
 
     dataset, found = load(data)
     for what, text in describe(dataset, found):
         typer.echo(f"{what:<14}{text}")
-    if refused := problems(dataset):
+    if refused := problems(dataset, split_leave_one_out(dataset.interactions)):
         raise DataError(f"{data}: a build would refuse this: {'; '.join(refused)}")
     typer.echo("ok: a build would take this")

@@ -38,6 +38,11 @@ def build(
     """
     from dataclasses import replace
 
+    from genrec_builders.training.checkpoint_facts import require_language_model
+
+    if checkpoint is not None:
+        require_language_model(checkpoint)  # before torch is loaded and the data read
+
     from genrec.reporting.outputs import require_replaceable
     from genrec.reporting.progress import track
     from genrec_builders.data import read_dataset

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from genrec.catalog import SemanticIdSpace
+from genrec.prompt import PromptLayout
 from genrec_builders.data.found import Found, some
 from genrec_builders.data.split import Split, popularity, split_leave_one_out
 from genrec_builders.data.tables import Dataset, Interactions, ItemTable
@@ -43,13 +44,13 @@ def describe(dataset: Dataset, found: Found) -> list[tuple[str, str]]:
     ]
 
 
-def problems(dataset: Dataset) -> list[str]:
-    """Why a build would refuse the dataset, whatever its options; empty if it would not."""
-    items, lengths = dataset.items, np.diff(dataset.interactions.offsets)
+def problems(dataset: Dataset, split: Split, trains: bool = True) -> list[str]:
+    """Why a build refuses the dataset; empty if it does not. trains: whether it has epochs, which need targets."""
+    items, lengths = dataset.items, np.diff(split.train.offsets)
     found = []
     if items.levels is not None:
         try:
-            SemanticIdSpace(items.levels)
+            PromptLayout.contiguous(SemanticIdSpace(items.levels), max_history=1)
         except ValueError as error:
             found.append(str(error))
     elif items.embeddings is None:
@@ -58,20 +59,21 @@ def problems(dataset: Dataset) -> list[str]:
         found.append(
             f"the catalogue has neither semantic IDs nor embeddings to make them from; add one of them{rename}"
         )
-    if not (lengths >= TESTED_FROM).any():
+    if not (tested := len(split.test)):
         found.append(
-            f"no user has {TESTED_FROM} interactions (the longest history has {lengths.max(initial=0)}), so there is "
-            "nothing to test with; add longer histories"
+            f"there is nothing to test with: the longest of {len(lengths):,} histories has {lengths.max(initial=0)} "
+            f"interactions, and a user is tested with {TESTED_FROM} or more; give longer histories"
         )
-    if not _targets(split_leave_one_out(dataset.interactions)):
+    elif trains and not training_targets(split):
         found.append(
-            "there is nothing to train on: without the test and validation items no user has two interactions left; "
-            "add longer histories"
+            f"there is nothing to train on: {tested:,} of {len(lengths):,} users have {TESTED_FROM} interactions or "
+            "more, of which the last two are held out, and none has two besides (the most are "
+            f"{lengths.max()}); give longer histories"
         )
     return found
 
 
-def _targets(split: Split) -> int:
+def training_targets(split: Split) -> int:
     """Training targets: every item of a user's training part but the first."""
     return int(np.maximum(np.diff(split.train.offsets) - 1, 0).sum())
 
@@ -90,7 +92,7 @@ def _lengths(interactions: Interactions, split: Split) -> str:
     lengths = np.diff(interactions.offsets)
     return (
         f"{len(interactions.rows):,}; {lengths.min()} to {lengths.max()} per user, median {np.median(lengths):g}; "
-        f"{_targets(split):,} training targets"
+        f"{training_targets(split):,} training targets"
     )
 
 

@@ -22,19 +22,19 @@ from genrec.knowledge.model import (
     ITEMS,
     POOLS,
     ROUTER,
-    SETTINGS,
     KnowledgeModel,
-    KnowledgeSettings,
     category_of,
 )
 from genrec.knowledge.offline import add_texts, locked, read_texts
 from genrec.knowledge.pools import Pools
+from genrec.knowledge.settings import SETTINGS, KnowledgeSettings
 from genrec.reporting.kept import Fingerprint, flat, require_same
 from genrec.reporting.outputs import Output, replaced, require_replaceable
 from genrec_builders.data import Dataset, split_leave_one_out
 from genrec_builders.fingerprint import KNOWLEDGE_FORMAT, checkpoint_fingerprint, data_fingerprint
 from genrec_builders.knowledge.language_model import LanguageModelConfig, train_language_model
 from genrec_builders.knowledge.texts import item_texts, split_texts, user_texts
+from genrec_builders.training.checkpoint_facts import require_language_model
 from genrec_builders.training.loop import Progress
 
 MADE_OF = "made_of.json"
@@ -60,7 +60,7 @@ def build_folder(
     """Write the knowledge folder of `dataset` to `path`; one that is there is replaced when the new one is whole.
 
     Raises, before any work, ValueError or OSError for a `path` that holds anything else, or is, holds or lies in the
-    checkpoint.
+    checkpoint, and for a checkpoint that `require_language_model` refuses.
 
     checkpoint: a causal language model as transformers saves it. Without one, a small model is trained on made-up texts
     of the demo shop's users and items; ValueError for items that are not its, then. own_texts: of entities drawn from
@@ -68,6 +68,8 @@ def build_folder(
     draft it best.
     """
     require_replaceable(path, KNOWLEDGE, [checkpoint])
+    if checkpoint is not None:
+        require_language_model(checkpoint)
     made_of = knowledge_fingerprint(dataset, checkpoint, config or LanguageModelConfig(), harder, own_texts)
     with replaced(path, KNOWLEDGE) as work:
         (work / MADE_OF).write_text(json.dumps(made_of, indent=1) + "\n")

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from genrec.bundle import CHECKPOINT, MANIFEST, TOKENIZER, Bundle
 from genrec.catalog import SemanticIdSpace
+from genrec.errors import in_words
 from genrec.model.checkpoint import load_checkpoint
 from genrec.prompt import PromptLayout, runs_of, text_vocabulary
 from genrec.reporting.progress import console
@@ -22,7 +23,6 @@ from genrec_builders.training.checkpoint_facts import (
     bundle_findings,
     count,
     match_sid_tokens,
-    one_line,
     read_facts,
     read_vocabulary,
     require_no_patterns,
@@ -119,9 +119,7 @@ def _load(facts: CheckpointFacts) -> tuple[PreTrainedModel, list[Finding]]:
         config = AutoConfig.from_pretrained(folder, attn_implementation="sdpa")
         backbone, info = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # what a file can bring transformers to raise has no class in common
-        raise ValueError(
-            f"{folder / facts.file}: cannot be read: {type(error).__name__}: {one_line(error)}; get it again"
-        ) from error
+        raise ValueError(f"{folder / facts.file}: cannot be read: {in_words(error)}; get it again") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{folder / facts.file}: tensor {missing[0]} is missing{count(missing)}")
     within, findings = unused(info["unexpected_keys"], facts.shapes, facts.config)

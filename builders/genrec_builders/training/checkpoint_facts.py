@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from genrec.bundle import CHECKPOINT, MANIFEST, TOKENIZER, Bundle
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DECODERS, FAMILIES, expected_shapes, safetensors_shapes
+from genrec.errors import in_words
 
 CONFIG, WEIGHTS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 USE, NEW, WARNING, DROP, REFUSE = "use", "new", "warning", "drop", "refuse"
@@ -63,9 +64,11 @@ _BOOKKEEPING = {
     *("_attn_implementation", "attn_implementation", "torchscript", "unsloth_fixed"),
     *DECODERS,
 }
+_HEAD = "lm_head.weight"
 _POINTER = b"version https://git-lfs.github.com"
 _QUANTISED = (".qweight", ".qzeros", ".scales", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".SCB")
 _MERGE = "merge it into its base first (peft: `merge_and_unload()`, then `save_pretrained`), and give that folder"
+_LANGUAGE_MODEL = "give a causal language model's folder"
 _UNQUANTISED = "give the checkpoint that it was made from"
 _FAMILY = f"give a checkpoint of the {' or '.join(FAMILIES)} family"
 # What a file of another kind can raise while it is taken apart.
@@ -87,13 +90,14 @@ class CheckpointFacts:
     """What the files of `folder` say. config: config.json with the family's defaults.
 
     file: where the weights are, or the index of their files. shapes: of the backbone's tensors by this configuration,
-    without the prefix "model.".
+    without the prefix "model.". has_head: whether there is an output head beside it; None if only torch can tell.
     """
 
     folder: Path
     config: dict[str, Any]
     file: str
     shapes: dict[str, list[int]]
+    has_head: bool | None
     findings: tuple[Finding, ...]
 
     @property
@@ -132,7 +136,8 @@ def read_facts(folder: Path) -> CheckpointFacts:
     unread = sorted(name for name, value in config.items() if value is not None and name not in _READ | _BOOKKEEPING)
     if unread:
         findings.append(Finding(DROP, f"{CONFIG}: {', '.join(unread)}: nothing reads it"))
-    return CheckpointFacts(folder, config, file, expected, tuple(findings))
+    has_head = None if found is None else _HEAD in found
+    return CheckpointFacts(folder, config, file, expected, has_head, tuple(findings))
 
 
 def require_usable(folder: Path, findings: Iterable[Finding]) -> None:
@@ -141,6 +146,28 @@ def require_usable(folder: Path, findings: Iterable[Finding]) -> None:
     if refused:
         more = f" (and {len(refused) - 1} more: `genrec checkpoint check {folder}` lists them)" * (len(refused) > 1)
         raise ValueError(f"{folder}/{refused[0]}{more}")
+
+
+def require_language_model(folder: Path) -> None:
+    """Raise ValueError, in a line that says what to do, for a folder that is no causal language model with a tokenizer.
+
+    As `read_facts`, it does not look at the weights themselves.
+    """
+    if (folder / MANIFEST).exists() or (folder.name == CHECKPOINT and (folder.parent / MANIFEST).exists()):
+        raise ValueError(f"{folder}: is a bundle, whose model writes no texts; {_LANGUAGE_MODEL}")
+    facts = read_facts(folder)
+    findings = list(facts.findings)
+    for decoder in DECODERS:
+        if decoder in facts.config:
+            text = f"{CONFIG}: has {decoder!r}, so it recommends and writes no texts; {_LANGUAGE_MODEL}"
+            findings.insert(0, Finding(REFUSE, text))
+    if facts.has_head is False and not facts.config.get("tie_word_embeddings"):
+        text = f"{facts.file}: tensor {_HEAD} is missing, and {CONFIG} does not tie it to the embedding"
+        findings.append(Finding(REFUSE, f"{text}; {_LANGUAGE_MODEL}"))
+    vocabulary = read_vocabulary(folder, "texts are written with it")
+    for finding in text_finding(vocabulary, facts.rows):
+        findings.append(Finding(REFUSE, f"{TOKENIZER}: {finding.text}; save the model after resize_token_embeddings"))
+    require_usable(folder, findings)
 
 
 def require_no_patterns(bundle: Path, patterns: Sequence[str] | None) -> None:
@@ -179,13 +206,13 @@ def unused(
             continue
         (within if bare.startswith(("layers.", "embed_tokens.", "norm.")) else beside).append(name)
     findings = []
-    if "lm_head.weight" in beside:
-        beside.remove("lm_head.weight")
+    if _HEAD in beside:
+        beside.remove(_HEAD)
         if config.get("tie_word_embeddings"):
-            findings.append(Finding(USE, f"lm_head.weight is the embedding once more, {CONFIG} says"))
+            findings.append(Finding(USE, f"{_HEAD} is the embedding once more, {CONFIG} says"))
         else:
             does = "the draft head replaces it, and beam search scores with the input embeddings"
-            findings.append(Finding(DROP, f"lm_head.weight, an output head of its own: {does}"))
+            findings.append(Finding(DROP, f"{_HEAD}, an output head of its own: {does}"))
     if beside:
         findings.append(Finding(DROP, f"{_examples(beside)}: no part of the backbone"))
     return within, findings
@@ -236,7 +263,7 @@ def read_vocabulary(folder: Path, needed_for: str = "") -> dict[str, int]:
     try:
         return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the package raises no class of its own
-        raise ValueError(f"{path}: is no tokenizer: {one_line(error)}; get it again") from error
+        raise ValueError(f"{path}: is no tokenizer: {in_words(error)}; get it again") from error
 
 
 def match_sid_tokens(
@@ -342,7 +369,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON: {one_line(error)}; get it again") from error
+        raise ValueError(f"{path}: is no JSON: {in_words(error)}; get it again") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: is no JSON object")
     family = config.get("model_type")
@@ -479,7 +506,7 @@ def _indexed(path: Path) -> list[str]:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
         missing = [name for name in names if not (path.parent / name).is_file()]
     except _UNUSABLE as error:
-        raise ValueError(f"{path}: cannot be read: {one_line(error)}; get it again") from error
+        raise ValueError(f"{path}: cannot be read: {in_words(error)}; get it again") from error
     if missing:
         raise ValueError(f"{path.parent / missing[0]}: is missing, but {path.name} names it; get it")
     for name in names:
@@ -491,7 +518,7 @@ def _shapes(path: Path) -> dict[str, list[int]]:
     try:
         return safetensors_shapes(path)
     except _UNUSABLE as error:
-        raise ValueError(f"{path}: cannot be read: {one_line(error)}; get it again") from error
+        raise ValueError(f"{path}: cannot be read: {in_words(error)}; get it again") from error
 
 
 def _compared(
@@ -541,8 +568,3 @@ def _examples(names: Sequence[str]) -> str:
 def count(names: Sequence[str]) -> str:
     """How many a message that names the first of `names` stands for."""
     return f" ({len(names)} in all)" * (len(names) > 1)
-
-
-def one_line(error: BaseException) -> str:
-    """A message of another package."""
-    return " ".join(str(error).split())

@@ -248,7 +248,7 @@ def _read_state(path: Path, **options: Any) -> dict[str, Any]:
         return torch.load(path, weights_only=True, **options)
     except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path}: cannot be read as the state of a training ({type(error).__name__}); remove it to start anew"
+            f"{path}: cannot be read as the state of a training, it may be cut; remove it to start anew"
         ) from error
 
 

@@ -14,7 +14,7 @@ class TritonNotFoundError(TritonError):
 
 
 class TritonStartError(TritonError):
-    """The server did not become ready. The message holds the server's own error lines.
+    """The server did not become ready. The message's first line says why; the server's own error lines follow.
 
     returncode: exit status of the server, or None when it was still running at the time limit. log: the recent log
     lines, whole.

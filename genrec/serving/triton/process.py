@@ -94,15 +94,18 @@ class ServerProcess:
         return status if status >= 0 else 128 - status
 
     def start_error(self, what: str) -> TritonStartError:
-        """The error that says what happened to the server, with its own error lines."""
+        """The error whose first line says what happened to the server and why; its own error lines follow."""
         status = self._process.poll()
         if status is not None:
             what += f" (exit status {status})"
             self._pump.join()  # the last lines are the ones that matter
         log = self._pump.lines()
-        lines = error_lines(log) or log[-20:]
-        where = f"\nwhole log: {self._log_path}" if self._log_path else ""
-        return TritonStartError(f"the Triton server {what}\n" + "\n".join(lines) + where, status, log)
+        lines = [line.removeprefix("error: ") for line in error_lines(log)]  # Triton's last words begin as ours do
+        cause = next((line for line in lines if not line.startswith((" ", "\t", "Traceback "))), "")
+        first = f"the Triton server {what}" + f": {cause}" * bool(cause)
+        rest = [line for line in lines if line != cause] if lines else log[-20:]
+        where = [f"whole log: {self._log_path}"] if self._log_path else []
+        return TritonStartError("\n".join([first, *rest, *where]), status, log)
 
 
 def server_environment(install: TritonInstall, backends: Path, added: Mapping[str, str]) -> dict[str, str]:

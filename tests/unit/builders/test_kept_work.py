@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -26,13 +27,16 @@ from genrec.knowledge.offline import GenerationOptions, generate
 from genrec.reporting.progress import Task, Track
 from genrec_builders import demo
 from genrec_builders.build import build_bundle, export_bundle, write_catalog
-from genrec_builders.config import BuildConfig, TrainingConfig
+from genrec_builders.config import BackboneShape, BuildConfig, TrainingConfig
 from genrec_builders.data import Dataset, ItemTable, read_dataset, write_dataset
 from genrec_builders.data.demo_shop import make_demo_shop
 from genrec_builders.fingerprint import build_fingerprint
 from genrec_builders.knowledge.folder import is_built, knowledge_fingerprint
 from genrec_builders.training.loop import train
 from perf.quality.ablations import Ablation
+from perf.speed import bench, cells
+
+ROOT = Path(__file__).parents[3]
 
 
 class Interrupted(Exception):
@@ -264,7 +268,7 @@ def test_the_demo_uses_what_is_built_of_the_same_alone(
     assert "older genrec" not in run_demo(tmp_path / "data" / "mine", work)
     write_dataset(with_items(shop, sids=shop.items.sids[::-1].copy()), tmp_path / "else" / "mine")
     for data, epochs, says in (("data", 3, "epochs 1, now 3"), ("else", None, "semantic IDs")):
-        with pytest.raises(ValueError, match=rf"mine-bundle: .*{says}.*remove .* or name another .*--work"):
+        with pytest.raises(ValueError, match=rf"mine-bundle: .*{says}.*remove .* or name another folder"):
             run_demo(tmp_path / data / "mine", work, epochs)
     assert (work / "mine-bundle" / "manifest.json").read_bytes() == built
 
@@ -297,6 +301,75 @@ def test_the_demo_tells_its_shop_from_another(tmp_path: Path, run_demo: Callable
         run_demo(None, tmp_path)
 
 
+# --- genrec build --keep, and the bundles of benchmarks
+
+
+@pytest.mark.training
+def test_build_keeps_a_bundle_of_the_same_alone(shop: Dataset, tmp_path: Path, run_genrec: Callable[..., Any]) -> None:
+    write_dataset(shop, tmp_path / "shop")
+    words = ["build", tmp_path / "shop", tmp_path / "out", "--keep", "--hidden-size", "16", "--layers", "1"]
+    words += ["--heads", "2", "--levels", "8,8", "--epochs", "0"]
+    assert run_genrec(*words)[0] == 0
+    built = (tmp_path / "out" / "manifest.json").read_bytes()
+    assert run_genrec(*words)[0] == 0
+    status, stderr = run_genrec(*words, "--seed", "7")
+    assert (status, stderr.count("\n")) == (1, 1)
+    assert f"{tmp_path}/out: was made with other input or settings (seed 0, now 7); remove {tmp_path}/out to" in stderr
+    write_dataset(with_items(shop, attributes={}), tmp_path / "shop")
+    status, stderr = run_genrec(*words)
+    assert status == 1 and f"{tmp_path}/out: was made with other input" in stderr and "attributes of the" in stderr
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == built
+    assert run_genrec(*[word for word in words if word != "--keep"])[0] == 0
+    assert (tmp_path / "out" / "manifest.json").read_bytes() != built
+
+
+def test_make_quality_leaves_it_to_the_build_what_is_kept(tmp_path: Path) -> None:
+    """By the name alone, a bundle of other data was compared."""
+    folders = [tmp_path / f"{decoder}-s0" for decoder in ("draft_head", "beam_search")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "manifest.json").write_text("{}")
+    words = ["make", "-n", "-o", ".venv/.installed", "quality", "DATA=mine", f"QUALITY={tmp_path}", "VENV=.venv"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    for folder in folders:
+        assert f"genrec build mine {folder} --keep " in done.stdout
+
+
+@pytest.mark.training
+def test_a_benchmark_uses_bundles_of_the_same_cell_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = BackboneShape(hidden_size=16, intermediate_size=32, layers=1, heads=2, kv_heads=2)
+    monkeypatch.setitem(cells.SHAPES, "3M", shape)
+    cell = cells.Cell("3M", 5, 3, 8)
+    built = cells.cell_bundle(cell, "NEZHA", tmp_path, 50).manifest.created
+    monkeypatch.setattr(cells, "build_bundle", lambda *arguments: pytest.fail("built again"))
+    assert cells.cell_bundle(cell, "NEZHA", tmp_path, 50).manifest.created == built
+    monkeypatch.setitem(cells.SHAPES, "3M", replace(shape, layers=2))
+    with pytest.raises(ValueError, match=r"K8-draft_head-50-items: .*layers 1, now 2.*remove .* to build anew"):
+        cells.cell_bundle(cell, "NEZHA", tmp_path, 50)
+
+
+def test_a_benchmark_keeps_results_of_the_same_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def measure(cell: cells.Cell, *settings: Any) -> dict[str, Any]:
+        measured.append(cell.name)
+        return {"name": cell.name}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    name, path = cells.NAMED[0].name, tmp_path / bench.RESULTS
+    bench.main(tmp_path, cells=name)
+    bench.main(tmp_path, cells=name)
+    assert measured == [name]
+    with pytest.raises(ValueError, match=rf"cells\.json: .*rounds 3, now 5.*it is of {name}: remove .*cells\.json to"):
+        bench.main(tmp_path, cells=name, rounds=5)
+    monkeypatch.setitem(cells.SHAPES, "3M", replace(cells.SHAPES["3M"], layers=5))
+    with pytest.raises(ValueError, match=r"cells\.json: .*layers 4, now 5"):
+        bench.main(tmp_path, cells=name)
+    path.write_text(json.dumps({"cells": [{"name": name}]}))  # of before
+    bench.main(tmp_path, cells=name)
+    assert measured == [name]
+
+
 # --- knowledge
 
 
@@ -315,7 +388,7 @@ def test_the_knowledge_demo_uses_a_folder_of_the_same_alone(
     assert is_built(folder, knowledge_fingerprint(dataset))
     assert f"{folder}: was made by an older genrec" in caplog.text
     (folder / "knowledge.json").unlink()
-    with pytest.raises(ValueError, match=r"knowledge\.json.*give the folder that"):
+    with pytest.raises(ValueError, match=r"knowledge\.json: is missing; give the folder that"):
         is_built(folder, made)
 
 

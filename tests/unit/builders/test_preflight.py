@@ -91,6 +91,10 @@ def test_short_histories_are_enough_for_random_weights(
     said = capfd.readouterr().err
     assert "0 targets to train on, 2 users to validate with (7 were asked for), 2 to test with" in said
     assert "not trained: with 0 epochs the weights stay as they are" in said
+    assert main(["check", str(tmp_path / "out")]) == 0
+    ok, warning = capfd.readouterr().out.splitlines()
+    assert ok.startswith("ok: bundle ")
+    assert warning.startswith("warning: trained on nothing (0 epochs): its weights are those of the checkpoint")
 
 
 def test_queries_that_nobody_asked(config: BuildConfig, tmp_path: Path) -> None:

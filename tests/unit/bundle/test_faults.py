@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from genrec.bundle import FORMAT_VERSION, MANIFEST, TOKENIZER, Bundle, BundleError
+from genrec.cli.main import main
 from genrec.golden import golden_query
 from genrec.serving import serve as serve_module
 from genrec.serving.serve import serve_bundle
@@ -123,6 +124,29 @@ def test_a_file_that_was_never_there_is_named(hollow_copy: Path, monkeypatch: py
     (hollow_copy / name).unlink()
     seal_again(hollow_copy)
     assert name in refusal(hollow_copy, monkeypatch)
+
+
+# What it was trained on
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ({}, ""),
+        ({"config": {"epochs": 2}, "curves": {"losses": [1.5, 1.25]}}, ""),
+        ({"config": {"epochs": 0}, "curves": {"losses": []}}, "0 epochs"),
+        ({"config": {"epochs": 2}, "curves": {"losses": [None, None]}}, "2 epochs without a training step"),
+        ({"config": {"epochs": 2}, "curves": {"losses": [None, 1.5]}}, ""),
+    ],
+)
+def test_check_says_of_a_bundle_that_it_was_trained_on_nothing(
+    hollow_copy: Path, capsys: pytest.CaptureFixture[str], training: Any, says: str
+) -> None:
+    edit_json(hollow_copy / MANIFEST, lambda manifest: manifest.update(training=training))
+    assert main(["check", str(hollow_copy)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ok: bundle ") and len(lines) == (2 if says else 1)
+    assert not says or lines[1].startswith(f"warning: trained on nothing ({says}): its weights are ")
 
 
 # The manifest

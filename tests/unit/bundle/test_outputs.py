@@ -112,12 +112,15 @@ def test_an_output_is_no_input(
     assert files_in(tmp_path) == before
 
 
-def test_a_checkpoint_is_no_output_either(shop: Path, bundle_copy: Path, run: Run) -> None:
-    before = files_in(bundle_copy)
-    for command in (["build"], ["knowledge", "build"]):
-        status, said = run(*command, shop, bundle_copy / "checkpoint", "--checkpoint", bundle_copy / "checkpoint")
-        assert status == 1 and "name another" in said, said
-    assert files_in(bundle_copy) == before
+def test_a_checkpoint_is_no_output_either(
+    shop: Path, bundle_copy: Path, knowledge_folder: Path, tmp_path: Path, run: Run
+) -> None:
+    model = Path(shutil.copytree(knowledge_folder / "model", tmp_path / "model"))
+    before = files_in(tmp_path)
+    for command, folder in ((["build"], bundle_copy / "checkpoint"), (["knowledge", "build"], model)):
+        status, said = run(*command, shop, folder, "--checkpoint", folder)
+        assert status == 1 and f"error: {folder}: is the same as {folder}, which is read; name another" in said, said
+    assert files_in(tmp_path) == before
 
 
 def test_a_bundle_is_replaced_if_nothing_else_is_with_it(bundle: Bundle, bundle_copy: Path, run: Run) -> None:

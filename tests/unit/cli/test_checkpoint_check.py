@@ -1,11 +1,13 @@
-"""`genrec checkpoint check`: what it prints, how it ends, and that it does without torch."""
+"""`genrec checkpoint check`: what it prints, how it ends, and that it does without torch; who else asks the same."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tokenizers.models import WordLevel
 
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, expected_shapes
 from genrec.cli.main import main
+from genrec_builders.training.checkpoint_facts import require_language_model
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 12, "hidden_size": 32, "head_dim": 8,
@@ -135,3 +138,77 @@ def test_does_without_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "all 6 SID tokens found" in done.stdout
+
+
+# `genrec knowledge build --checkpoint` asks the same
+
+
+def write(name: str, text: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def cut(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+
+
+def adapter_alone(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        path.unlink()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "a/base"}')
+
+
+def without_head(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b"lm_head.weight", b"pooler.weight_"))
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "typo": (lambda folder: shutil.move(folder, folder.with_name("other")), "there is no such folder; give one on"),
+    "file": (lambda folder: (shutil.rmtree(folder), folder.write_text("x")), "is a file; give the folder that"),
+    "pointer": (write("model.safetensors", "version https://git-lfs.github.com/spec/v1"), "is a Git LFS pointer"),
+    "tokenizer's pointer": (write("tokenizer.json", "version https://git-lfs.github.com/spec/v1"), "is a Git LFS po"),
+    "cut": (cut, "model.safetensors: cannot be read: "),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+    "GPTQ": (lambda folder: saved(folder, quantization_config={"quant_method": "gptq"}), "quantization_config 'gptq'"),
+    "T5": (lambda folder: saved(folder, model_type="t5"), "model_type 't5' is not supported; give a checkpoint of the"),
+    "a layer is missing": (lambda folder: saved(folder, num_hidden_layers=3), "tensor model.layers.2"),
+    "LoRA alone": (adapter_alone, "is of a LoRA adapter of a/base, which would not be used; merge it"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "is missing, but texts are written with it"),
+    "tokens without rows": (lambda folder: saved(folder, [*WORDS, "<c>", "<d>"]), "2 of the tokenizer's 14 tokens hav"),
+    "no output head": (without_head, "tensor lm_head.weight is missing, and config.json does not tie it"),
+    "bundle": (write("manifest.json", "{}"), "is a bundle, whose model writes no texts; give a causal language model"),
+    "a bundle's": (lambda folder: saved(folder, draft_head={}), "has 'draft_head', so it recommends and writes no te"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_knowledge_build_refuses_a_checkpoint_in_one_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before it reads the data, which is not there."""
+    folder = saved(tmp_path / "model")
+    REFUSED[name][0](folder)
+    words = ["knowledge", "build", str(tmp_path / "data"), str(tmp_path / "out"), "--checkpoint", str(folder)]
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {folder}") and REFUSED[name][1] in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_knowledge_build_refuses_a_checkpoint_before_torch_is_loaded(tmp_path: Path) -> None:
+    script = (
+        "import sys; from genrec.cli.main import main; status = main(sys.argv[1:]); "
+        "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(status)"
+    )
+    words = ["knowledge", "build", "data", str(tmp_path / "out"), "--checkpoint", str(tmp_path / "typo")]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "there is no such folder" in done.stderr
+
+
+def test_what_a_language_model_may_lack(tmp_path: Path) -> None:
+    """No start token, tied heads."""
+    require_language_model(saved(tmp_path / "plain"))
+    tied = saved(tmp_path / "tied", tie_word_embeddings=True)
+    without_head(tied)
+    require_language_model(tied)

@@ -225,7 +225,7 @@ def test_what_is_needed_at_the_end_is_asked_for_at_the_start(
     bundle: Bundle, places: Places, run_genrec: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, stderr = run_genrec("serve", bundle.path, "--knowledge", places.missing)
-    assert (status, stderr.count("\n")) == (1, 1) and f"--knowledge {places.missing}: has no knowledge.json" in stderr
+    assert (status, stderr.count("\n")) == (1, 1) and f"{places.missing}/knowledge.json: is missing; give" in stderr
     monkeypatch.setattr("genrec_builders.knowledge.demo.run_knowledge_demo", lambda *arguments: pytest.fail("trains"))
     status, stderr = run_genrec("knowledge", "demo", places.folder, places.missing, places.missing)
     assert (status, stderr.count("\n")) == (1, 1) and f"{places.missing}/manifest.json: is missing" in stderr
@@ -233,6 +233,34 @@ def test_what_is_needed_at_the_end_is_asked_for_at_the_start(
     words = ["compare", places.blocked, "--model", f"a={bundle.path}", "--out", places.missing, "--engine", "torch"]
     status, stderr = run_genrec(*words, "--device", "cuda:1")
     assert (status, stderr.count("\n")) == (1, 1) and "--device cuda:1: PyTorch sees 1 GPUs here" in stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "is missing"),
+        ("{", "Expecting property name"),
+        ("[]", "is no JSON object"),
+        ("{}", "has no 'format'"),
+        ('{"format": 1}', "has no 'max_new_tokens'"),
+        ('{"format": 99}', "has format 99, this version reads 1"),
+        ('{"format": 1, "max_new_tokens": 9, "limits": {"history": 0}}', "history is 0; it must be at least 1"),
+        ('{"format": 1, "max_new_tokens": 9, "limits": {"colour": 1}}', "unexpected keyword argument 'colour'"),
+        (..., "Is a directory"),
+    ],
+)
+def test_a_knowledge_folder_that_is_none_is_told_in_words(
+    text: Any, says: str, tmp_path: Path, run_genrec: Run
+) -> None:
+    """Without the name of an exception's class, and before a server starts."""
+    if text is ...:
+        (tmp_path / "knowledge.json").mkdir()
+    elif text is not None:
+        (tmp_path / "knowledge.json").write_text(text)
+    status, stderr = run_genrec("serve", tmp_path / "bundle", "--knowledge", tmp_path)
+    assert (status, stderr.count("\n")) == (1, 1)
+    assert stderr.startswith(f"error: {tmp_path}/knowledge.json: ") and says in stderr
+    assert "; give the folder that `genrec knowledge build` writes" in stderr and "Error" not in stderr
 
 
 def test_a_full_folder_is_not_rendered_over(bundle: Bundle, places: Places, run_genrec: Run) -> None:

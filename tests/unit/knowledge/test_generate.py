@@ -470,3 +470,16 @@ def test_a_folder_from_a_checkpoint(knowledge_folder: Path, dataset: Dataset, us
     assert result.exit_code == 0, result.output
     out = tmp_path / "texts.parquet"
     assert generate(tmp_path / "folder", users, out, replace(GREEDY, shard=(0, 20)), silent).texts == 2
+
+
+def test_a_knowledge_folder_that_lacks_a_part_is_told_in_one_line(knowledge_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(knowledge_folder, tmp_path / "knowledge"))
+    pq.write_table(pa.table({"title": ["a"]}), folder / "items.parquet")
+    with pytest.raises(ValueError, match=r"items\.parquet: cannot be read as a table .*: has no 'item_id'$"):
+        KnowledgeModel(folder)
+    shutil.copy(knowledge_folder / "items.parquet", folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (folder / "model" / name).unlink()
+    with pytest.raises(ValueError, match=r"^\S+/model: no tokenizer can be read: ") as refused:
+        KnowledgeModel(folder)
+    assert "\n" not in str(refused.value)

@@ -308,6 +308,7 @@ def test_pools_are_saved_and_loaded_with_any_group_names(tmp_path: Path) -> None
         Pools.load(tmp_path / "pools")
     for index, message in (
         ("{", "cannot be read as an index"),
+        ("{}", "pools: has no 'format'"),
         ('{"format": 2}', "has format 2"),
         ('{"format": 1, "vocabulary_size": 10, "max_tokens": 5, "files": {}}', "names no pool of the group 'global'"),
         ('{"format": 1, "vocabulary_size": 9, "max_tokens": 5, "files": {"global": "0-0.npz"}}', "vocabulary of 10"),

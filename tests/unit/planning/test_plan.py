@@ -358,9 +358,9 @@ def test_refusals_of_a_bundle(bundle: Bundle, bundle_copy: Path, run_genrec: Run
     assert status == 1 and f"items {longer}: this bundle's prompts hold" in said
     status, said = run_genrec("plan", bundle.path, *HARDWARE, "--layers", 3)
     assert status == 2 and "--layers 3 is the bundle's to say" in said
-    (bundle_copy / "checkpoint" / "config.json").write_text("{}")
+    (bundle_copy / "checkpoint" / "config.json").write_text('{"beam_search": {}}')
     status, said = run_genrec("plan", bundle_copy, *HARDWARE)
-    assert status == 1 and "config.json: cannot be used" in said
+    assert status == 1 and "config.json: cannot be used: has no 'num_attention_heads'; " in said
 
 
 def test_planning_needs_neither_torch_nor_an_engine(bundle: Bundle) -> None:

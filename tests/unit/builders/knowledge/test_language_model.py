@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from genrec.knowledge.model import KnowledgeModel
 from genrec.knowledge.prompt import item_prompt
 from genrec_builders.config import TrainingConfig
 from genrec_builders.knowledge.language_model import (
@@ -20,6 +22,7 @@ from genrec_builders.knowledge.language_model import (
     train_tokenizer,
 )
 from genrec_builders.knowledge.texts import KnowledgeText
+from genrec_builders.training.checkpoint_facts import require_language_model
 
 pytestmark = pytest.mark.training
 
@@ -53,6 +56,7 @@ def test_training_reduces_the_loss(trained: tuple[Path, list[float]]) -> None:
 
 def test_the_folder_is_a_standard_one(trained: tuple[Path, list[float]]) -> None:
     path = trained[0]
+    require_language_model(path)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in path.iterdir()}
     tokenizer = AutoTokenizer.from_pretrained(path)
     made = train_tokenizer([text.prompt + text.text for text in TEXTS], 300)
@@ -62,6 +66,20 @@ def test_the_folder_is_a_standard_one(trained: tuple[Path, list[float]]) -> None
     model = AutoModelForCausalLM.from_pretrained(path)
     assert model.config.model_type == "qwen3" and model.config.eos_token_id == tokenizer.eos_token_id
     assert model.dtype == torch.float32
+
+
+def test_weights_without_a_part_of_the_model_are_refused(trained: tuple[Path, list[float]], tmp_path: Path) -> None:
+    """Of a pickle only torch can tell; transformers made the part up, at random."""
+    tensors = AutoModelForCausalLM.from_pretrained(trained[0]).state_dict()
+    del tensors["lm_head.weight"], tensors["model.layers.1.mlp.up_proj.weight"]  # the former is tied
+    folder = shutil.copytree(trained[0], tmp_path / "knowledge" / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    model = KnowledgeModel.__new__(KnowledgeModel)  # nothing else of the folder is read
+    model.folder = tmp_path / "knowledge"
+    says = r"knowledge/model: no model can be read: tensor model\.layers\.1\.mlp\.up_proj\.weight is missing"
+    with pytest.raises(ValueError, match=says):
+        _ = model.language_model
 
 
 def test_greedy_text_depends_on_the_prompt_and_ends(trained: tuple[Path, list[float]]) -> None:
