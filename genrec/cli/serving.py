@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -65,6 +68,13 @@ def serve(
         typer.Option(help="Folder for what a live catalogue is made into; a temporary one if not given."),
     ] = None,
     storage_option: StorageOptions = None,
+    max_lag_s: Annotated[
+        float, typer.Option(min=0.1, help="Not ready when what is served is that many seconds older than the store.")
+    ] = 60.0,
+    ready_port: Annotated[
+        Optional[int],
+        typer.Option(min=0, max=65535, help="GET /ready here says whether to send requests; 0 picks one."),
+    ] = None,
     exit_timeout_s: Annotated[
         float, typer.Option(min=1, max=86_400, help="Seconds that requests in flight get to finish after SIGTERM.")
     ] = 10.0,
@@ -78,6 +88,7 @@ def serve(
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
     from genrec.knowledge.settings import KnowledgeSettings
+    from genrec.serving.ready import not_ready, readiness_endpoint
     from genrec.serving.repository import Deployment
     from genrec.serving.serve import LiveCatalog, prepare_server
     from genrec.serving.triton import ServerTls
@@ -98,11 +109,19 @@ def serve(
     options = {"tls": tls, "exit_timeout": exit_timeout_s}
     if catalog is None and (catalog_cache is not None or storage_option):
         raise typer.BadParameter("--catalog-cache and --storage-option go with --catalog, which is missing")
-    live = None if catalog is None else LiveCatalog(catalog, catalog_cache, storage_options(storage_option))
-    with prepare_server(bundle_path, deployment, live, host=host, **ports, **options) as server:
+    with ExitStack() as running:
+        live = None
+        if catalog is not None:
+            scratch = catalog_cache or Path(running.enter_context(tempfile.TemporaryDirectory(prefix="genrec-")))
+            live = LiveCatalog(catalog, scratch, storage_options(storage_option))
+        server = running.enter_context(prepare_server(bundle_path, deployment, live, host=host, **ports, **options))
 
         def announce() -> None:
             urls = f"gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}"
+            if ready_port is not None:
+                why_not = partial(not_ready, server.http_url, live and live.cache, max_lag_s)
+                port = running.enter_context(readiness_endpoint(host, ready_port, why_not))
+                urls += f", readiness {host}:{port}/ready"
             typer.echo(f"ready: {urls}")
 
         code = server.run_forever(on_ready=announce)

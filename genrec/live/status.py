@@ -28,10 +28,11 @@ class Status:
     problem: str = ""
 
     def lag_s(self, now: float) -> float:
-        """For how long what is served has been older than the store, as far as can be known."""
-        since = self.waiting_since if self.waiting_since is not None else now
-        if self.problem:
-            since = min(since, self.reached_at)
+        """For how long what is served may have been older than the store.
+
+        Since the oldest commit that waits, or since the store was last read: nobody knows what came after.
+        """
+        since = self.reached_at if self.waiting_since is None else min(self.reached_at, self.waiting_since)
         return max(0.0, now - since)
 
     def save(self, root: Path) -> None:

@@ -28,7 +28,7 @@ _GAUGES = {
 }
 _LIVE_GAUGES = {
     "genrec_catalog_store_version": "Newest version in the live catalogue's store",
-    "genrec_catalog_lag_seconds": "For how long what is served has been older than the store, as far as is known",
+    "genrec_catalog_lag_seconds": "For how long what is served may have been older than the store",
     "genrec_catalog_refused_commits": "Commits since the follower's start that count as empty, for an invalid row",
     "genrec_catalog_stuck": "1 while the follower cannot go on: the store or a version cannot be read",
 }

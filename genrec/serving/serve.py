@@ -20,12 +20,12 @@ from genrec.serving.triton import TritonServer
 class LiveCatalog:
     """A live catalogue to serve. location: of its store, a folder or an address as `s3://bucket/path`.
 
-    cache: the folder that its versions are published in for the steps; a temporary one if None. storage_options: of the
-    store, beside what the environment says.
+    cache: the folder that its versions are published in for the steps. storage_options: of the store, beside what the
+    environment says.
     """
 
     location: str
-    cache: Path | None = None
+    cache: Path
     storage_options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -45,19 +45,18 @@ def prepare_server(
         deployment = deployment or Deployment()
         with ExitStack() as running:
             if catalog is not None:
-                root = catalog.cache or Path(scratch) / "catalog"
-                running.enter_context(FollowerProcess(_follower_options(bundle, deployment, catalog, root)))
-                deployment = replace(deployment, catalog=root)
+                running.enter_context(FollowerProcess(_follower_options(bundle, deployment, catalog)))
+                deployment = replace(deployment, catalog=catalog.cache)
             repository = render_repository(bundle, Path(scratch) / "models", deployment)
             yield TritonServer(repository, deployment.models, **options)
 
 
-def _follower_options(bundle: Bundle, deployment: Deployment, catalog: LiveCatalog, root: Path) -> FollowerOptions:
+def _follower_options(bundle: Bundle, deployment: Deployment, catalog: LiveCatalog) -> FollowerOptions:
     limits = bundle.manifest.limits
     return FollowerOptions(
         location=catalog.location,
         bundle=str(bundle.path.resolve()),
-        root=str(root.resolve()),
+        root=str(catalog.cache.resolve()),
         most_popular=limits.top_k + limits.history + limits.exclude,
         keep_s=keep_versions_s(deployment.timeout_ms),
         storage_options=catalog.storage_options,
