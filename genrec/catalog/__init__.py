@@ -3,6 +3,7 @@
 from genrec.catalog.hash_table import HashTable
 from genrec.catalog.item_index import ItemIndex
 from genrec.catalog.items import MAX_ID_BYTES, Catalog
+from genrec.catalog.prefix_table import PrefixTable, TableFull
 from genrec.catalog.prefix_trie import PrefixTrie
 from genrec.catalog.quantizer import QuantizerError, ResidualQuantizer
 from genrec.catalog.semantic_id import SemanticIdSpace
@@ -12,8 +13,10 @@ __all__ = [
     "Catalog",
     "HashTable",
     "ItemIndex",
+    "PrefixTable",
     "PrefixTrie",
     "QuantizerError",
     "ResidualQuantizer",
     "SemanticIdSpace",
+    "TableFull",
 ]
