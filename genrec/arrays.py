@@ -25,14 +25,15 @@ def load_archive(path: Path, what: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: cannot be read as a {what}: {error}") from error
 
 
-def load_array(path: Path, dtype: str | type, shape: tuple[int | None, ...]) -> np.ndarray:
-    """The array at `path`, memory-mapped and read-only.
+def load_array(path: Path, dtype: str | type, shape: tuple[int | None, ...], writable: bool = False) -> np.ndarray:
+    """The array at `path`, memory-mapped.
 
-    dtype: the wanted dtype, or a kind ("S" for bytes of any width). shape: wanted sizes, None for any.
+    dtype: the wanted dtype, or a kind ("S" for bytes of any width). shape: wanted sizes, None for any. writable: for
+    changes in the file, which others who have mapped it see.
     Raises ValueError that names the file and what is wrong with it.
     """
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = np.load(path, mmap_mode="r+" if writable else "r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: cannot be read as an array: {error}") from error
     # A plain view of the mapping: np.memmap's own bookkeeping costs microseconds per operation.

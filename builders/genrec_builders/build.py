@@ -21,6 +21,7 @@ from genrec.bundle import (
     CHECKPOINT,
     GOLDEN,
     INDEX,
+    MASKS,
     ONNX_GRAPH,
     QUANTIZER,
     TOKENIZER,
@@ -30,7 +31,7 @@ from genrec.bundle import (
     seal_bundle,
 )
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DECODERS
-from genrec.catalog import Catalog, ItemIndex, ResidualQuantizer, SemanticIdSpace
+from genrec.catalog import Catalog, ItemIndex, PrefixTable, ResidualQuantizer, SemanticIdSpace
 from genrec.engines.onnx import OnnxEngine
 from genrec.engines.torch import TorchEngine
 from genrec.evaluation.metrics import metrics
@@ -159,18 +160,21 @@ def is_built(dataset: Dataset, out: Path, config: BuildConfig, say: Callable[[st
     return True
 
 
-def export_bundle(source: Path, out: Path, beam_width: int) -> Manifest:
-    """Copy the bundle `source` to `out` with its checkpoint exported again for `beam_width`.
+def export_bundle(source: Path, out: Path, beam_width: int | None = None) -> Manifest:
+    """Copy the bundle `source` to `out` with its checkpoint exported again for `beam_width`, the source's if None.
 
+    The copy has the newest format, whatever the source's is.
     Raises, before any work, ValueError or OSError for an `out` that is or holds anything but another bundle.
     """
     require_replaceable(out, BUNDLE, [source])
     bundle = Bundle(source)
     bundle.check()
+    beam_width = beam_width or bundle.manifest.beam_width
     require_limits(beam_width, bundle.manifest.limits, bundle.space)
     require_space(out, sum(file.bytes for file in bundle.manifest.files.values()), "the copy")
     with new_bundle(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
+        shutil.rmtree(folder / INDEX)  # written anew; an older format has other files there
         export_onnx(load_checkpoint(folder / CHECKPOINT), folder / ONNX_GRAPH, beam_width, bundle.layout.max_tokens)
         history = bundle.catalog.rows_of(bundle.golden["history"].astype(object))
         write_catalog(folder, bundle.space, bundle.layout, bundle.catalog, beam_width, history, bundle.query_tokenizer)
@@ -188,14 +192,16 @@ def write_catalog(
     golden_history: np.ndarray,
     tokenizer: QueryTokenizer | None = None,
 ) -> Pipeline:
-    """Write catalogue, index and golden request into a bundle's `folder`; returns the pipeline that serves from it.
+    """Write catalogue, index, masks and golden request into a bundle's `folder`; returns the pipeline that serves it.
 
     golden_history: int32 [N], catalogue rows, oldest first. tokenizer: of a bundle with text queries.
     """
     index = ItemIndex.build(space, catalog)
     catalog.save(folder / CATALOG)
     index.save(folder / INDEX)
-    engine = OnnxEngine(folder / ONNX_GRAPH, index.prefixes, space.beams(beam_width))
+    masks = PrefixTable.of(space, catalog)
+    masks.save(folder / MASKS)
+    engine = OnnxEngine(folder / ONNX_GRAPH, masks, space.beams(beam_width))
     pipeline = Pipeline(catalog, index, layout, engine, tokenizer)
     write_golden(folder / GOLDEN, golden_history, pipeline, GOLDEN_QUERY)
     return pipeline
@@ -282,11 +288,11 @@ def _validation(
 ) -> Callable[[], float]:
     """NDCG@10 of the validation items of `users` users, history not excluded, by a narrow beam."""
     index = ItemIndex.build(layout.space, catalog)
-    beams = layout.space.beams(VALIDATION_BEAM)
+    masks, beams = PrefixTable.of(layout.space, catalog), layout.space.beams(VALIDATION_BEAM)
     histories, targets = sample_users(split.validation, users)
 
     def validate() -> float:
-        engine = TorchEngine(model, index.prefixes, beams, str(model.input_embeddings().device))
+        engine = TorchEngine(model, masks, beams, str(model.input_embeddings().device))
         ranking = Ranker(Pipeline(catalog, index, layout, engine), batch=64).rank(histories)
         return metrics(ranking.rows, targets)["ndcg@10"]
 

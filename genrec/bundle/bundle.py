@@ -10,8 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from genrec.bundle.checks import content_problems, file_problems
-from genrec.bundle.manifest import CATALOG, GOLDEN, INDEX, MANIFEST, TOKENIZER, BundleError, read_manifest
-from genrec.catalog import Catalog, ItemIndex, SemanticIdSpace
+from genrec.bundle.manifest import (
+    CATALOG,
+    GOLDEN,
+    INDEX,
+    MANIFEST,
+    MASKS,
+    PREFIXES,
+    PREFIXES_FORMAT,
+    TOKENIZER,
+    BundleError,
+    read_manifest,
+)
+from genrec.catalog import Catalog, ItemIndex, PrefixTable, PrefixTrie, SemanticIdSpace
 from genrec.prompt import PromptLayout, QueryTokenizer
 
 
@@ -40,7 +51,23 @@ class Bundle:
     @cached_property
     def index(self) -> ItemIndex:
         with _blame(self.path / INDEX):
-            return ItemIndex.load(self.path / INDEX, self.space)
+            return ItemIndex.load(self.path / INDEX)
+
+    @cached_property
+    def masks(self) -> PrefixTable:
+        """What drafting may be masked with. A bundle of format 2 holds it in another form, so it is made here."""
+        if self.manifest.format_version == PREFIXES_FORMAT:
+            return PrefixTable.of(self.space, self.catalog)
+        with _blame(self.path / MASKS):
+            return PrefixTable.load(self.path / MASKS, self.space)
+
+    @cached_property
+    def graph_masks(self) -> PrefixTable | PrefixTrie:
+        """The same in the form that the bundle's ONNX graph takes."""
+        if self.manifest.format_version != PREFIXES_FORMAT:
+            return self.masks
+        with _blame(self.path / PREFIXES):
+            return PrefixTrie.load(self.path / PREFIXES, self.space)
 
     @cached_property
     def query_tokenizer(self) -> QueryTokenizer | None:

@@ -33,7 +33,7 @@ def content_problems(bundle: Bundle) -> Iterator[str]:
     for name in [f for f in required if f not in manifest.files]:
         yield f"{name}: is not in the manifest"
     try:
-        layout, catalog, index = bundle.layout, bundle.catalog, bundle.index
+        layout, catalog, index, _ = bundle.layout, bundle.catalog, bundle.index, bundle.graph_masks
     except BundleError as error:
         yield str(error)
         return

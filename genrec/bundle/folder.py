@@ -14,10 +14,13 @@ from genrec.reporting.outputs import Output, replaced
 
 
 def seal_bundle(folder: Path, **fields: Any) -> Manifest:
-    """Write the manifest of a bundle whose files lie in `folder`. fields: `Manifest`'s, without `files`."""
+    """Write the manifest of a bundle whose files lie in `folder`.
+
+    fields: `Manifest`'s, without `files`; `format_version` only for a copy that keeps its older one.
+    """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     files = {n: FileSection(bytes=(folder / n).stat().st_size, sha256=sha256_of(folder / n)) for n in names}
-    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **fields)
+    manifest = Manifest(**({"format_version": FORMAT_VERSION} | fields), files=files)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return manifest
 

@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genrec.prompt import Limits
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+PREFIXES_FORMAT = 2  # which is read, too: its graph takes the masks as a `PrefixTrie`
 MANIFEST = "manifest.json"
-CATALOG, INDEX, CHECKPOINT, ONNX_GRAPH, TENSORRT_LLM, QUANTIZER = (
+CATALOG, INDEX, MASKS, PREFIXES, CHECKPOINT, ONNX_GRAPH, TENSORRT_LLM, QUANTIZER = (
     "catalog",
     "index",
+    "index/masks",
+    "index/prefixes",
     "checkpoint",
     "engines/onnx/model.onnx",
     "engines/tensorrt_llm",
@@ -86,9 +89,10 @@ def read_manifest(path: Path) -> Manifest:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if not isinstance(version, int):
         raise BundleError(f"{path}: has no format_version; it is not a bundle's manifest")
-    if version != FORMAT_VERSION:
+    if version not in (PREFIXES_FORMAT, FORMAT_VERSION):
         newer = "upgrade genrec" if version > FORMAT_VERSION else "rebuild the bundle"
-        raise BundleError(f"{path}: format_version is {version}, this genrec reads {FORMAT_VERSION}; {newer}")
+        readable = f"{PREFIXES_FORMAT} and {FORMAT_VERSION}"
+        raise BundleError(f"{path}: format_version is {version}, this genrec reads {readable}; {newer}")
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:

@@ -11,7 +11,6 @@ import numpy as np
 from genrec.arrays import load_array, save_array
 from genrec.catalog.hash_table import HashTable
 from genrec.catalog.items import Catalog
-from genrec.catalog.prefix_trie import PrefixTrie
 from genrec.catalog.ragged import runs
 from genrec.catalog.semantic_id import SemanticIdSpace
 
@@ -21,12 +20,11 @@ class ItemIndex:
     """Exact, O(1) per code, for whole beams and batches at once. Holds available items only.
 
     offsets: int64 [buckets + 1]; rows: int32 [items], the catalogue rows of bucket b at offsets[b]:offsets[b + 1],
-    by falling popularity, then row. prefixes: the valid prefixes that drafting may be masked with.
+    by falling popularity, then row.
     """
 
     offsets: np.ndarray
     rows: np.ndarray
-    prefixes: PrefixTrie
     _bucket_of_code: HashTable
 
     @classmethod
@@ -39,7 +37,6 @@ class ItemIndex:
         return cls(
             offsets=np.append(starts, live.size).astype(np.int64),
             rows=live[order].astype(np.int32),
-            prefixes=PrefixTrie.build(space, catalog.sids[live]),
             _bucket_of_code=HashTable.build(distinct, np.arange(distinct.size, dtype=np.int32)),
         )
 
@@ -78,15 +75,13 @@ class ItemIndex:
         save_array(folder / "rows.npy", self.rows)
         save_array(folder / "code_keys.npy", self._bucket_of_code.keys)
         save_array(folder / "code_buckets.npy", self._bucket_of_code.values)
-        self.prefixes.save(folder / "prefixes")
 
     @classmethod
-    def load(cls, folder: Path, space: SemanticIdSpace) -> ItemIndex:
+    def load(cls, folder: Path) -> ItemIndex:
         """Map the index in `folder`. Raises ValueError that names the file at fault."""
         keys = load_array(folder / "code_keys.npy", np.int64, (None, None))
         return cls(
             offsets=load_array(folder / "offsets.npy", np.int64, (None,)),
             rows=load_array(folder / "rows.npy", np.int32, (None,)),
-            prefixes=PrefixTrie.load(folder / "prefixes", space),
             _bucket_of_code=HashTable(keys, load_array(folder / "code_buckets.npy", np.int32, keys.shape)),
         )

@@ -1,4 +1,4 @@
-"""Which codes may follow a drafted prefix: one bit set per existing prefix, level by level."""
+"""The masks of bundles of format 2, as their graphs take them. New ones are a `PrefixTable`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec.arrays import load_array, save_array
+from genrec.arrays import load_array
 from genrec.catalog.semantic_id import SemanticIdSpace
 
 
@@ -24,29 +24,6 @@ class PrefixTrie:
     bits: tuple[np.ndarray, ...]
     first_child: tuple[np.ndarray, ...]
 
-    @classmethod
-    def build(cls, space: SemanticIdSpace, sids: np.ndarray) -> PrefixTrie:
-        """Trie of semantic IDs: int32 [n, L], in any order, repeats allowed."""
-        # Big-endian codes: level 0 is the most significant digit, so that sorting groups equal prefixes.
-        place = np.cumprod([1, *space.levels[:0:-1]], dtype=np.int64)[::-1]
-        prefixes = [np.unique(np.asarray(sids, np.int64) @ place)]
-        for size in space.levels[:0:-1]:
-            prefixes.insert(0, np.unique(prefixes[0] // size))
-        # prefixes[l]: the existing prefixes of l + 1 codes, ascending.
-        bits, first_child = [], []
-        parents = np.zeros(1, np.int64)
-        for level, size in enumerate(space.levels):
-            children = prefixes[level]
-            parent = np.searchsorted(parents, children // size)
-            code = children % size
-            rows = np.zeros((parents.size, -(-size // 8)), np.uint8)
-            np.bitwise_or.at(rows, (parent, code // 8), np.uint8(1) << (code % 8).astype(np.uint8))
-            bits.append(rows)
-            if level + 1 < space.depth:
-                first_child.append(np.searchsorted(parent, np.arange(parents.size)).astype(np.int32))
-            parents = children
-        return cls(tuple(bits), tuple(first_child))
-
     def unrestricted(self) -> PrefixTrie:
         """A trie of the same levels that allows every tuple, for drafting without masks: one node per level.
 
@@ -54,13 +31,6 @@ class PrefixTrie:
         """
         bits = tuple(np.full_like(rows[:1], 0xFF) for rows in self.bits)
         return PrefixTrie(bits, tuple(np.zeros(1, np.int32) for _ in self.first_child))
-
-    def save(self, folder: Path) -> None:
-        """Write the trie's arrays into `folder`."""
-        for level, bits in enumerate(self.bits):
-            save_array(folder / f"bits_{level}.npy", bits)
-        for level, children in enumerate(self.first_child):
-            save_array(folder / f"first_child_{level}.npy", children)
 
     @classmethod
     def load(cls, folder: Path, space: SemanticIdSpace) -> PrefixTrie:

@@ -73,7 +73,7 @@ def serve(
     ] = 60.0,
     ready_port: Annotated[
         Optional[int],
-        typer.Option(min=0, max=65535, help="GET /ready here says whether to send requests; 0 picks one."),
+        typer.Option(min=0, max=65535, help="GET /ready here: whether to send requests; 0 picks one."),
     ] = None,
     exit_timeout_s: Annotated[
         float, typer.Option(min=1, max=86_400, help="Seconds that requests in flight get to finish after SIGTERM.")

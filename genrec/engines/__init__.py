@@ -15,17 +15,17 @@ ENGINES = ("onnx", "torch", "tensorrt_llm")
 
 def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
     """The engine of `kind` over a bundle's files; options go to its class. Imports only what it needs."""
-    prefixes, width = bundle.index.prefixes, bundle.space.beams(bundle.manifest.beam_width)
+    width = bundle.space.beams(bundle.manifest.beam_width)
     if kind == "onnx":
         from genrec.engines.onnx import OnnxEngine
 
-        return OnnxEngine(bundle.path / ONNX_GRAPH, prefixes, width, **options)
+        return OnnxEngine(bundle.path / ONNX_GRAPH, bundle.graph_masks, width, **options)
     if kind == "torch":
         from genrec.engines.torch import TorchEngine
 
-        return TorchEngine(bundle.path / CHECKPOINT, prefixes, width, **options)
+        return TorchEngine(bundle.path / CHECKPOINT, bundle.masks, width, **options)
     if kind == "tensorrt_llm":
         from genrec.engines.tensorrt_llm.engine import TensorRtLlmEngine
 
-        return TensorRtLlmEngine(bundle.path / TENSORRT_LLM, prefixes, width, bundle.layout.max_tokens, **options)
+        return TensorRtLlmEngine(bundle.path / TENSORRT_LLM, bundle.masks, width, bundle.layout.max_tokens, **options)
     raise ValueError(f"engine {kind!r} is unknown; use one of {ENGINES}")

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from genrec.catalog import PrefixTrie
+from genrec.catalog import PrefixTable, PrefixTrie
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,28 @@ class Drafts:
 class Engine(ABC):
     """One prefill of the backbone and the draft head's beam, on one device.
 
-    prefixes: the catalogue's valid prefixes. beam_width: K.
-    Subclasses implement `_run`.
+    masks: the catalogue's valid prefixes. beam_width: K.
+    Subclasses implement `_prepared` and `_run`.
     """
 
     score_tolerance = 1e-3  # by how much a score may differ from that of the PyTorch engine in float32
 
-    def __init__(self, prefixes: PrefixTrie, beam_width: int) -> None:
-        self._tries = {True: prefixes, False: prefixes.unrestricted()}
+    def __init__(self, masks: PrefixTable | PrefixTrie, beam_width: int) -> None:
         self.beam_width = beam_width
+        self._masks = {True: self._prepared(masks), False: self._prepared(masks.unrestricted())}
+
+    def set_masks(self, table: PrefixTable) -> None:
+        """Draft with the masks of `table` from the next call on; a call under way ends with those that it began with.
+
+        May be called while another thread drafts. Raises ValueError for an engine that cannot take it.
+        """
+        self._masks = {**self._masks, True: self._prepared(table)}
+
+    def update_masks(self, rows: Sequence[np.ndarray]) -> None:  # noqa: B027 - most engines read the table itself
+        """Take over changed rows of the table that was set last, where the engine drafts with a copy on a device.
+
+        rows: as of `PrefixTable.slots`. On the CPU changes are seen without this call.
+        """
 
     def draft(self, prompts: Sequence[np.ndarray], *, masked: bool = True) -> Drafts:
         """Draft K semantic IDs for each prompt.
@@ -69,13 +83,17 @@ class Engine(ABC):
         else:
             token_ids = np.zeros((len(prompts), lengths.max()), np.int32)
             token_ids[np.arange(token_ids.shape[1]) < lengths[:, None]] = np.concatenate(prompts)
-        return Drafts.ordered(*self._run(token_ids, lengths, self._tries[masked]))
+        return Drafts.ordered(*self._run(token_ids, lengths, self._masks[masked]))
 
     def close(self) -> None:  # noqa: B027 - most engines have nothing to end
         """End what runs outside of calls."""
 
     @abstractmethod
-    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, trie: PrefixTrie) -> tuple[np.ndarray, np.ndarray]:
+    def _prepared(self, masks: PrefixTable | PrefixTrie) -> Any:
+        """What `_run` needs of some masks, made once."""
+
+    @abstractmethod
+    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, masks: Any) -> tuple[np.ndarray, np.ndarray]:
         """Right-padded token ids int32 [B, S], lengths int32 [B] -> codes int64 [B, K], scores float32 [B, K]."""
 
 

@@ -7,31 +7,43 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from genrec.catalog import PrefixTrie
+from genrec.catalog import PrefixTable, PrefixTrie
 from genrec.engines.base import Engine
 
 
 class OnnxEngine(Engine):
     """Runs an exported graph with ONNX Runtime.
 
-    graph: the `.onnx` file. threads: intra-op threads, 0 for one per core. provider: an execution provider's name.
+    graph: the `.onnx` file. masks: a `PrefixTrie` for the graph of a bundle of format 2. threads: intra-op threads, 0
+    for one per core. provider: an execution provider's name.
     """
 
     def __init__(
         self,
         graph: Path,
-        prefixes: PrefixTrie,
+        masks: PrefixTable | PrefixTrie,
         beam_width: int,
         threads: int = 0,
         provider: str = "CPUExecutionProvider",
     ) -> None:
-        super().__init__(prefixes, beam_width)
-        self._session = open_session(graph, threads, provider)
-        self._masks = {id(trie): graph_masks(trie.bits, trie.first_child) for trie in self._tries.values()}
+        """Raises ValueError for masks of another kind than the graph takes."""
+        self._graph, self._session = graph, open_session(graph, threads, provider)
+        super().__init__(masks, beam_width)
 
-    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, trie: PrefixTrie) -> tuple[np.ndarray, np.ndarray]:
-        feeds = {"token_ids": token_ids, "lengths": lengths, **self._masks[id(trie)]}
-        codes, scores = self._session.run(None, feeds)
+    def _prepared(self, masks: PrefixTable | PrefixTrie) -> dict[str, np.ndarray]:
+        feeds = graph_masks(masks)
+        wanted = {found.name for found in self._session.get_inputs()} - {"token_ids", "lengths"}
+        if feeds.keys() != wanted:
+            raise ValueError(
+                f"{self._graph}: takes masks as {', '.join(sorted(wanted))}, not {', '.join(sorted(feeds))}; a bundle "
+                "of format 2 drafts with its own prefixes only, make a newer one of it with `genrec export`"
+            )
+        return feeds
+
+    def _run(
+        self, token_ids: np.ndarray, lengths: np.ndarray, masks: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        codes, scores = self._session.run(None, {"token_ids": token_ids, "lengths": lengths, **masks})
         return codes, scores
 
 
@@ -43,7 +55,10 @@ def open_session(graph: Path | bytes, threads: int = 0, provider: str = "CPUExec
     return ort.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, providers=[provider])
 
 
-def graph_masks(bits: tuple, first_child: tuple) -> dict:
-    """The graph's mask inputs by name, in their order; values of any array type."""
-    named = {f"prefix_bits_{level}": array for level, array in enumerate(bits)}
-    return named | {f"first_child_{level}": array for level, array in enumerate(first_child)}
+def graph_masks(masks: PrefixTable | PrefixTrie) -> dict[str, np.ndarray]:
+    """The graph's mask inputs by name, in their order."""
+    if isinstance(masks, PrefixTrie):
+        named = {f"prefix_bits_{level}": bits for level, bits in enumerate(masks.bits)}
+        return named | {f"first_child_{level}": children for level, children in enumerate(masks.first_child)}
+    named = {f"mask_bits_{level}": bits for level, bits in enumerate(masks.bits)}
+    return named | {f"mask_keys_{level}": keys for level, keys in enumerate(masks.keys, 1)}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from genrec.catalog import PrefixTrie
+from genrec.catalog import PrefixTable, PrefixTrie
 from genrec.engines.base import Engine
 from genrec.engines.graphs import Buckets, Capture, CudaGraphs, Draft, RecordedDraft
 from genrec.model.backbone import BackboneModel
 from genrec.model.checkpoint import load_checkpoint
+from genrec.model.masks import Masks
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 # By how much a score may differ from that in float32: half precision moves hidden states, hence every level's logits.
@@ -24,14 +27,14 @@ class TorchEngine(Engine):
 
     model: the model, which is moved and cast where it is, or the folder of its checkpoint. device: a torch device; by
     default the GPU if there is one. precision: of the backbone, of `PRECISIONS`; logits, the draft head and the sums of
-    scores are float32 in either. buckets: shapes that are recorded as CUDA graphs when first asked for; None records
-    nothing. capture: what records them, CUDA graphs by default.
+    scores are float32 in either. buckets: shapes that are recorded as CUDA graphs when first asked for, and again after
+    `set_masks`; None records nothing. capture: what records them, CUDA graphs by default.
     """
 
     def __init__(
         self,
         model: BackboneModel | Path,
-        prefixes: PrefixTrie,
+        masks: PrefixTable,
         beam_width: int,
         device: str | None = None,
         precision: str = "float32",
@@ -39,7 +42,6 @@ class TorchEngine(Engine):
         capture: Capture | None = None,
     ) -> None:
         """Raises ValueError for an unknown precision, and for buckets that the model or the device cannot have."""
-        super().__init__(prefixes, beam_width)
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
         self.score_tolerance = SCORE_TOLERANCES[precision]
@@ -47,29 +49,42 @@ class TorchEngine(Engine):
         model = load_checkpoint(model) if isinstance(model, Path) else model
         self._model = model.to(self._device)
         self._model.model.to(PRECISIONS[precision])
-        self._drafts = {id(trie): self._draft_within(trie) for trie in self._tries.values()}
+        self._buckets = self._capture = None
         if buckets is not None:
             longest, positions = buckets.lengths[-1], model.config.max_position_embeddings
             if longest > positions:
                 raise ValueError(f"buckets: length {longest} is above the model's {positions} positions; leave it out")
-            capture = capture or CudaGraphs(self._device)
-            for key, draft in self._drafts.items():
-                self._drafts[key] = RecordedDraft(draft, buckets, self._device, capture)
+            self._buckets, self._capture = buckets, capture or CudaGraphs(self._device)
+        super().__init__(masks, beam_width)
 
-    def _draft_within(self, trie: PrefixTrie) -> Draft:
-        """The model's draft with the masks of `trie`."""
-        bits, first_child = (
-            tuple(torch.tensor(array, device=self._device) for array in arrays)
-            for arrays in (trie.bits, trie.first_child)
-        )
+    def update_masks(self, rows: Sequence[np.ndarray]) -> None:
+        """See `Engine`. Recordings see it too: the copy stays where it is."""
+        ready: _Ready = self._masks[True]
+        if self._device.type != "cpu":
+            ready.tensors.copy_rows(ready.table, rows)
+
+    def _prepared(self, masks: PrefixTable | PrefixTrie) -> _Ready:
+        if not isinstance(masks, PrefixTable):
+            raise ValueError("this engine drafts with a PrefixTable; build one of the bundle's semantic IDs")
+        tensors = Masks.of(masks, self._device)
 
         def draft(token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
             tokens, sizes = token_ids.to(self._device), lengths.to(self._device)
-            return self._model.draft(tokens, sizes, bits, first_child, self.beam_width)
+            return self._model.draft(tokens, sizes, tensors, self.beam_width)
 
-        return draft
+        if self._buckets is None or self._capture is None:
+            return _Ready(masks, tensors, draft)
+        return _Ready(masks, tensors, RecordedDraft(draft, self._buckets, self._device, self._capture))
 
     @torch.inference_mode()
-    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, trie: PrefixTrie) -> tuple[np.ndarray, np.ndarray]:
-        codes, scores = self._drafts[id(trie)](torch.tensor(token_ids), torch.tensor(lengths))
+    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, masks: _Ready) -> tuple[np.ndarray, np.ndarray]:
+        codes, scores = masks.draft(torch.tensor(token_ids), torch.tensor(lengths))
         return codes.cpu().numpy(), scores.cpu().numpy()
+
+
+class _Ready(NamedTuple):
+    """A table, its arrays on the device, and the model's draft with them."""
+
+    table: PrefixTable
+    tensors: Masks
+    draft: Draft

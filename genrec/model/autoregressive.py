@@ -14,6 +14,7 @@ from genrec.bundle.checkpoint_shapes import BEAM_SEARCH
 from genrec.model.backbone import BackboneModel
 from genrec.model.beam import Beams
 from genrec.model.layers import LayerCache, finish, keys_values, norm, queries
+from genrec.model.masks import Masks
 
 Runs = Sequence[Sequence[tuple[int, int]]]  # per level, (first token id, count), as in `PromptLayout.sid_tokens`
 
@@ -60,8 +61,7 @@ class AutoregressiveModel(BackboneModel):
         self,
         token_ids: Tensor,
         lengths: Tensor,
-        prefix_bits: Sequence[Tensor],
-        first_child: Sequence[Tensor],
+        masks: Masks,
         beam_width: int,
     ) -> tuple[Tensor, Tensor]:
         """Prefill, L - 1 decode steps and the beam search: codes int64 [B, K] and scores float32 [B, K].
@@ -69,7 +69,7 @@ class AutoregressiveModel(BackboneModel):
         Prompts are right-padded, int [B, S] and int [B]; see `BackboneModel.draft`.
         """
         lengths = lengths.long()
-        beams = Beams(token_ids.shape[0], self.levels, prefix_bits, first_child, beam_width)
+        beams = Beams(token_ids.shape[0], self.levels, masks, beam_width)
         hidden, cache = self.prefill(token_ids, lengths)
         parent, code = beams.step(0, self.level_logits(hidden, 0))
         for level in range(1, len(self.levels)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -18,6 +18,7 @@ from genrec.bundle.checkpoint_shapes import DECODERS, FAMILIES
 from genrec.errors import in_words
 from genrec.model.fused import CausalAttention
 from genrec.model.layers import Heads, LayerCache, Rotation, additive, finish, keys_values, norm, queries
+from genrec.model.masks import Masks
 
 Model = TypeVar("Model", bound="BackboneModel")
 
@@ -55,13 +56,12 @@ class BackboneModel(nn.Module, ABC):
         self,
         token_ids: Tensor,
         lengths: Tensor,
-        prefix_bits: Sequence[Tensor],
-        first_child: Sequence[Tensor],
+        masks: Masks,
         beam_width: int,
     ) -> tuple[Tensor, Tensor]:
         """Draft for right-padded prompts, int [B, S] and int [B]: codes int64 [B, K], scores float32 [B, K] of `Beams`.
 
-        prefix_bits, first_child: the arrays of a `PrefixTrie` (uint8, int32), per level. beam_width: K.
+        beam_width: K.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The beam search that every decoder shares: masked top-K, level by level, and the walk down the prefix trie."""
+"""The beam search that every decoder shares: masked top-K, level by level."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-# Per byte: the additive mask of its 8 codes (bit set -> 0, clear -> -inf) and its number of set bits.
-_BYTE_BITS = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
-_LOG_MASK = torch.where(_BYTE_BITS == 1, 0.0, -torch.inf)
-_BYTE_COUNT = _BYTE_BITS.sum(1)
+from genrec.catalog.prefix_table import BUCKET, mask_shape
+from genrec.model.masks import Masks
+
+# The additive mask of each byte's 8 codes: bit set -> 0, clear -> -inf.
+_LOG_MASK = torch.where((torch.arange(256)[:, None] >> torch.arange(8)) & 1 == 1, 0.0, -torch.inf)
+_SLOTS = torch.arange(1, BUCKET + 1, dtype=torch.int32)  # rows of a bucket's slots, behind those of the buckets before
 
 
 class Beams:
@@ -26,21 +28,12 @@ class Beams:
     widths are numbers, and only the batch is free.
     """
 
-    def __init__(
-        self,
-        batch: int,
-        levels: Sequence[int],
-        prefix_bits: Sequence[Tensor],
-        first_child: Sequence[Tensor],
-        beam_width: int,
-    ) -> None:
-        """prefix_bits, first_child: the arrays of a `PrefixTrie` (uint8, int32), per level. beam_width: K."""
-        device = prefix_bits[0].device
-        self._levels, self._beam_width = tuple(levels), beam_width
-        self._prefix_bits, self._first_child = prefix_bits, first_child
-        self._log_mask, self._byte_count = _tables(device)
+    def __init__(self, batch: int, levels: Sequence[int], masks: Masks, beam_width: int) -> None:
+        """beam_width: K."""
+        device = masks.bits[0].device
+        self._levels, self._masks, self._beam_width = tuple(levels), masks, beam_width
+        self._log_mask, self._slots = _tables(device)
         self._requests = torch.arange(batch, device=device)[:, None]
-        self._nodes = torch.zeros_like(self._requests)
         self.codes = torch.zeros_like(self._requests)
         self.scores = torch.zeros_like(self._requests, dtype=torch.float32)
 
@@ -54,26 +47,37 @@ class Beams:
         Levels come in order, each once.
         """
         size, width = self._levels[level], self.width(level - 1)
-        octets = -(-size // 8)
         log_p = logits.float().log_softmax(-1)
-        bits = self._prefix_bits[level][self._nodes]
-        mask = nn.functional.embedding(bits.int(), self._log_mask).reshape(-1, width, 8 * octets)
-        if size < 8 * octets:
-            mask = mask[..., :size]
-        total = (self.scores[..., None] + (log_p + mask)).reshape(-1, width * size)
+        total = (self.scores[..., None] + (log_p + self._mask(level, width))).reshape(-1, width * size)
         self.scores, chosen = total.topk(self.width(level), dim=1)
         parent = _divided(chosen, size)
         code = chosen - parent * size
         self.codes = self.codes.gather(1, parent) + code * math.prod(self._levels[:level])
-        if level + 1 < len(self._levels):
-            # Set bits below the code: bytes are cut off where the code's begins, and counted.
-            kept = self.of_parents(level, bits, parent) & _bits_below(size, code.device)[code]
-            before = self._byte_count.gather(0, kept.reshape(-1).long()).reshape(-1, self.width(level), octets).sum(2)
-            base = self._first_child[level][self._nodes.gather(1, parent)].long()
-            # Clipped, because a beam that no prefix allows (score -inf) and an unrestricted trie have no child.
-            last = self._prefix_bits[level + 1].shape[0] - 1
-            self._nodes = (base + before).clamp(max=last)
         return parent, code
+
+    def _mask(self, level: int, width: int) -> Tensor:
+        """What the prefixes allow of the codes of `level`, to add to log-probabilities: [B or 1, W, T_l]."""
+        size, (chunks, octets) = self._levels[level], mask_shape(level, self._levels[level])
+        bits = self._masks.bits[level]
+        if level:
+            bits = bits[self._rows(level, width, chunks)]
+        mask = nn.functional.embedding(bits.int(), self._log_mask).reshape(-1, width, 8 * octets * chunks)
+        return mask if size == 8 * octets * chunks else mask[..., :size]
+
+    def _rows(self, level: int, width: int, chunks: int) -> Tensor:
+        """The rows of the prefixes in the table: int32 [B, W * chunks], 0 for those that are not there."""
+        table, keys = self._masks.keys[level - 1], self.codes
+        if chunks > 1:
+            chunk = torch.arange(chunks, device=keys.device)
+            keys = (keys[..., None] * chunks + chunk).reshape(-1, width * chunks)
+        # `PrefixTable` says where a key stands.
+        half = _halved(table.shape[0])
+        first = keys % half
+        second = half + (first + _divided(keys, half)) % half
+        buckets = torch.stack([first, second], -1)
+        found = table[buckets] == keys[..., None, None]
+        rows = (BUCKET * buckets).int()[..., None] + self._slots
+        return (found.int() * rows).amax((-2, -1))
 
     def of_parents(self, level: int, values: Tensor, parent: Tensor) -> Tensor:
         """What belongs to the parents of the beams of `level`: values [B, W, ...], int64 [B, W'] -> [B, W', ...]."""
@@ -85,17 +89,15 @@ class Beams:
 
 @cache
 def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """_LOG_MASK and _BYTE_COUNT, copied to a device once: every copy would wait for what runs there."""
-    return _LOG_MASK.to(device), _BYTE_COUNT.to(device)
+    """_LOG_MASK and _SLOTS, copied to a device once: every copy would wait for what runs there."""
+    return _LOG_MASK.to(device), _SLOTS.to(device)
 
 
-@cache
-def _bits_below(size: int, device: torch.device) -> Tensor:
-    """Of every code of a level, the bit set of the codes below it: uint8 [T, ceil(T / 8)]."""
-    below = (torch.arange(size)[:, None] - 8 * torch.arange(-(-size // 8))).clamp(0, 8)
-    return ((1 << below) - 1).to(torch.uint8).to(device)
-
-
-def _divided(values: Tensor, by: int) -> Tensor:
+def _divided(values: Tensor, by: int | Tensor) -> Tensor:
     """Whole division of numbers that are not negative; a graph then needs no correction for those that are."""
     return torch.div(values, by, rounding_mode="trunc")
+
+
+def _halved(size: int | Tensor) -> int | Tensor:
+    """Half of a tensor's size, which is a tensor itself where it is traced."""
+    return _divided(size, 2) if isinstance(size, Tensor) else size // 2

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genrec.model.beam import Beams
 from genrec.model.layers import Heads, LayerCache, additive, unit_rms
+from genrec.model.masks import Masks
 
 _EPSILON = 1e-6  # of the mean square of a state
 
@@ -90,17 +91,15 @@ class DraftHead(nn.Module):
         self,
         hidden: Tensor,
         history: History | None,
-        prefix_bits: Sequence[Tensor],
-        first_child: Sequence[Tensor],
+        masks: Masks,
         beam_width: int,
     ) -> tuple[Tensor, Tensor]:
         """Beam search of `beam_width` K inside the head, masked by valid prefixes.
 
-        hidden: float [B, L + 1, d]. prefix_bits, first_child: the arrays of a `PrefixTrie` (uint8, int32), per level.
-        Returns codes int64 [B, K] and scores float32 [B, K], as in `Beams`; K is smaller only if the space has fewer
-        tuples.
+        hidden: float [B, L + 1, d]. Returns codes int64 [B, K] and scores float32 [B, K], as in `Beams`; K is smaller
+        only if the space has fewer tuples.
         """
-        beams = Beams(hidden.shape[0], self.levels, prefix_bits, first_child, beam_width)
+        beams = Beams(hidden.shape[0], self.levels, masks, beam_width)
         state = self.initial_state(hidden[:, :1])
         read = self._read(history)
         for level in range(len(self.levels)):

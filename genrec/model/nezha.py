@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from genrec.bundle.checkpoint_shapes import DRAFT_HEAD, head_arguments
 from genrec.model.backbone import BackboneModel
 from genrec.model.draft_head import DraftHead, History
+from genrec.model.masks import Masks
 
 
 class NezhaModel(BackboneModel):
@@ -75,9 +76,8 @@ class NezhaModel(BackboneModel):
         self,
         token_ids: Tensor,
         lengths: Tensor,
-        prefix_bits: Sequence[Tensor],
-        first_child: Sequence[Tensor],
+        masks: Masks,
         beam_width: int,
     ) -> tuple[Tensor, Tensor]:
         """Prefill and beam in one: codes int64 [B, K] and scores float32 [B, K]; see `DraftHead.beam`."""
-        return self.draft_head.beam(*self.prefill(token_ids, lengths), prefix_bits, first_child, beam_width)
+        return self.draft_head.beam(*self.prefill(token_ids, lengths), masks, beam_width)

@@ -150,7 +150,9 @@ def sizes(folder: Path, base: CatalogBase) -> dict[str, float]:
         part: float(sum((folder / f"{name}.npy").stat().st_size for name in files)) for part, files in names.items()
     }
     levels = ",".join(map(str, base.space.levels))
-    done = subprocess.run([sys.executable, "-c", _OPEN, str(folder), levels], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _OPEN, str(folder), levels], capture_output=True, text=True, check=True
+    )
     opened, private = map(float, done.stdout.split())
     return found | {"opening_s": opened, "private": 1024 * private}
 

@@ -30,12 +30,13 @@ import typer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD, HeadShape
-from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines.base import Drafts
 from genrec.engines.graphs import Buckets, Capture, CudaGraphs, call_again
 from genrec.engines.torch import TorchEngine
 from genrec.evaluation.metrics import likeness
 from genrec.model.autoregressive import AutoregressiveModel
+from genrec.model.masks import Masks
 from genrec.model.nezha import NezhaModel
 from genrec.planning.hardware import Hardware
 from genrec.planning.work import DECODE, ENGINES, PRECISIONS, PREFILL, Batch, Part, Shape, Work, total, work_of
@@ -145,7 +146,7 @@ class Bench:
         self.nezha = NezhaModel(config, space.levels, **asdict(head)).eval().to(device)
         # The same backbone: neither decoder changes it.
         self.baseline = AutoregressiveModel(config, self.layout.sid_tokens, self.nezha.model).eval().to(device)
-        self.trie = PrefixTrie.build(space, self.rng.integers(0, space.levels, (ITEMS, space.depth)))
+        self.masks = PrefixTable.build(space, self.rng.integers(0, space.size, ITEMS))
         self.precision = "float32"
 
     def halve(self) -> None:
@@ -160,7 +161,7 @@ class Bench:
         return [np.array([*tokens, *self.layout.placeholders], np.int32) for tokens in history]
 
     def engine(self, model: NezhaModel | AutoregressiveModel, beam: int, **options: Any) -> TorchEngine:
-        return TorchEngine(model, self.trie, beam, str(self.device), self.precision, **options)
+        return TorchEngine(model, self.masks, beam, str(self.device), self.precision, **options)
 
     def capture(self) -> Capture:
         return CudaGraphs(self.device) if self.device.type == "cuda" else call_again
@@ -173,16 +174,14 @@ def calls_of(bench: Bench, cell: GpuCell, compiled: bool) -> dict[str, Callable[
     histories = [prompt[: cell.tokens] for prompt in prompts]
     token_ids = torch.tensor(np.stack(prompts), device=device)
     lengths = torch.full((cell.batch,), cell.tokens + depth, dtype=torch.int32, device=device)
-    bits, first_child = (
-        [torch.tensor(a, device=device) for a in arrays] for arrays in (bench.trie.bits, bench.trie.first_child)
-    )
+    masks = Masks.of(bench.masks, device)
     hidden, history = model.prefill(token_ids, lengths)
 
     def prefill() -> tuple[torch.Tensor, ...]:
         return model.prefill(token_ids, lengths)[:1]
 
     def head() -> tuple[torch.Tensor, ...]:
-        return model.draft_head.beam(hidden, history, bits, first_child, cell.beam)
+        return model.draft_head.beam(hidden, history, masks, cell.beam)
 
     calls: dict[str, Callable[[], Any]] = {
         "prefill, eager": prefill,

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from genrec.bundle.checkpoint_shapes import HeadShape
-from genrec.catalog import Catalog, ItemIndex, SemanticIdSpace
+from genrec.catalog import Catalog, ItemIndex, PrefixTable, SemanticIdSpace
 from genrec.engines.torch import TorchEngine
 from genrec.evaluation.metrics import metrics
 from genrec.evaluation.ranker import Ranker
@@ -178,6 +178,7 @@ class Ablation:
         self.split = split_leave_one_out(dataset.interactions if test else dataset.interactions.without_last())
         self.catalog = Catalog.build(dataset.items.item_ids, self.sids, popularity(self.split, len(dataset.items)))
         self.index = ItemIndex.build(self.space, self.catalog)
+        self.masks = PrefixTable.of(self.space, self.catalog)
         self.layout = PromptLayout.contiguous(self.space, BuildConfig().max_history)
         self.histories, self.targets = sample_users(self.split.test, users)
 
@@ -213,7 +214,7 @@ class Ablation:
                 made_of={**self.made_of, **flat(asdict(self.head)), "variant": variant},
             )
         objective.model.save_checkpoint(path.with_suffix(""))
-        engine = TorchEngine(objective.model, self.index.prefixes, self.beam_width)
+        engine = TorchEngine(objective.model, self.masks, self.beam_width)
         pipeline = Pipeline(self.catalog, self.index, objective.layout, engine)
         ranking = Ranker(pipeline, batch=64).rank(self.histories)
         result = {

@@ -23,9 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PretrainedConfig
 
-from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines.onnx import graph_masks, open_session
 from genrec.model.autoregressive import AutoregressiveModel
+from genrec.model.masks import Masks
 from genrec.prompt import PromptLayout
 from genrec.reporting.timing import medians
 from genrec_builders.config import BackboneShape
@@ -65,21 +66,21 @@ def operations(config: PretrainedConfig, levels: tuple[int, ...], tokens: int, b
     return prefill, decode
 
 
-def torch_calls(model: AutoregressiveModel, token_ids: np.ndarray, trie: PrefixTrie, beam_width: int) -> Calls:
+def torch_calls(model: AutoregressiveModel, token_ids: np.ndarray, prefixes: PrefixTable, beam_width: int) -> Calls:
     """The two calls of PyTorch."""
     tokens, lengths = torch.tensor(token_ids), torch.tensor([token_ids.shape[1]])
-    masks = [torch.tensor(bits) for bits in trie.bits], [torch.tensor(child) for child in trie.first_child]
+    masks = Masks.of(prefixes)
     return {
         "prefill": lambda: model.prefill(tokens.long(), lengths),
-        "draft": lambda: model.draft(tokens, lengths, *masks, beam_width),
+        "draft": lambda: model.draft(tokens, lengths, masks, beam_width),
     }
 
 
-def onnx_calls(graphs: dict[str, Path], token_ids: np.ndarray, trie: PrefixTrie, threads: int) -> Calls:
+def onnx_calls(graphs: dict[str, Path], token_ids: np.ndarray, prefixes: PrefixTable, threads: int) -> Calls:
     """The two calls of ONNX Runtime, of the graphs of those names."""
     sessions = {name: open_session(path, threads) for name, path in graphs.items()}
     feeds = {"token_ids": token_ids, "lengths": np.array([token_ids.shape[1]], np.int32)}
-    masked = feeds | graph_masks(trie.bits, trie.first_child)
+    masked = feeds | graph_masks(prefixes)
     return {
         "prefill": lambda: sessions["prefill"].run(None, feeds),
         "draft": lambda: sessions["draft"].run(None, masked),
@@ -101,7 +102,7 @@ def main(
     space = SemanticIdSpace((codes,) * depth)
     layout = replace(PromptLayout.contiguous(space, max_history=tokens // depth), placeholders=())
     rng = np.random.default_rng(0)
-    trie = PrefixTrie.build(space, rng.integers(0, space.levels, (ITEMS, depth)))
+    prefixes = PrefixTable.build(space, rng.integers(0, space.size, ITEMS))
     token_ids = rng.integers(2, layout.vocabulary_size, (1, tokens)).astype(np.int32)
     console = Console(soft_wrap=True)
     heads = ("engine", "backbone", "beam", "prefill ms", "decode ms", "prefill GFLOP/s", "decode GFLOP/s", "ratio")
@@ -118,9 +119,9 @@ def main(
                     if engine == "onnx":
                         console.print(f"exporting {shape}, beam {beam_width}")
                         export_onnx(model, graphs["draft"], beam_width)
-                        calls = onnx_calls(graphs, token_ids, trie, threads)
+                        calls = onnx_calls(graphs, token_ids, prefixes, threads)
                     else:
-                        calls = torch_calls(model, token_ids, trie, beam_width)
+                        calls = torch_calls(model, token_ids, prefixes, beam_width)
                     seconds = medians(calls, rounds)
                     prefill, decode = seconds["prefill"], seconds["draft"] - seconds["prefill"]
                     rates = work[0] / prefill / 1e9, work[1] / decode / 1e9

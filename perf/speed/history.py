@@ -54,7 +54,7 @@ def engine_calls(bundle: Bundle, beam_width: int, threads: int) -> dict[str, Cal
         with tempfile.TemporaryDirectory() as folder:
             graph = Path(folder) / "model.onnx"
             export_onnx(each, graph, beam_width)
-            engine = OnnxEngine(graph, bundle.index.prefixes, beam_width, threads=threads)
+            engine = OnnxEngine(graph, bundle.masks, beam_width, threads=threads)
         calls[name] = lambda at, engine=engine: engine.draft([prompts[at]])  # type: ignore[misc]
     return calls
 

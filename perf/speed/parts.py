@@ -14,6 +14,7 @@ from genrec.bundle import CHECKPOINT, Bundle
 from genrec.engines.onnx import graph_masks, open_session
 from genrec.model.backbone import BackboneModel
 from genrec.model.draft_head import History
+from genrec.model.masks import Masks
 from genrec.model.nezha import NezhaModel
 from genrec_builders.export.onnx import write_graph
 
@@ -42,7 +43,7 @@ class _Head(nn.Module):
     def forward(self, hidden: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         depth = len(self.head.levels)
         history, masks = (History(*rest[:2]), rest[2:]) if self.head.attention_heads else (None, rest)
-        return self.head.beam(hidden, history, masks[:depth], masks[depth:], self.beam_width)
+        return self.head.beam(hidden, history, Masks(masks[:depth], masks[depth:]), self.beam_width)
 
 
 def _state_names(model: BackboneModel) -> tuple[str, ...]:
@@ -73,7 +74,7 @@ def export_head(model: NezhaModel, beam_width: int, masks: Mapping[str, np.ndarr
     names = _state_names(model)
     inputs = dict(zip(names, states, strict=False)) | {name: torch.tensor(mask) for name, mask in masks.items()}
     free = {name: _FREE[name] for name in names} | dict.fromkeys(("codes", "scores"), ("batch",))
-    free |= {name: (f"{name}_nodes",) for name in masks}
+    free |= {name: (f"{name}_rows",) for name in masks}
     write_graph(_Head(model, beam_width), inputs, ["codes", "scores"], free, path)
 
 
@@ -82,7 +83,7 @@ class Parts:
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         model = NezhaModel.load_checkpoint(bundle.path / CHECKPOINT)
-        self._masks = graph_masks(bundle.index.prefixes.bits, bundle.index.prefixes.first_child)
+        self._masks = graph_masks(bundle.masks)
         with tempfile.TemporaryDirectory() as folder:
             prefill, head = (Path(folder) / f"{name}.onnx" for name in ("prefill", "head"))
             export_prefill(model, prefill)

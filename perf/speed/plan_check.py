@@ -24,7 +24,7 @@ from rich.table import Table
 
 from genrec.bundle import CHECKPOINT, Bundle
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD, HeadShape
-from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines.onnx import graph_masks, open_session
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel
@@ -56,7 +56,7 @@ def random_models(sizes: str, space: SemanticIdSpace, items: int) -> dict[str, B
     return models
 
 
-def engine_calls(model: BackboneModel, tokens: int, beam_width: int, trie: PrefixTrie, folder: Path) -> Calls:
+def engine_calls(model: BackboneModel, tokens: int, beam_width: int, masks: PrefixTable, folder: Path) -> Calls:
     """Prefill, and the head alone or (beam search, whose decode steps need the prefill's cache) the whole draft."""
     rng = np.random.default_rng(0)
     own = tokens + (len(model.levels) if isinstance(model, NezhaModel) else 0)
@@ -64,7 +64,7 @@ def engine_calls(model: BackboneModel, tokens: int, beam_width: int, trie: Prefi
         "token_ids": rng.integers(2, model.config.vocab_size, (1, own)).astype(np.int32),
         "lengths": np.array([own], np.int32),
     }
-    masks = graph_masks(trie.bits, trie.first_child)
+    feeds = graph_masks(masks)
     export_prefill(model, folder / "prefill.onnx")
     calls = {"prefill": _call(folder / "prefill.onnx", prompt)}
     if isinstance(model, NezhaModel):
@@ -72,10 +72,10 @@ def engine_calls(model: BackboneModel, tokens: int, beam_width: int, trie: Prefi
         states = {"hidden": rng.standard_normal((1, len(model.levels) + 1, size), np.float32)}
         if model.draft_head.attention_heads:
             states |= {"history": rng.standard_normal((1, own, size), np.float32), "seen": np.ones((1, 1, own), bool)}
-        export_head(model, beam_width, masks, folder / "head.onnx")
-        return calls | {"decode": _call(folder / "head.onnx", states | masks)}
+        export_head(model, beam_width, feeds, folder / "head.onnx")
+        return calls | {"decode": _call(folder / "head.onnx", states | feeds)}
     export_onnx(model, folder / "draft.onnx", beam_width)
-    return calls | {"draft": _call(folder / "draft.onnx", prompt | masks)}
+    return calls | {"draft": _call(folder / "draft.onnx", prompt | feeds)}
 
 
 def predicted_ms(model: BackboneModel, batch: Batch, hardware: Hardware) -> dict[str, float]:
@@ -109,10 +109,10 @@ def main(
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for number, ((name, model), prefix) in enumerate(zip(models.items(), prefixes, strict=True)):
             space = SemanticIdSpace(model.levels)
-            trie = PrefixTrie.build(space, rng.integers(0, space.levels, (ITEMS, space.depth)))
+            masks = PrefixTable.build(space, rng.integers(0, space.size, ITEMS))
             batches[name] = Batch(prefix + items * space.depth, beam_width)
             (own := Path(folder) / str(number)).mkdir()
-            made = engine_calls(model, batches[name].tokens, beam_width, trie, own)
+            made = engine_calls(model, batches[name].tokens, beam_width, masks, own)
             calls |= {(name, stage): call for stage, call in made.items()}
         seconds = medians(calls, rounds, time.thread_time)
     hardware = hardware_of("this machine, 1 thread", {name: seconds["machine", name] for name in machine}, machine)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from genrec.bundle import Bundle
-from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.catalog import PrefixTable, PrefixTrie, SemanticIdSpace
 from genrec.engines.base import Engine
 from genrec.golden import GoldenMismatch, check_drafts, check_prompt, golden_query
 from genrec.prompt import Preprocessor
 
 SPACE = SemanticIdSpace((4, 4))
-TRIE = PrefixTrie.build(SPACE, np.array([[0, 0]]))
+TABLE = PrefixTable.build(SPACE, np.array([0]))
 CODES, SCORES = np.array([3, 9, 1, 12, 0]), np.array([-1.0, -2.0, -2.0005, -4.0, -np.inf], np.float32)
 GOLDEN = {"prompt": np.array([1, 2], np.int32), "codes": CODES, "scores": SCORES}
 
@@ -21,10 +21,13 @@ class Fixed(Engine):
     """Drafts the same for every prompt."""
 
     def __init__(self, codes: np.ndarray, scores: np.ndarray, beam_width: int = 5) -> None:
-        super().__init__(TRIE, beam_width)
+        super().__init__(TABLE, beam_width)
         self.drafts = codes[None], scores.astype(np.float32)[None]
 
-    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, trie: PrefixTrie) -> tuple[np.ndarray, np.ndarray]:
+    def _prepared(self, masks: PrefixTable | PrefixTrie) -> None:
+        return None
+
+    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, masks: None) -> tuple[np.ndarray, np.ndarray]:
         return self.drafts
 
 

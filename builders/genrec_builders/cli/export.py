@@ -14,9 +14,12 @@ from genrec.engines.tensorrt_llm.contract import DTYPES
 def export(
     bundle_path: BundlePath,
     out: Annotated[Path, typer.Argument(help="Where the new bundle goes; another one that is there is replaced.")],
-    beam_width: Annotated[int, typer.Option(min=2, help="Beams drafted; at least twice the bundle's largest top_k.")],
+    beam_width: Annotated[
+        Optional[int],
+        typer.Option(min=2, help="Beams drafted; at least twice the largest top_k. The bundle's by default."),
+    ] = None,
 ) -> None:
-    """Copy a bundle with another beam width: exports its checkpoint again."""
+    """Copy a bundle with its checkpoint exported again: for another beam width, or in the newest format."""
     from genrec_builders.build import export_bundle
 
     manifest = export_bundle(bundle_path, out, beam_width)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines.onnx import graph_masks
 from genrec.model.backbone import BackboneModel
 from genrec.model.fused import DOMAIN
+from genrec.model.masks import Masks
 
 OPSET = 18
 
@@ -27,7 +28,7 @@ class _Graph(nn.Module):
 
     def forward(self, token_ids: Tensor, lengths: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         depth = len(self.model.levels)
-        return self.model.draft(token_ids, lengths, masks[:depth], masks[depth:], self.beam_width)
+        return self.model.draft(token_ids, lengths, Masks(masks[:depth], masks[depth:]), self.beam_width)
 
 
 def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_prompt: int | None = None) -> None:
@@ -35,14 +36,14 @@ def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_promp
 
     longest_prompt: tokens of the longest prompt, by `PromptLayout.max_tokens`; the graph then holds no positions that
     none can have. None for as many as the model has: a long-context checkpoint's are larger than a small model.
-    Inputs: token_ids int32 [B, S], lengths int32 [B], prefix_bits_l uint8 [nodes_l, ceil(T_l / 8)] per level,
-    first_child_l int32 [nodes_l] per level but the last. Outputs: codes int64 [B, K], scores float32 [B, K].
+    Inputs: token_ids int32 [B, S], lengths int32 [B], and the arrays of a `PrefixTable`, mask_bits_l uint8 [rows,
+    width] per level and mask_keys_l int64 [buckets, 8] per level but the first. Outputs: codes int64 [B, K], scores
+    float32 [B, K].
     """
     space = SemanticIdSpace(model.levels)
-    # Two prompts and a small trie to trace with; every size but T and K stays free.
-    sids = np.random.default_rng(0).integers(0, space.levels, (64, space.depth))
-    trie = PrefixTrie.build(space, sids)
-    masks = {name: torch.tensor(array) for name, array in graph_masks(trie.bits, trie.first_child).items()}
+    # Two prompts and a small table to trace with; every size but T and K stays free.
+    table = PrefixTable.build(space, np.random.default_rng(0).integers(0, space.size, 64), spare=0)
+    masks = {name: torch.tensor(array) for name, array in graph_masks(table).items()}
     length = 3 * space.depth
     inputs = {
         "token_ids": torch.zeros(2, length, dtype=torch.int32),
@@ -50,7 +51,7 @@ def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_promp
         **masks,
     }
     free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "codes": ("batch",), "scores": ("batch",)}
-    free |= {name: (f"{name}_nodes",) for name in masks}
+    free |= {name: (f"{name}_rows",) for name in masks}
     path.parent.mkdir(parents=True, exist_ok=True)
     positions = model.config.max_position_embeddings
     if longest_prompt is not None:

@@ -23,14 +23,14 @@ def opener(settings: ComparisonSettings, track: Track) -> OpenEngine:
         torch.set_num_threads(settings.threads)
 
     def open_engine(bundle: Bundle, width: int) -> Engine:
-        prefixes, beams = bundle.index.prefixes, bundle.space.beams(width)
+        beams = bundle.space.beams(width)
         if settings.engine == "torch":
-            return TorchEngine(bundle.path / CHECKPOINT, prefixes, beams, settings.device)
+            return TorchEngine(bundle.path / CHECKPOINT, bundle.masks, beams, settings.device)
         if width == bundle.manifest.beam_width:
-            return OnnxEngine(bundle.path / ONNX_GRAPH, prefixes, beams, threads=settings.threads)
+            return OnnxEngine(bundle.path / ONNX_GRAPH, bundle.graph_masks, beams, threads=settings.threads)
         with tempfile.TemporaryDirectory() as folder, track(f"{bundle.path.name}, export for beam {width}"):
             graph = Path(folder) / Path(ONNX_GRAPH).name
             export_onnx(load_checkpoint(bundle.path / CHECKPOINT), graph, width, bundle.layout.max_tokens)
-            return OnnxEngine(graph, prefixes, beams, threads=settings.threads)
+            return OnnxEngine(graph, bundle.masks, beams, threads=settings.threads)
 
     return open_engine

@@ -8,14 +8,14 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from genrec.catalog import PrefixTrie
+from genrec.catalog import PrefixTable, PrefixTrie
 from genrec.engines.base import Drafts, InFlightEngine
 from genrec.engines.tensorrt_llm.contract import CODES, LLM_ARGUMENTS, NO_DRAFTS, RELEASE, SCORES
 from genrec.errors import Cancelled, DeadlineExceeded
@@ -28,24 +28,24 @@ _CANCELLATION_CHECK_S = 0.02
 class TensorRtLlmEngine(InFlightEngine):
     """Runs the folder that `genrec export-tensorrt-llm` adds to a bundle.
 
-    folder: with config.json, the weights and the arguments of `tensorrt_llm.LLM`. prefixes, beam_width: the bundle's.
+    folder: with config.json, the weights and the arguments of `tensorrt_llm.LLM`. masks, beam_width: the bundle's.
     max_prompt: tokens of the longest prompt. arguments: of `tensorrt_llm.LLM`, instead of the folder's. Drafts are
-    always masked: the masks are inside the model.
+    always masked: the masks are inside the model, which opens the bundle itself.
 
     The worker shares this process (TLLM_WORKER_USE_SINGLE_PROCESS=1) unless that variable is set to 0: no MPI is then
-    needed, which Triton's Python backend does not start its models with.
+    needed, which Triton's Python backend does not start its models with. Nor could masks be changed in another process.
     """
 
     def __init__(
         self,
         folder: Path,
-        prefixes: PrefixTrie,
+        masks: PrefixTable,
         beam_width: int,
         max_prompt: int,
         **arguments: Any,
     ) -> None:
         """Raises ValueError if the folder is missing or cannot be served, ImportError without the package."""
-        super().__init__(prefixes, beam_width)
+        super().__init__(masks, beam_width)
         self._max_prompt = max_prompt
         config, arguments = _read_folder(folder, arguments, max_prompt)
         self._vocabulary = int(config["vocab_size"])
@@ -54,7 +54,7 @@ class TensorRtLlmEngine(InFlightEngine):
         try:
             from tensorrt_llm import LLM, SamplingParams
 
-            import genrec.engines.tensorrt_llm.modeling  # noqa: F401 - registers the model
+            from genrec.engines.tensorrt_llm.modeling import SERVING  # registers the model, too
         except ImportError as error:
             raise ImportError(f"{error}; TensorRT-LLM {RELEASE} has to be installed where this engine runs") from error
 
@@ -62,7 +62,9 @@ class TensorRtLlmEngine(InFlightEngine):
         self._sampling: Callable[[], Any] = lambda: SamplingParams(
             max_tokens=1, end_id=-1, detokenize=False, additional_model_outputs=[CODES, SCORES]
         )
+        before = set(SERVING)
         self._llm = LLM(model=str(folder), **arguments)
+        self._models = set(SERVING) - before
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tensorrt-llm", daemon=True)
         self._thread.start()
@@ -84,9 +86,33 @@ class TensorRtLlmEngine(InFlightEngine):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._llm.shutdown()
+        self._models.clear()
 
-    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, trie: PrefixTrie) -> tuple[np.ndarray, np.ndarray]:
-        if trie is not self._tries[True]:
+    def set_masks(self, table: PrefixTable) -> None:
+        """See `Engine`. Raises RuntimeError if the model runs in another process."""
+        for model in self._reached():
+            model.set_masks(table)
+
+    def update_masks(self, rows: Sequence[np.ndarray]) -> None:
+        """See `Engine`. Raises RuntimeError if the model runs in another process."""
+        for model in self._reached():
+            model.update_masks(rows)
+
+    def _reached(self) -> set[Any]:
+        if not self._models:
+            raise RuntimeError(
+                "the model runs in another process, where its masks cannot be changed; "
+                "do not set TLLM_WORKER_USE_SINGLE_PROCESS to 0"
+            )
+        return self._models
+
+    def _prepared(self, masks: PrefixTable | PrefixTrie) -> PrefixTable | PrefixTrie:
+        return masks
+
+    def _run(
+        self, token_ids: np.ndarray, lengths: np.ndarray, masks: PrefixTable | PrefixTrie
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if masks is self._masks[False]:
             raise ValueError("masked is false, but TensorRT-LLM drafts with masks only; use the onnx or torch engine")
         waiting = [self.submit(row[:length]) for row, length in zip(token_ids, lengths.tolist(), strict=True)]
         drafts = [one.result() for one in waiting]

@@ -7,9 +7,12 @@ outputs beside the logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+import numpy as np
 import torch
 from tensorrt_llm._torch.models.modeling_llama import LlamaForCausalLM
 from tensorrt_llm._torch.models.modeling_qwen3 import Qwen3ForCausalLM
@@ -18,12 +21,17 @@ from torch import Tensor
 
 from genrec.bundle import Bundle
 from genrec.bundle.checkpoint_shapes import DRAFT_HEAD, head_arguments
+from genrec.catalog import PrefixTable
 from genrec.engines.tensorrt_llm.contract import ARCHITECTURES, BUNDLE_KEY, CODES, NO_DRAFTS, SCORES
 from genrec.model.draft_head import DraftHead, History
+from genrec.model.masks import Masks
 
 if TYPE_CHECKING:
     from tensorrt_llm._torch.attention_backend import AttentionMetadata
     from tensorrt_llm._torch.model_config import ModelConfig
+
+# The models of this process that can draft. TensorRT-LLM hands none out, and an engine has to reach its own.
+SERVING: WeakSet[Any] = WeakSet()
 
 
 class _DraftsFromContexts:
@@ -69,12 +77,21 @@ class _DraftsFromContexts:
     def _open_bundle(self, device: torch.device) -> None:
         # Not as buffers: the loader would leave those uninitialised, and a catalogue is no weight.
         bundle = Bundle((Path(self.config._name_or_path) / getattr(self.config, BUNDLE_KEY)).resolve())
-        trie = bundle.index.prefixes
         if bundle.space.levels != self.draft_head.levels:
             raise ValueError(f"{bundle.path} has levels {bundle.space.levels}, the model {self.draft_head.levels}")
         self._beam_width = bundle.space.beams(bundle.manifest.beam_width)
-        self._prefix_bits = tuple(torch.tensor(bits, device=device) for bits in trie.bits)
-        self._first_child = tuple(torch.tensor(children, device=device) for children in trie.first_child)
+        self._device = device
+        self.set_masks(bundle.masks)
+        SERVING.add(self)
+
+    def set_masks(self, table: PrefixTable) -> None:
+        """Draft with the masks of `table` from the next step on."""
+        self._table, self._masks = table, Masks.of(table, self._device)
+
+    def update_masks(self, rows: Sequence[np.ndarray]) -> None:
+        """Copy changed rows of the table, as of `PrefixTable.slots`, where the device has a copy."""
+        if self._device.type != "cpu":
+            self._masks.copy_rows(self._table, rows)
 
     def _keep_inputs(self, module: torch.nn.Module, args: tuple, options: dict[str, Any]) -> None:
         self._inputs = options["hidden_states"]
@@ -135,7 +152,7 @@ class _DraftsFromContexts:
             history = self._history(starts, new, longest, attn_metadata.num_tokens)
             # All of the history has to be among this step's tokens: nothing of it may come from the cache.
             complete &= (position_ids.flatten()[starts] == 0)[:, None]
-        drafted, scored = self.draft_head.beam(states, history, self._prefix_bits, self._first_child, self._beam_width)
+        drafted, scored = self.draft_head.beam(states, history, self._masks, self._beam_width)
         codes[:contexts] = torch.where(complete, drafted, NO_DRAFTS)
         scores[:contexts] = torch.where(complete, scored, torch.nan)
         return codes, scores

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from genrec.bundle import CATALOG, CHECKPOINT, GOLDEN, INDEX, MANIFEST, ONNX_GRAPH, QUANTIZER, TOKENIZER, Bundle
+from genrec.bundle import CATALOG, CHECKPOINT, GOLDEN, INDEX, MANIFEST, MASKS, ONNX_GRAPH, QUANTIZER, TOKENIZER, Bundle
 from genrec.bundle import seal_bundle as seal
 from genrec.bundle.checkpoint_shapes import expected_shapes
-from genrec.catalog import Catalog, ItemIndex, ResidualQuantizer, SemanticIdSpace
+from genrec.catalog import Catalog, ItemIndex, PrefixTable, ResidualQuantizer, SemanticIdSpace
 from genrec.prompt import PromptLayout, text_vocabulary
 
 ITEMS, LEVELS = 400, (16, 16, 16)
@@ -41,6 +41,7 @@ def write_hollow(path: Path, queries: int = 0) -> Bundle:
     catalog = Catalog.build([f"item-{row}" for row in range(ITEMS)], sids, rng.integers(0, 20, ITEMS))
     catalog.save(path / CATALOG)
     ItemIndex.build(space, catalog).save(path / INDEX)
+    PrefixTable.of(space, catalog).save(path / MASKS)
     text_tokens = 0
     if queries:
         from genrec_builders.training.query import train_query_tokenizer

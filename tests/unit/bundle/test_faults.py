@@ -28,7 +28,7 @@ FILES = (
     "engines/onnx/model.onnx",
     "golden.npz",
     "index/rows.npy",
-    "index/prefixes/bits_1.npy",
+    "index/masks/bits_1.npy",
     "quantizer/codebook_0.npy",
     "quantizer/quantizer.json",
 )
@@ -113,7 +113,7 @@ def test_all_damaged_files_are_named_at_once(hollow_copy: Path, monkeypatch: pyt
     [
         "catalog/id_rows.npy",
         "index/offsets.npy",
-        "index/prefixes/first_child_0.npy",
+        "index/masks/keys_1.npy",
         "golden.npz",
         "engines/onnx/model.onnx",
         "checkpoint/model.safetensors",
@@ -177,8 +177,8 @@ def test_a_malformed_manifest(
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"format_version": FORMAT_VERSION + 1}, f"this genrec reads {FORMAT_VERSION}; upgrade genrec"),
-        ({"format_version": FORMAT_VERSION - 1}, f"this genrec reads {FORMAT_VERSION}; rebuild the bundle"),
+        ({"format_version": FORMAT_VERSION + 1}, f"this genrec reads 2 and {FORMAT_VERSION}; upgrade genrec"),
+        ({"format_version": 1}, f"this genrec reads 2 and {FORMAT_VERSION}; rebuild the bundle"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted, got red"),
         ({"beam_width": "wide"}, "beam_width: Input should be a valid integer"),
         ({"beam_width": 1}, "beam_width: Input should be greater than or equal to 2"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrec.catalog import Catalog, ItemIndex, PrefixTrie, SemanticIdSpace
+from genrec.catalog import Catalog, ItemIndex, SemanticIdSpace
 
 SPACE = SemanticIdSpace((5, 11, 7))
 
@@ -41,37 +41,12 @@ def test_expand_keeps_the_order_of_the_beam() -> None:
     np.testing.assert_array_equal(source, np.repeat(np.arange(4), [len(p) for p in pieces]))
 
 
-def walk(trie: PrefixTrie, sid: tuple[int, ...]) -> bool:
-    """Whether `sid` is in the trie, by following bits and child numbers as the graph does."""
-    node = 0
-    for level, code in enumerate(sid):
-        row = np.unpackbits(trie.bits[level][node], bitorder="little")
-        if not row[code]:
-            return False
-        if level + 1 < len(sid):
-            node = int(trie.first_child[level][node]) + int(row[:code].sum())
-    return True
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 300))
-def test_trie_holds_exactly_the_live_semantic_ids(seed: int, count: int) -> None:
-    catalog = random_catalog(seed, count)
-    trie = ItemIndex.build(SPACE, catalog).prefixes
-    live = {tuple(sid) for sid in catalog.sids[catalog.popular_rows].tolist()}
-    for code in np.random.default_rng(seed).integers(0, SPACE.size, 60):
-        sid = tuple(SPACE.decode(code).tolist())
-        assert walk(trie, sid) == (sid in live)
-    assert all(walk(trie, sid) for sid in live)
-
-
 def test_saved_and_mapped_index_is_the_same(tmp_path: Path) -> None:
     index = ItemIndex.build(SPACE, random_catalog(2))
     index.save(tmp_path)
-    loaded = ItemIndex.load(tmp_path, SPACE)
+    loaded = ItemIndex.load(tmp_path)
     codes = np.arange(SPACE.size)
     np.testing.assert_array_equal(loaded.buckets_of(codes), index.buckets_of(codes))
-    for ours, theirs in zip(index.prefixes.bits, loaded.prefixes.bits, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    (tmp_path / "prefixes" / "bits_1.npy").write_bytes(b"not an array")
-    with pytest.raises(ValueError, match=r"bits_1.npy: cannot be read"):
-        ItemIndex.load(tmp_path, SPACE)
+    (tmp_path / "rows.npy").write_bytes(b"not an array")
+    with pytest.raises(ValueError, match=r"rows.npy: cannot be read"):
+        ItemIndex.load(tmp_path)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genrec.bundle import Bundle
-from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines import open_engine
 from genrec.engines.graphs import Buckets, Call, CudaGraphs, RecordedDraft, call_again
 from genrec.engines.torch import TorchEngine
@@ -22,6 +22,7 @@ from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel
 from genrec.model.fused import CausalAttention
 from genrec.model.layers import LayerCache
+from genrec.model.masks import Masks
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
 from genrec_builders.config import BackboneShape
@@ -29,7 +30,7 @@ from tests.near import assert_same_drafts
 
 SPACE = SemanticIdSpace((9, 12, 7))
 LAYOUT = PromptLayout.contiguous(SPACE, max_history=12)
-TRIE = PrefixTrie.build(SPACE, np.random.default_rng(0).integers(0, SPACE.levels, (120, 3)))
+TABLE = PrefixTable.build(SPACE, np.random.default_rng(0).integers(0, SPACE.size, 120))
 DECODERS = ("draft_head", "beam_search")
 CPU = torch.device("cpu")
 
@@ -84,8 +85,8 @@ def test_buckets_hold_what_they_are_made_for_with_little_padding(tokens: int, ba
 def test_a_draft_from_buckets_is_the_draft_without(decoder: str) -> None:
     model, counting = model_of(decoder), Counting()
     buckets = Buckets((1, 2, 4), (10, 17, 31))
-    plain = TorchEngine(model, TRIE, 20, "cpu")
-    recorded = TorchEngine(model, TRIE, 20, "cpu", buckets=buckets, capture=counting)
+    plain = TorchEngine(model, TABLE, 20, "cpu")
+    recorded = TorchEngine(model, TABLE, 20, "cpu", buckets=buckets, capture=counting)
 
     @settings(max_examples=25)
     @given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.booleans(), st.integers(0, 99))
@@ -129,8 +130,8 @@ def test_a_bucket_is_recorded_once_and_what_fits_none_is_not() -> None:
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_half_precision_is_close_and_ends_in_float32(decoder: str, kv_heads: int) -> None:
     prompts = prompts_of(decoder, [1, 12, 5, 7, 3, 9, 2, 4])
-    exact = TorchEngine(model_of(decoder, kv_heads), TRIE, 30, "cpu").draft(prompts)
-    engine = TorchEngine(model_of(decoder, kv_heads), TRIE, 30, "cpu", "bf16")
+    exact = TorchEngine(model_of(decoder, kv_heads), TABLE, 30, "cpu").draft(prompts)
+    engine = TorchEngine(model_of(decoder, kv_heads), TABLE, 30, "cpu", "bf16")
     half = engine.draft(prompts)
     assert half.scores.dtype == np.float32
     assert not np.array_equal(half.scores, exact.scores), "this ran in float32"
@@ -213,12 +214,12 @@ def test_a_draft_neither_waits_for_the_device_nor_has_shapes_that_depend_on_data
     # Tensors on `meta` have no values: an operator that asks for one raises.
     model = model_of(decoder).to("meta")
     model.model.to(dtype)
-    masks = [[torch.tensor(array).to("meta") for array in arrays] for arrays in (TRIE.bits, TRIE.first_child)]
+    masks = Masks.of(TABLE, "meta")
     prompts = torch.zeros(3, 31, dtype=torch.int32, device="meta"), torch.zeros(3, dtype=torch.int32, device="meta")
     with torch.no_grad():
-        model.draft(*prompts, *masks, 20)  # tables that are copied to a device once
+        model.draft(*prompts, masks, 20)  # tables that are copied to a device once
         with OtherDevices() as watch:
-            model.draft(*prompts, *masks, 20)
+            model.draft(*prompts, masks, 20)
             assert watch.met == []
             torch.zeros(1, device="cpu").to("meta")
             assert watch.met
@@ -249,7 +250,7 @@ def test_the_prefill_can_be_compiled_as_one_graph() -> None:
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TorchEngine(model_of(), TRIE, 20, "cpu", **options)
+        TorchEngine(model_of(), TABLE, 20, "cpu", **options)
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 4), (4, 2), (2, 2)])
@@ -265,8 +266,8 @@ def test_bad_buckets_are_refused(sizes: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_cuda_graphs_answer_as_the_pass_that_they_record(decoder: str, precision: str) -> None:
     model, buckets = model_of(decoder), Buckets((1, 4), (20, 40))
-    plain = TorchEngine(model, TRIE, 20, "cuda", precision)
-    graphs = TorchEngine(model, TRIE, 20, "cuda", precision, buckets, CudaGraphs(torch.device("cuda")))
+    plain = TorchEngine(model, TABLE, 20, "cuda", precision)
+    graphs = TorchEngine(model, TABLE, 20, "cuda", precision, buckets, CudaGraphs(torch.device("cuda")))
     for items in ([12, 3, 7], [5], [1, 2, 3, 4], [12, 3, 7]):
         prompts = prompts_of(decoder, items, seed=len(items))
         ours, theirs = graphs.draft(prompts), plain.draft(prompts)

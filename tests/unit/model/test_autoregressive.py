@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from genrec.bundle.checkpoint_shapes import checkpoint_problems, expected_shapes
-from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines.base import Drafts
 from genrec.engines.onnx import OnnxEngine
 from genrec.engines.torch import TorchEngine
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import backbone_config
 from genrec.model.checkpoint import load_checkpoint
+from genrec.model.masks import Masks
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
 from genrec_builders.export.onnx import export_onnx
@@ -66,10 +67,9 @@ def padded(prompts: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     return token_ids, lengths
 
 
-def draft(model: AutoregressiveModel, prompts: list[np.ndarray], trie: PrefixTrie, width: int) -> Drafts:
-    masks = [torch.tensor(bits) for bits in trie.bits], [torch.tensor(child) for child in trie.first_child]
+def draft(model: AutoregressiveModel, prompts: list[np.ndarray], table: PrefixTable, width: int) -> Drafts:
     with torch.inference_mode():
-        codes, scores = model.draft(*padded(prompts), *masks, width)
+        codes, scores = model.draft(*padded(prompts), Masks.of(table), width)
     return Drafts(codes.numpy(), scores.numpy())
 
 
@@ -102,9 +102,9 @@ def naive_beam(
     return [sid for sid, _ in beams], [score for _, score in beams]
 
 
-def catalogue(rng: np.random.Generator, items: int) -> tuple[PrefixTrie, set[tuple[int, ...]]]:
+def catalogue(rng: np.random.Generator, items: int) -> tuple[PrefixTable, set[tuple[int, ...]]]:
     sids = rng.integers(0, SPACE.levels, (items, SPACE.depth))
-    return PrefixTrie.build(SPACE, sids), {tuple(sid) for sid in sids.tolist()}
+    return PrefixTable.build(SPACE, SPACE.encode(sids)), {tuple(sid) for sid in sids.tolist()}
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
@@ -113,9 +113,9 @@ def catalogue(rng: np.random.Generator, items: int) -> tuple[PrefixTrie, set[tup
 def test_the_shared_cache_finds_what_a_search_without_cache_finds(family: str, width: int, masked: bool) -> None:
     rng = np.random.default_rng(width)
     model = small_model(family, seed=width)
-    trie, live = catalogue(rng, 60)
+    table, live = catalogue(rng, 60)
     prompts = prompts_of(rng, [1, 7, 3])
-    drafts = draft(model, prompts, trie if masked else trie.unrestricted(), width)
+    drafts = draft(model, prompts, table if masked else table.unrestricted(), width)
     assert drafts.codes.shape == (3, width)
     with torch.inference_mode():
         for row, prompt in enumerate(prompts):
@@ -128,12 +128,12 @@ def test_the_shared_cache_finds_what_a_search_without_cache_finds(family: str, w
 def test_a_batch_of_different_lengths_is_answered_as_one_by_one() -> None:
     rng = np.random.default_rng(0)
     model = small_model("qwen3")
-    trie, _ = catalogue(rng, 400)
+    table, _ = catalogue(rng, 400)
     prompts = prompts_of(rng, [2, 12, 1, 5, 5, 8])
-    together = draft(model, prompts, trie, 30)
+    together = draft(model, prompts, table, 30)
     for row, prompt in enumerate(prompts):
         ours = Drafts(together.codes[row : row + 1], together.scores[row : row + 1])
-        assert_same_drafts(ours, draft(model, [prompt], trie, 30))
+        assert_same_drafts(ours, draft(model, [prompt], table, 30))
 
 
 @pytest.mark.training
@@ -144,9 +144,9 @@ def test_onnx_and_torch_draft_the_same(family: str, tmp_path: Path) -> None:
     width = 40
     model.save_checkpoint(tmp_path / "checkpoint")
     export_onnx(model, tmp_path / "model.onnx", width)
-    prefixes = catalogue(rng, 400)[0]
-    onnx = OnnxEngine(tmp_path / "model.onnx", prefixes, width, threads=1)
-    reference = TorchEngine(tmp_path / "checkpoint", prefixes, width)
+    table = catalogue(rng, 400)[0]
+    onnx = OnnxEngine(tmp_path / "model.onnx", table, width, threads=1)
+    reference = TorchEngine(tmp_path / "checkpoint", table, width)
     for items in ([3], [12, 1, 6, 2], [1, 1]):
         prompts = prompts_of(rng, items)
         for masked in (True, False):
@@ -176,9 +176,9 @@ def test_a_checkpoint_comes_back_the_same_of_its_own_kind(family: str, tmp_path:
     loaded = load_checkpoint(tmp_path)
     assert isinstance(loaded, AutoregressiveModel) and loaded.levels == SPACE.levels
     assert loaded.state_dict().keys() == load_file(tmp_path / "model.safetensors").keys()
-    trie, prompts = catalogue(rng, 400)[0].unrestricted(), prompts_of(rng, [4, 2])
+    table, prompts = catalogue(rng, 400)[0].unrestricted(), prompts_of(rng, [4, 2])
     # Loaded weights lie elsewhere in memory, for which some kernels add up in another order.
-    assert_same_drafts(draft(loaded, prompts, trie, 10), draft(model, prompts, trie, 10))
+    assert_same_drafts(draft(loaded, prompts, table, 10), draft(model, prompts, table, 10))
     with pytest.raises(ValueError, match="has no 'draft_head'"):
         NezhaModel.load_checkpoint(tmp_path)
 

@@ -14,9 +14,10 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from genrec.bundle.checkpoint_shapes import HeadShape, checkpoint_problems, expected_shapes
-from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.model.backbone import backbone_config, last_positions
 from genrec.model.draft_head import DraftHead, History
+from genrec.model.masks import Masks
 from genrec.model.nezha import NezhaModel
 from genrec.model.packing import pack_rows, packed_structure
 from genrec.prompt import PromptLayout
@@ -152,13 +153,11 @@ def test_beam_is_the_naive_beam(seed: int, width: int, items: int, masked: bool,
     hidden, lengths = torch.randn(2, 4, 16), [5, 2]
     history = History(torch.randn(2, 5, 16), torch.arange(5) < torch.tensor(lengths)[:, None, None])
     sids = rng.integers(0, SPACE.levels, (items, 3))
-    trie = PrefixTrie.build(SPACE, sids)
-    trie = trie if masked else trie.unrestricted()
+    table = PrefixTable.build(SPACE, SPACE.encode(sids))
+    masks = Masks.of(table if masked else table.unrestricted())
     live = {tuple(sid) for sid in sids.tolist()} if masked else None
     with torch.inference_mode():
-        codes, scores = head.beam(
-            hidden, history, [torch.tensor(b) for b in trie.bits], [torch.tensor(c) for c in trie.first_child], width
-        )
+        codes, scores = head.beam(hidden, history, masks, width)
         for row in range(2):
             own = history.states[row : row + 1, : lengths[row]]
             whole = History(own, torch.ones(1, 1, lengths[row], dtype=torch.bool))
@@ -194,11 +193,10 @@ def test_a_checkpoint_from_before_the_history_was_read_drafts_as_it_did(tmp_path
     assert config["draft_head"].pop("attention_heads") == 0
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert list(checkpoint_problems(tmp_path, SPACE.levels, layout)) == []
-    trie = PrefixTrie.build(SPACE, np.random.default_rng(0).integers(0, SPACE.levels, (50, 3))).unrestricted()
-    masks = [torch.tensor(bits) for bits in trie.bits], [torch.tensor(child) for child in trie.first_child]
+    masks = Masks.of(PrefixTable.build(SPACE, np.empty(0, np.int64)).unrestricted())
     prompt = torch.arange(1, 20)[None], torch.tensor([19])
     with torch.inference_mode():
-        ours, theirs = (each.draft(*prompt, *masks, 8) for each in (model, NezhaModel.load_checkpoint(tmp_path)))
+        ours, theirs = (each.draft(*prompt, masks, 8) for each in (model, NezhaModel.load_checkpoint(tmp_path)))
     # Loaded weights lie elsewhere in memory, for which some kernels add up in another order.
     for our_codes, our_scores, codes, scores in zip(*ours, *theirs, strict=True):
         assert_same_ranking(our_codes.tolist(), our_scores, codes.tolist(), scores)

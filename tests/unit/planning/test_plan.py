@@ -22,10 +22,11 @@ from typer.testing import CliRunner
 
 from genrec.bundle import Bundle
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DECODERS, DRAFT_HEAD, HeadShape, expected_shapes
-from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.cli.main import app
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel, backbone_config
+from genrec.model.masks import Masks
 from genrec.model.nezha import NezhaModel
 from genrec.planning.deployment import Demand, Fleet, Site, fleet_for, plan
 from genrec.planning.hardware import COMPUTE, MEMORY, OPERATORS, PRESETS, Hardware, measure
@@ -96,13 +97,12 @@ def model_of(shape: Shape, decoder: str, family: str = "qwen3") -> BackboneModel
 def counted_flops(shape: Shape, decoder: str, batch: Batch) -> int:
     """What PyTorch counts in one draft: its matrix products."""
     space = SemanticIdSpace(shape.levels)
-    trie = PrefixTrie.build(space, np.random.default_rng(0).integers(0, space.levels, (50, space.depth)))
-    masks = [torch.tensor(bits) for bits in trie.bits], [torch.tensor(child) for child in trie.first_child]
+    masks = Masks.of(PrefixTable.build(space, np.random.default_rng(0).integers(0, space.size, 50)))
     rows = batch.tokens + (len(shape.levels) if decoder == DRAFT_HEAD else 0)
     prompts = torch.zeros(batch.size, rows, dtype=torch.int64), torch.full((batch.size,), rows)
     # One kernel for attention would hide its products from the counter.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model_of(shape, decoder).draft(*prompts, *masks, batch.beam_width)
+        model_of(shape, decoder).draft(*prompts, masks, batch.beam_width)
     return counter.get_total_flops()
 
 

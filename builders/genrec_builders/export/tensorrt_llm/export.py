@@ -90,7 +90,7 @@ def export_tensorrt_llm(
             f"{source}: its draft head reads the whole history, of which reuse would hide what is cached: every prompt "
             "would be computed again. Leave reuse off, or build the bundle with --attention-heads 0"
         )
-    fields = bundle.manifest.model_dump(exclude={"format_version", "files"})
+    fields = bundle.manifest.model_dump(exclude={"files"})
     if drop_block is not None:
         fields["prompt"]["drop_block"] = replace(bundle.layout, drop_block=drop_block).drop_block  # checked
     arguments = config.arguments(bundle.layout.max_tokens)

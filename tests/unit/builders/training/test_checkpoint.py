@@ -19,7 +19,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from genrec.bundle import BundleError
-from genrec.catalog import PrefixTrie, SemanticIdSpace
+from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines.base import Drafts
 from genrec.engines.onnx import OnnxEngine, graph_masks
 from genrec.engines.torch import TorchEngine
@@ -515,10 +515,10 @@ def test_a_graph_holds_the_rotary_table_of_its_longest_prompt(kind: str, tmp_pat
     sizes = [(tmp_path / name).stat().st_size for name in ("whole.onnx", "cut.onnx")]
     assert sizes[0] > 4_000_000 > 200_000 > sizes[1]
     assert model.get_buffer("rotary_cos").shape[0] == 131072, "the model keeps its own"
-    trie = PrefixTrie.build(SPACE, np.array([[a, b] for a in range(4) for b in range(6)]))
+    table = PrefixTable.build(SPACE, np.arange(SPACE.size))
     prompts = np.random.default_rng(0).integers(0, 16, (2, layout.max_tokens)).astype(np.int32)
     feeds = {"token_ids": prompts, "lengths": np.array([layout.max_tokens, layout.max_tokens - 2], np.int32)}
-    feeds |= {name: np.asarray(array) for name, array in graph_masks(trie.bits, trie.first_child).items()}
+    feeds |= graph_masks(table)
     whole, short = (
         onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, feeds)
         for name in ("whole.onnx", "cut.onnx")
@@ -539,10 +539,10 @@ def test_beam_search_with_more_beams_than_a_prompt_has_tokens(tmp_path: Path) ->
     assert beams > layout.max_tokens + space.depth
     export_onnx(model, tmp_path / "model.onnx", beams, layout.max_tokens)
     sids = np.stack(np.unravel_index(np.arange(120), space.levels), 1).astype(np.int32)
-    prefixes = PrefixTrie.build(space, sids)
+    table = PrefixTable.build(space, np.arange(space.size))
     prompt = layout.encode(sids[:2])
-    theirs = TorchEngine(model, prefixes, beams).draft([prompt])
-    assert_same_drafts(OnnxEngine(tmp_path / "model.onnx", prefixes, beams).draft([prompt]), theirs)
+    theirs = TorchEngine(model, table, beams).draft([prompt])
+    assert_same_drafts(OnnxEngine(tmp_path / "model.onnx", table, beams).draft([prompt]), theirs)
 
 
 def test_a_longest_prompt_below_the_traced_one_can_be_exported(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_damaged_arguments_are_named(stand_in: Any, exported: Bundle, tmp_path: 
     for text in ("[1, 2]", "a: b: c"):
         (tmp_path / LLM_ARGUMENTS).write_text(text)
         with pytest.raises(ValueError, match="cannot be read"):
-            TensorRtLlmEngine(tmp_path, exported.index.prefixes, 64, 64)
+            TensorRtLlmEngine(tmp_path, exported.masks, 64, 64)
     assert yaml.safe_load((exported.path / TENSORRT_LLM / LLM_ARGUMENTS).read_text())["max_batch_size"] == 8
 
 

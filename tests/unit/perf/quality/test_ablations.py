@@ -46,7 +46,7 @@ def test_a_draft_is_scored_as_it_was_trained(data: Path, tmp_path: Path, variant
         for weight in model.draft_head.transition_mixes.parameters():  # zero at first: history would not matter
             torch.nn.init.normal_(weight)
     history = ablation.split.train[0][:6]
-    drafts = TorchEngine(model, ablation.index.prefixes, 20).draft([layout.encode(ablation.sids[history])])
+    drafts = TorchEngine(model, ablation.masks, 20).draft([layout.encode(ablation.sids[history])])
     best = ablation.space.decode(drafts.codes[0, :1])
 
     row = np.concatenate([ablation.sids[history], best])[None]
@@ -70,7 +70,7 @@ def test_variants_are_trained_once_and_ranked_by_what_they_learnt(data: Path, tm
     for name, result in results.items():
         model = NezhaModel.load_checkpoint(tmp_path / name.replace(" ", "-"))
         prompts = [ablation.layout.encode_history(history, ablation.sids) for history in ablation.histories]
-        drafts = TorchEngine(model, ablation.index.prefixes, 20).draft(prompts)
+        drafts = TorchEngine(model, ablation.masks, 20).draft(prompts)
         # Every item has a semantic ID of its own, and those of the history are not left out.
         hits = (drafts.codes[:, :10] == ablation.space.encode(ablation.sids[ablation.targets])[:, None]).any(1)
         assert result["hit@10"] == pytest.approx(hits.mean(), abs=1.01 / USERS)  # a near tie may cut another one off
