@@ -92,6 +92,12 @@ class Delta:
     def __len__(self) -> int:
         return len(self.item_ids)
 
+    @property
+    def touched_codes(self) -> np.ndarray:
+        """The codes of all its buckets, int64 [b], in no order."""
+        keys = self._bucket_of_code.keys
+        return keys[keys >= 0]
+
     def save(self, folder: Path) -> None:
         """Write the delta's arrays into `folder`."""
         for name in ("item_ids", "state", "codes", "popularity", "offsets", "bucket_rows", "popular_rows"):

@@ -119,7 +119,7 @@ def serve(
         def announce() -> None:
             urls = f"gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}"
             if ready_port is not None:
-                why_not = partial(not_ready, server.http_url, live and live.cache, max_lag_s)
+                why_not = partial(not_ready, server.http_url, live.cache if live else None, max_lag_s)
                 port = running.enter_context(readiness_endpoint(host, ready_port, why_not))
                 urls += f", readiness {host}:{port}/ready"
             typer.echo(f"ready: {urls}")

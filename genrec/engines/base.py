@@ -45,6 +45,7 @@ class Engine(ABC):
     Subclasses implement `_prepared` and `_run`.
     """
 
+    copies_masks = False  # whether it drafts with a copy of the masks, which has to be told of changes
     score_tolerance = 1e-3  # by how much a score may differ from that of the PyTorch engine in float32
 
     def __init__(self, masks: PrefixTable | PrefixTrie, beam_width: int) -> None:

@@ -46,6 +46,7 @@ class TorchEngine(Engine):
             raise ValueError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
         self.score_tolerance = SCORE_TOLERANCES[precision]
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.copies_masks = self._device.type != "cpu"
         model = load_checkpoint(model) if isinstance(model, Path) else model
         self._model = model.to(self._device)
         self._model.model.to(PRECISIONS[precision])
@@ -60,7 +61,7 @@ class TorchEngine(Engine):
     def update_masks(self, rows: Sequence[np.ndarray]) -> None:
         """See `Engine`. Recordings see it too: the copy stays where it is."""
         ready: _Ready = self._masks[True]
-        if self._device.type != "cpu":
+        if self.copies_masks:
             ready.tensors.copy_rows(ready.table, rows)
 
     def _prepared(self, masks: PrefixTable | PrefixTrie) -> _Ready:

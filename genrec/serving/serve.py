@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from genrec.bundle import Bundle
+from genrec.bundle import PREFIXES_FORMAT, Bundle, BundleError
 from genrec.catalog.published import keep_versions_s
 from genrec.live.process import FollowerOptions, FollowerProcess
 from genrec.serving.repository import Deployment, render_repository
@@ -41,6 +41,11 @@ def prepare_server(
     """
     bundle = Bundle(bundle_path)
     bundle.check()
+    if catalog is not None and bundle.manifest.format_version <= PREFIXES_FORMAT:
+        raise BundleError(
+            f"{bundle_path}: format_version is {bundle.manifest.format_version}, and only graphs from "
+            f"{PREFIXES_FORMAT + 1} on follow a live catalogue; write a newer one with `genrec export {bundle_path} OUT`"
+        )
     with tempfile.TemporaryDirectory(prefix="genrec-") as scratch:
         deployment = deployment or Deployment()
         with ExitStack() as running:

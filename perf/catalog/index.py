@@ -2,8 +2,8 @@
 
 python -m perf.catalog.index build/catalog-bench --items 10000000
 
-References: a Python dict, `pandas.Index`, a sorted array with `numpy.searchsorted`, and point reads of LMDB and RocksDB,
-where they are installed (`pip install pandas lmdb rocksdict`).
+References: a Python dict, `pandas.Index`, a sorted array with `numpy.searchsorted`, and point reads of LMDB and
+RocksDB, where they are installed (`pip install pandas lmdb rocksdict`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,7 +131,7 @@ def lookups(base: CatalogBase, touched: int, scratch: Path) -> dict[str, list[fl
             return each_ms(lambda at: one(asked[at % len(asked)]), CALLS)
 
         for each, times in in_turn(group, ROUNDS, timed).items():
-            found.setdefault(each, []).extend(sum(times, []))
+            found.setdefault(each, []).extend(chain.from_iterable(times))
     return found
 
 

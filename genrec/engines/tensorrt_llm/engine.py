@@ -36,6 +36,8 @@ class TensorRtLlmEngine(InFlightEngine):
     needed, which Triton's Python backend does not start its models with. Nor could masks be changed in another process.
     """
 
+    copies_masks = True
+
     def __init__(
         self,
         folder: Path,

@@ -2,18 +2,35 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb
 
-from genrec.catalog import BucketView, CatalogView, PrefixTable
+from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable, PrefixTrie
 from genrec.engines import open_engine
 from genrec.engines.base import Drafts, InFlightEngine
 from genrec.errors import InvalidRequest
 from genrec.golden import check_drafts
 from genrec.serving.step import Step, checked_stamp, tensor
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What the step needs of a version of the catalogue. version: a live one."""
+
+    table: PrefixTable | PrefixTrie
+    version: CatalogVersion | None = None
+
+    @classmethod
+    def of(cls, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> "Masks":
+        return cls(masks(), items if isinstance(items, CatalogVersion) else None)
+
+    def touched_codes(self) -> np.ndarray:
+        """Codes whose bits may differ from those of the base: int64 [n]."""
+        return np.empty(0, np.int64) if self.version is None else self.version.delta.touched_codes
 
 
 class TritonPythonModel(Step[tuple[np.ndarray, int]]):
@@ -26,8 +43,8 @@ class TritonPythonModel(Step[tuple[np.ndarray, int]]):
         golden = self.bundle.golden
         self.engine.draft([golden["prompt"]] * self.max_batch_size, masked=self.masked)  # warm-up at full size
         check_drafts(golden, self.engine)
-        self.catalogues = self.versions(masks_of)
-        self.masks = self.bundle.masks
+        self.catalogues = self.versions(Masks.of)
+        self.masks = Masks(self.bundle.graph_masks)
 
     def read(self, request: Any) -> tuple[np.ndarray, int]:
         stamp = checked_stamp(request)
@@ -38,23 +55,25 @@ class TritonPythonModel(Step[tuple[np.ndarray, int]]):
         return [tensors(drafts, i) for i in range(len(inputs))]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        # They change in place; others come with another base. They hold what every version needs that can be asked for.
-        masks = self.catalogues.current.made
-        if masks is not self.masks:
-            self.engine.set_masks(masks)
-            self.masks = masks
+        self.follow()
         if isinstance(self.engine, InFlightEngine):
             return self.execute_in_flight(requests, partial(begin, self.engine), tensors)
         return super().execute(requests)
 
+    def follow(self) -> None:
+        """Draft with the masks of the current version: they hold what every version needs that can be asked for."""
+        masks = self.catalogues.current.made
+        if masks is self.masks:
+            return
+        if masks.table is not self.masks.table:  # another base; over the same one they change in place
+            self.engine.set_masks(masks.table)
+        if self.engine.copies_masks:
+            self.engine.update_masks(masks.table.slots(masks.touched_codes()))
+        self.masks = masks
+
     def finalize(self) -> None:
         self.engine.close()
         self.catalogues.close()
-
-
-def masks_of(items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> PrefixTable:
-    """What the step needs of a version of the catalogue."""
-    return masks()
 
 
 def begin(engine: InFlightEngine, read: tuple[np.ndarray, int], cancelled: Callable[[], bool]) -> Future[Drafts]:
