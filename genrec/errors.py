@@ -21,3 +21,11 @@ class Cancelled(Exception):
 
 class DataError(ValueError):
     """Input data that cannot be used; the message names the file, the place, the value and what to do."""
+
+
+class CatalogStoreError(ValueError):
+    """A live catalogue that cannot be opened, read or written; the message names its location and what to do."""
+
+
+class CatalogConflict(CatalogStoreError):
+    """Somebody else wrote the version that was to be written; nothing of this one was applied."""
