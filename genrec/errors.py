@@ -19,12 +19,16 @@ class Cancelled(Exception):
     """Nobody waits for the request any more; what was computed for it is given up."""
 
 
-class CatalogStoreError(ValueError):
-    """A live catalogue that cannot be read or changed; the message names its location and what to do."""
-
-
 class DataError(ValueError):
     """Input data that cannot be used; the message names the file, the place, the value and what to do."""
+
+
+class CatalogStoreError(ValueError):
+    """A live catalogue that cannot be opened, read or written; the message names its location and what to do."""
+
+
+class CatalogConflict(CatalogStoreError):
+    """Somebody else wrote the version that was to be written; nothing of this one was applied."""
 
 
 def in_words(error: BaseException) -> str:

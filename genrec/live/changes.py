@@ -1,18 +1,23 @@
-"""Changes of a catalogue's items, as arrays."""
+"""Changes of a catalogue, as arrays. Numpy only."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
+
+KEEPS = -1
 
 
 @dataclass(frozen=True)
 class Changes:
     """n changes, in order.
 
-    item_ids: bytes S[w] [n]. removed: bool [n]. codes: int64 [n], mixed radix, -1 keeps what the item has. popularity:
-    int64 [n], -1 keeps. available: int8 [n], 1, 0, or -1 to keep.
+    item_ids: bytes S[w] [n]. removed: bool [n], whether the item is forgotten; its other fields then mean nothing.
+    codes: int64 [n], mixed-radix semantic IDs. popularity: int64 [n]. available: int8 [n], 1 or 0.
+    In `codes`, `popularity` and `available`, -1 keeps what the item had. An item that is new has popularity 0 and is
+    available where that is not said, and always says its code.
     """
 
     item_ids: np.ndarray
@@ -21,14 +26,53 @@ class Changes:
     popularity: np.ndarray
     available: np.ndarray
 
+    @classmethod
+    def empty(cls) -> Changes:
+        """No changes."""
+        return cls(
+            np.empty(0, "S1"), np.empty(0, bool), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int8)
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Changes]) -> Changes:
+        """The changes of `parts`, one part behind the other; ids get the width of the widest."""
+        if not parts:
+            return cls.empty()
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
     def __len__(self) -> int:
         return len(self.item_ids)
 
+    def take(self, rows: np.ndarray) -> Changes:
+        """The changes at `rows`: int [m], or bool [n]."""
+        return Changes(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-@dataclass(frozen=True)
-class Commit:
-    """A version's changes, of distinct ids. refusal: why it counts as empty, "" if it does not."""
+    def last_of_each(self) -> Changes:
+        """One change for each id, which does what all of its changes do in turn; by id.
 
-    version: int
-    changes: Changes
-    refusal: str = ""
+        A later field wins. A removal forgets the fields before it, so an item that comes back behind one is new.
+        """
+        ids, key = np.unique(self.item_ids, return_inverse=True)
+        forgotten = last_where(key, len(ids), self.removed)
+        last = last_where(key, len(ids), np.ones(len(self), bool))
+        removed = forgotten == last
+        since = forgotten[key]
+
+        def latest(values: np.ndarray, of_new: int) -> np.ndarray:
+            at = last_where(key, len(ids), (values != KEEPS) & ~self.removed, since)
+            left = np.where((forgotten >= 0) & ~removed, of_new, KEEPS)
+            return np.where(at >= 0, values[at], left).astype(values.dtype)
+
+        return Changes(ids, removed, latest(self.codes, KEEPS), latest(self.popularity, 0), latest(self.available, 1))
+
+
+def last_where(key: np.ndarray, count: int, holds: np.ndarray, since: np.ndarray | None = None) -> np.ndarray:
+    """Where each key occurs last among the places that `holds` says, and behind `since`; -1 for nowhere.
+
+    key: int [n], in [0, count). holds: bool [n]. since: int [n], for each place. Returns int64 [count].
+    """
+    places = np.arange(len(key))
+    at = np.flatnonzero(holds if since is None else holds & (places > since))
+    last = np.full(count, -1, np.int64)
+    np.maximum.at(last, key[at], at)
+    return last

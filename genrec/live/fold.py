@@ -64,6 +64,12 @@ class Fold:
         moved = (old_live != new_live) | (old_codes != codes)
         return np.unique(np.concatenate([old_codes[old_live & moved], codes[new_live & moved]]))
 
+    def knows(self, item_ids: np.ndarray) -> np.ndarray:
+        """Whether ids, bytes S[w] [n], are of items that exist: bool [n]."""
+        state = self._looked_up(item_ids.tolist())[0]
+        place = np.fromiter((self._place.get(item_id, -1) for item_id in item_ids.tolist()), np.int64, item_ids.size)
+        return np.where(place >= 0, self._state[place], state) != GONE
+
     def delta(self, most_popular: int) -> Delta:
         """The delta that this makes; see `Delta`."""
         count = len(self)

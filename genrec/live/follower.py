@@ -16,6 +16,7 @@ import numpy as np
 
 from genrec.catalog import CatalogVersion, TableFull
 from genrec.catalog.published import BASES, CURRENT, VERSIONS, Record
+from genrec.errors import CatalogStoreError
 from genrec.live.bases import (
     LocalBase,
     base_of_batches,
@@ -25,7 +26,7 @@ from genrec.live.bases import (
     remove_unfinished,
     usable_bases,
 )
-from genrec.live.changes import Changes, Commit
+from genrec.live.changes import Changes
 from genrec.live.fold import Fold
 from genrec.live.status import Status
 
@@ -83,7 +84,7 @@ class Follower:
     def _reload(self, latest: int) -> None:
         """Go on from the store's own newest base."""
         version = self._store.base_version()
-        batches = self._store.read_base(version)
+        batches = self._store.read_base(latest)
         self._open(base_of_batches(self._root, self._store.table_id, self._space, version, batches))
         self._catch_up(latest)
 
@@ -138,33 +139,21 @@ class Follower:
 
     def _catch_up(self, latest: int) -> None:
         """Fold what was committed up to `latest`, and publish it."""
-        moved, unreadable = [np.empty(0, np.int64)], None
-        try:
-            for commit in self._store.read_commits(self._folded, latest):
-                moved.append(self._take(commit))
-                self._folded = commit.version
-        except (OSError, ValueError) as error:
-            unreadable = error  # what comes before it can be published
+        commits = self._store.read_commits(self._folded, latest, self._fold.knows)
+        changes = commits.changes.last_of_each()
+        moved = self._fold.apply(changes)
+        self._folded = commits.version
+        if self._rebase is not None:
+            self._rebase.missed.append(changes)
+        for version, refusal in commits.refused:
+            self._log(f"catalogue: version {version} is refused, it counts as empty: {refusal}")
+            note = f"version {version}: {refusal}"
+            self._status = replace(self._status, refused=self._status.refused + 1, last_refusal=note)
         if self._folded > self._status.published:
-            self._publish(np.unique(np.concatenate(moved)))
-        if unreadable is not None:
-            raise unreadable
-
-    def _take(self, commit: Commit) -> np.ndarray:
-        """Fold a commit: the codes of which an item came or went. One with an invalid row counts as empty."""
-        refusal = commit.refusal
-        if not refusal:
-            try:
-                moved = self._fold.apply(commit.changes)
-                if self._rebase is not None:
-                    self._rebase.missed.append(commit.changes)
-                return moved
-            except ValueError as error:
-                refusal = str(error)
-        self._log(f"catalogue: version {commit.version} is refused, it counts as empty: {refusal}")
-        note = f"version {commit.version}: {refusal}"
-        self._status = replace(self._status, refused=self._status.refused + 1, last_refusal=note)
-        return np.empty(0, np.int64)
+            self._publish(moved)
+        if commits.blocked is not None:
+            version, reason = commits.blocked
+            raise CatalogStoreError(f"version {version} cannot be read: {reason}")
 
     def _publish(self, moved: np.ndarray) -> None:
         """Publish what is folded; moved: codes of which an item came or went since the masks were last changed."""

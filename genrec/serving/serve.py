@@ -44,7 +44,7 @@ def prepare_server(
     if catalog is not None and bundle.manifest.format_version <= PREFIXES_FORMAT:
         raise BundleError(
             f"{bundle_path}: format_version is {bundle.manifest.format_version}, and only graphs from "
-            f"{PREFIXES_FORMAT + 1} on follow a live catalogue; write a newer one with `genrec export {bundle_path} OUT`"
+            f"{PREFIXES_FORMAT + 1} on follow a live catalogue; write one with `genrec export {bundle_path} OUT`"
         )
     with tempfile.TemporaryDirectory(prefix="genrec-") as scratch:
         deployment = deployment or Deployment()

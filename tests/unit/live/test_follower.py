@@ -16,9 +16,10 @@ from genrec.catalog import CatalogVersion
 from genrec.catalog.published import BASES, CURRENT, VERSIONS, Published, Record, load_version
 from genrec.errors import CatalogStoreError
 from genrec.live import bases, follower
-from genrec.live.changes import Changes, Commit
+from genrec.live.changes import Changes
 from genrec.live.follower import Follower
 from genrec.live.status import Status
+from genrec.live.store import Commits
 from tests.unit.live.test_fold import SPACE, Item, applied, assert_holds, changes_of, commits
 from tests.unit.live.test_fold import Commit as Fields
 
@@ -63,22 +64,17 @@ class MemoryStore:
         every: Any = dict(self.states[version])
         yield changes_of(every)
 
-    def read_commits(self, after: int, upto: int) -> Iterator[Commit]:
+    def read_commits(self, after: int, upto: int, known: Any) -> Commits:
+        parts, refused = [Changes.empty()], []
         for version in range(after + 1, upto + 1):
             if version in self.unreadable:
-                raise CatalogStoreError(f"version {version} cannot be read")
+                return Commits(Changes.concatenate(parts), version - 1, refused, (version, "is cut"))
             fields = self.commits[version]
             if isinstance(fields, str):
-                yield Commit(version, changes_of({"i0": None}), fields)
+                refused.append((version, fields))
             elif fields:
-                yield Commit(version, changes_of(fields))
-            else:
-                yield Commit(version, no_changes())
-
-
-def no_changes() -> Changes:
-    one = changes_of({"i0": None})
-    return Changes(*(getattr(one, name)[:0] for name in one.__dataclass_fields__))
+                parts.append(changes_of(fields))
+        return Commits(Changes.concatenate(parts), upto, refused, None)
 
 
 def start(store: Any, root: Path, log: list[str] | None = None) -> Follower:

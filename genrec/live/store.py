@@ -1,0 +1,433 @@
+"""The store of a live catalogue: versions of changes behind a base, in a Delta Lake table.
+
+The state at version v is that of the last base at or before v, and the changes of the commits behind it in order. A
+base holds the state of a version s, and is committed as a version c. A base that was compacted has s below c: what was
+committed while it was written lies behind it. A base that begins anew, as the first one and as what a rollback past a
+commit that cannot be read writes, has s = c: what lies before it does not lead to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from genrec.catalog import ResidualQuantizer, SemanticIdSpace
+from genrec.errors import CatalogConflict, CatalogStoreError
+from genrec.live.changes import Changes
+from genrec.live.delta_log import DeltaLog, Unreadable
+from genrec.live.rows import (
+    REMOVE,
+    SCHEMA,
+    Refused,
+    changes_of,
+    conform,
+    id_bytes,
+    is_new_without_code,
+    keys_of,
+    lacks_sid,
+    merged,
+    problems,
+    quantized,
+    removals,
+    rows_of,
+    says_code,
+)
+
+_NAME, _FORMAT = "genrec catalogue", 1
+_TRIES = 100
+_SERVED = ("item_id", "operation", "sid", "available", "popularity")
+_RESTORE = "put it back from a copy, or go past it by `genrec catalog rollback`"
+Known = Callable[[np.ndarray], np.ndarray]  # item ids, bytes S[w] [n] -> bool [n]
+
+
+@dataclass(frozen=True)
+class Commits:
+    """What the commits behind a version come to.
+
+    changes: of all commits up to `version`, in order. refused: commits that count as empty, and why. blocked: the
+    commit behind `version` that cannot be read, or that begins anew, and why; None if all were read. Changes behind it
+    are found by a base whose `base_version` is no smaller than it.
+    """
+
+    changes: Changes
+    version: int
+    refused: list[tuple[int, str]]
+    blocked: tuple[int, str] | None
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """A line of the catalogue's log. time: seconds since 1970. rows: that it added, None if it does not say."""
+
+    version: int
+    time: float
+    operation: str
+    rows: int | None
+    message: str
+
+
+@dataclass(frozen=True)
+class _Base:
+    version: int
+    state: int
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Rows of the commits that count, in order, each one's version, and the rest as in `Commits`."""
+
+    rows: pa.Table
+    versions: np.ndarray
+    reached: int
+    refused: list[tuple[int, str]]
+    blocked: tuple[int, str] | None
+
+
+class CatalogStore:
+    """A live catalogue. One process may write while others read; what an instance has read is not shared by threads.
+
+    space: the semantic IDs of its items. width: of the embeddings that it takes, None for none.
+    """
+
+    def __init__(
+        self, log: DeltaLog, space: SemanticIdSpace, width: int | None, quantizer: ResidualQuantizer | None
+    ) -> None:
+        self._log, self.space, self.width, self._quantizer = log, space, width, quantizer
+
+    @classmethod
+    def create(
+        cls,
+        location: str,
+        space: SemanticIdSpace,
+        items: Iterable[Changes],
+        storage_options: Mapping[str, str] | None = None,
+        *,
+        width: int | None = None,
+        message: str = "",
+    ) -> None:
+        """Make a catalogue, whose version 0 has the items.
+
+        items: batches of distinct items, with every field set. width: of the embeddings that it is to take.
+        Raises CatalogStoreError if the location holds anything or cannot be written to.
+        """
+        log = DeltaLog(location, storage_options)
+        if (found := log.holds()) is not None:
+            raise CatalogStoreError(f"{location}: holds {found}; name an empty location, or move that away")
+        added = log.write((rows_of(batch, space) for batch in items), "base")
+        description = {"format": _FORMAT, "levels": list(space.levels), "embedding": width}
+        log.create(added, _NAME, json.dumps(description), message)
+
+    @classmethod
+    def open(
+        cls,
+        location: str,
+        quantizer: ResidualQuantizer | None = None,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> CatalogStore:
+        """The catalogue at `location`.
+
+        quantizer: the bundle's, which gives items their semantic IDs that come with an embedding alone.
+        Raises CatalogStoreError if there is none, it is another table, or it does not fit the quantiser.
+        """
+        log = DeltaLog(location, storage_options)
+        metadata = log.table.metadata()
+        try:
+            said = json.loads(metadata.description or "")
+            levels, width, version = tuple(said["levels"]), said["embedding"], said["format"]
+        except (ValueError, LookupError, TypeError):
+            raise CatalogStoreError(
+                f"{location}: is a Delta table, and not a catalogue of `genrec catalog init`; name another location"
+            ) from None
+        if version != _FORMAT:
+            raise CatalogStoreError(f"{location}: has format {version}, this genrec reads {_FORMAT}; upgrade genrec")
+        if quantizer is not None and (quantizer.levels, quantizer.dim) != (levels, width):
+            raise CatalogStoreError(
+                f"{location}: has levels {levels} and embeddings of {width}, the bundle's quantiser has "
+                f"{quantizer.levels} and {quantizer.dim}; name the bundle that the catalogue was made of"
+            )
+        return cls(log, SemanticIdSpace(levels), width, quantizer)
+
+    @property
+    def table_id(self) -> str:
+        """What tells this table from any other, also from a later one at its location."""
+        return str(self._log.table.metadata().id)
+
+    @property
+    def version(self) -> int:
+        """The version that `latest` found last."""
+        return self._log.table.version()
+
+    def latest(self) -> int:
+        """The newest version, by one cheap look at the store.
+
+        Raises CatalogStoreError if it cannot be reached, or the log is damaged; try again later.
+        """
+        return self._log.poll()
+
+    def base_version(self, version: int | None = None) -> int:
+        """The version whose state the newest base at or before `version` (None: the newest version) holds.
+
+        `read_base(version)` gives that state, and `read_commits` what is behind it. Raises CatalogStoreError.
+        """
+        return self._base(self.version if version is None else version).state
+
+    def committed_at(self, version: int) -> float:
+        """When a version was committed, in seconds since 1970. Raises CatalogStoreError."""
+        try:
+            return self._log.entry(version).time
+        except Unreadable as error:
+            raise self._log.failure(f"version {version} cannot be read", error, _RESTORE) from error
+
+    def read_base(self, version: int) -> Iterator[Changes]:
+        """The items of the newest base at or before `version`, batch by batch, with every field set.
+
+        A batch is a row group, so all items are never in memory at once. Raises CatalogStoreError.
+        """
+        for rows in self._base_rows(self._base(version), _SERVED):
+            yield self._changes(rows)
+
+    def read_commits(self, after: int, upto: int, known: Known | None = None) -> Commits:
+        """The changes of the commits after + 1 .. upto.
+
+        known: tells which items exist at version `after`; without it the store is asked, which takes longer. It is
+        asked about those alone that a commit changes and gives no semantic ID. Bases are passed over: their content is
+        the state before. Raises CatalogStoreError if the store cannot be reached at all, or a quantiser is missing.
+        """
+        start, base = after, None
+        if known is None:
+            base = self._base(after)
+            start = base.state
+        judged = self._judged(start, upto, known, base)
+        wanted = judged.rows.filter(pa.array(judged.versions > after))
+        refused = [(version, why) for version, why in judged.refused if version > after]
+        return Commits(self._changes(wanted), judged.reached, refused, judged.blocked)
+
+    def lookup(self, item_ids: pa.Array, version: int) -> pa.Table:
+        """The rows of those of `item_ids` (large_string) that exist at `version`, with everything that is known.
+
+        Raises CatalogStoreError if the version cannot be read.
+        """
+        base = self._base(version)
+        judged = self._whole(base, version)
+        named = pc.is_in(judged.rows["item_id"], value_set=item_ids)
+        return merged(pa.concat_tables([*self._base_rows(base, SCHEMA.names, item_ids), judged.rows.filter(named)]))
+
+    def codes(self, rows: pa.Table) -> np.ndarray:
+        """Codes of rows, int64 [n], -1 for those that say none. Raises CatalogStoreError if a quantiser is missing."""
+        return self._changes(rows).codes
+
+    def commit(self, changes: Changes | pa.Table, expected_version: int, message: str, kind: str = "apply") -> int:
+        """Write one version behind `expected_version`, which the changes were made for; gives its number.
+
+        changes: with each item once; a table has columns as the store's, of which any may be missing. Whether the items
+        exist is not looked at: a commit that changes an unknown item without a semantic ID is refused by its readers.
+        Raises CatalogConflict if another version was written meanwhile, CatalogStoreError for changes that readers
+        would refuse, and if the store cannot be written to.
+        """
+        try:
+            rows = rows_of(changes, self.space) if isinstance(changes, Changes) else conform(changes)
+        except Refused as error:
+            raise CatalogStoreError(f"{self._log.location}: {error}; nothing was written") from error
+        for bad, text in problems(rows, np.zeros(rows.num_rows, np.int64), self.space, self.width):
+            if bad.any():
+                raise CatalogStoreError(f"{self._log.location}: {text(int(bad.argmax()))}; nothing was written")
+        return self._log.commit(self._log.write([rows], kind), kind, message, expected_version)
+
+    def rollback(self, version: int, message: str = "") -> int:
+        """A new version that is as `version` was; gives its number.
+
+        It changes the items that were changed since; if what lies between cannot be read, it is a base.
+        Raises CatalogConflict if another version was written meanwhile, CatalogStoreError for a version that is not
+        there or not kept, and if the store cannot be written to.
+        """
+        newest = self.latest()
+        if not 0 <= version <= newest:
+            raise CatalogStoreError(f"{self._log.location}: has no version {version}; the newest is {newest}")
+        base = self._base(version)
+        judged = self._judged(base.state, newest, None, base)
+        if judged.reached < version:
+            raise self._unread(judged)
+        then = judged.rows.filter(pa.array(judged.versions <= version))
+        message = message or f"as version {version}"
+        if judged.blocked is not None:
+            added = self._log.write(self._snapshot(base, then), "base")
+            return self._log.commit(added, "rollback", message, newest, newest + 1)
+        touched = pc.unique(judged.rows.filter(pa.array(judged.versions > version))["item_id"])
+        held = [*self._base_rows(base, SCHEMA.names, touched)]
+
+        def state(rows: pa.Table) -> pa.Table:
+            return merged(pa.concat_tables([*held, rows.filter(pc.is_in(rows["item_id"], value_set=touched))]))
+
+        return self.commit(_difference(state(judged.rows), state(then)), newest, message, "rollback")
+
+    def compact(self, keep_versions: int = 100, message: str = "") -> int:
+        """Write a base, and remove what the newest `keep_versions` versions do not need; gives the newest version.
+
+        What others commit meanwhile stays, and is behind the base. Raises CatalogConflict if somebody else writes a
+        base meanwhile, CatalogStoreError if a commit cannot be read, and if the store cannot be written to.
+        """
+        version = newest = self.latest()
+        base = self._base(version)
+        judged = self._whole(base, version)
+        if judged.rows.num_rows:
+            added = self._log.write(self._snapshot(base, judged.rows), "base")
+            newest = self._commit_base(added, version, base, message)
+        self._log.clean(newest - keep_versions + 1)
+        return newest
+
+    def log(self, limit: int | None = None) -> list[LogEntry]:
+        """The newest `limit` versions that are kept, newest first. Raises CatalogStoreError."""
+        entries = []
+        for version in self._log.versions()[::-1][:limit]:
+            try:
+                entry = self._log.entry(version)
+            except Unreadable as error:
+                entries.append(LogEntry(version, 0.0, "damaged", None, str(error)))
+            else:
+                entries.append(LogEntry(version, entry.time, entry.operation, entry.rows, entry.message))
+        return entries
+
+    def _base(self, version: int) -> _Base:
+        """The newest base at or before `version`. Raises CatalogStoreError."""
+        mark = self._log.mark(version)
+        if mark is None:
+            raise CatalogStoreError(f"{self._log.location}: version {version} has no base; name another location")
+        return _Base(*mark)
+
+    def _base_rows(self, base: _Base, columns: Iterable[str], only: pa.Array | None = None) -> Iterator[pa.Table]:
+        """Row groups of a base; `only`: of these items. Raises CatalogStoreError."""
+        try:
+            for rows in self._log.batches(self._log.entry(base.version), list(columns)):
+                yield rows if only is None else rows.filter(pc.is_in(rows["item_id"], value_set=only))
+        except Unreadable as error:
+            remedy = "put it back from a copy, or roll back to a version before it"
+            raise self._log.failure(f"the base of version {base.version} cannot be read", error, remedy) from error
+
+    def _whole(self, base: _Base, version: int) -> _Judged:
+        """All commits from the base to `version`. Raises CatalogStoreError if one of them cannot be read."""
+        judged = self._judged(base.state, version, None, base)
+        if judged.blocked is not None:
+            raise self._unread(judged)
+        return judged
+
+    def _unread(self, judged: _Judged) -> CatalogStoreError:
+        number, why = judged.blocked or (judged.reached, "")
+        return self._log.failure(f"version {number} cannot be read", why, _RESTORE)
+
+    def _judged(self, after: int, upto: int, known: Known | None, base: _Base | None) -> _Judged:
+        """Read and judge commits. known: what exists at `after`; without it, `base`, whose state is `after`, is read."""
+        tables, refused, blocked, versions = [SCHEMA.empty_table()], {}, None, [np.empty(0, np.int64)]
+        for version in range(after + 1, upto + 1):
+            try:
+                entry = self._log.entry(version)
+                if entry.base is None and entry.rewrites:
+                    raise Refused("it takes rows away; only appended rows are changes, so append rows that remove")
+                if entry.base == version:
+                    raise Unreadable("it begins anew: what is before it does not lead to it")
+                rows = SCHEMA.empty_table() if entry.base is not None else self._log.rows(entry)
+            except Refused as error:
+                refused[version] = str(error)
+            except Unreadable as error:
+                blocked = (version, str(error))
+                break
+            else:
+                tables.append(rows)
+                versions.append(np.full(rows.num_rows, version))
+        rows, commit = pa.concat_tables(tables), np.concatenate(versions)
+        for bad, text in problems(rows, commit, self.space, self.width):
+            for version, at in zip(*np.unique(commit[bad], return_index=True), strict=True):
+                refused.setdefault(int(version), text(int(np.flatnonzero(bad)[at])))
+        counts = ~np.isin(commit, list(refused))
+        rows, commit = rows.filter(pa.array(counts)), commit[counts]
+        late = self._strangers(rows, commit, known, base)
+        if late:
+            counts = ~np.isin(commit, list(late))
+            rows, commit = rows.filter(pa.array(counts)), commit[counts]
+        reached = upto if blocked is None else blocked[0] - 1
+        return _Judged(rows, commit, reached, sorted((refused | late).items()), blocked)
+
+    def _strangers(self, rows: pa.Table, commit: np.ndarray, known: Known | None, base: _Base | None) -> dict[int, str]:
+        """Commits that change an item without a semantic ID that does not exist by then, and what to say of them."""
+        removed, coded = removals(rows), says_code(rows)
+        partial = ~removed & ~coded
+        if not partial.any():
+            return {}
+        key, distinct = keys_of(rows)
+        asked = np.unique(key[partial])
+        names = distinct.take(pa.array(asked))
+        exists = np.zeros(len(distinct), bool)
+        exists[asked] = known(id_bytes(names)) if known is not None else self._in_base(base, names)
+        late: dict[int, str] = {}
+        versions, starts = np.unique(commit, return_index=True)
+        for version, start, end in zip(versions.tolist(), starts, [*starts[1:], len(commit)], strict=True):
+            part = slice(start, end)
+            strange = partial[part] & ~exists[key[part]]
+            if strange.any():
+                late[version] = is_new_without_code(distinct[int(key[part][strange.argmax()])].as_py())
+                continue  # it counts as empty
+            exists[key[part][coded[part]]] = True
+            exists[key[part][removed[part]]] = False
+        return late
+
+    def _in_base(self, base: _Base | None, names: pa.Array) -> np.ndarray:
+        """bool [n]: which of `names` (distinct) are items of the base."""
+        found = np.zeros(len(names), bool)
+        if base is not None:
+            for rows in self._base_rows(base, ["item_id"], names):
+                found[pc.index_in(rows["item_id"], value_set=names).to_numpy()] = True
+        return found
+
+    def _changes(self, rows: pa.Table) -> Changes:
+        if self._quantizer is not None:
+            rows = quantized(rows, self._quantizer)
+        alone = lacks_sid(rows)
+        if alone.any():
+            name = rows["item_id"][int(alone.argmax())].as_py()
+            raise CatalogStoreError(
+                f"{self._log.location}: item {name[:64]!r} and {int(alone.sum()) - 1} more have an embedding and no sid, "
+                "and there is no quantiser to make one; name a bundle that has one (--bundle), or write sids"
+            )
+        return changes_of(rows, self.space)
+
+    def _snapshot(self, base: _Base, rows: pa.Table) -> Iterator[pa.Table]:
+        """The items of a base and of the commits behind it, with what is known of them, part by part."""
+        touched, held = pc.unique(rows["item_id"]), []
+
+        def filled(part: pa.Table) -> pa.Table:
+            return part if self._quantizer is None else quantized(part, self._quantizer)
+
+        for part in self._base_rows(base, SCHEMA.names):
+            changed = pc.is_in(part["item_id"], value_set=touched)
+            held.append(part.filter(changed))
+            yield filled(part.filter(pc.invert(changed)))
+        yield filled(merged(pa.concat_tables([*held, rows])))
+
+    def _commit_base(self, added: list, state: int, base: _Base, message: str) -> int:
+        """Commit a compacted base behind whatever was committed while it was written."""
+        for _ in range(_TRIES):
+            newest = self.latest()
+            if self._base(newest) != base:
+                break
+            try:
+                return self._log.commit(added, "compact", message or f"as version {state}", newest, state)
+            except CatalogConflict:
+                continue
+        raise CatalogConflict(f"{self._log.location}: a base was written meanwhile; run `genrec catalog compact` again")
+
+
+def _difference(now: pa.Table, then: pa.Table) -> pa.Table:
+    """What makes the items of `now` those of `then`; both have every field set.
+
+    Attributes that were not there become {}, because a null keeps what an item has.
+    """
+    gone = now["item_id"].filter(pc.invert(pc.is_in(now["item_id"], value_set=then["item_id"])))
+    has = now["attributes"].take(pc.index_in(then["item_id"], value_set=now["item_id"])).is_valid()
+    attributes = pc.if_else(pc.and_(has, then["attributes"].is_null()), "{}", then["attributes"])
+    back = then.set_column(SCHEMA.get_field_index("attributes"), SCHEMA.field("attributes"), attributes)
+    removed = conform(pa.table({"item_id": gone, "operation": pa.array([REMOVE] * len(gone), pa.string())}))
+    return pa.concat_tables([back, removed])
