@@ -63,9 +63,7 @@ class Changes:
             left = np.where((forgotten >= 0) & ~removed, of_new, KEEPS)
             return np.where(at >= 0, values[at], left).astype(values.dtype)
 
-        return Changes(
-            ids, removed, latest(self.codes, KEEPS), latest(self.popularity, 0), latest(self.available, 1)
-        )
+        return Changes(ids, removed, latest(self.codes, KEEPS), latest(self.popularity, 0), latest(self.available, 1))
 
 
 def last_where(key: np.ndarray, count: int, holds: np.ndarray, since: np.ndarray | None = None) -> np.ndarray:

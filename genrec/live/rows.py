@@ -50,7 +50,9 @@ def conform(rows: pa.Table) -> pa.Table:
             if pa.types.is_large_string(field.type):
                 column.validate(full=True)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise Refused(f"column {field.name!r} is {rows[field.name].type}, which is no {field.type}: {error}") from None
+            raise Refused(
+                f"column {field.name!r} is {rows[field.name].type}, which is no {field.type}: {error}"
+            ) from None
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=SCHEMA).combine_chunks()
 
@@ -245,9 +247,7 @@ def _sid_column(sids: np.ndarray, given: np.ndarray) -> pa.Array:
     )
 
 
-def _lists(
-    column: pa.ChunkedArray, null: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _lists(column: pa.ChunkedArray, null: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All values of a column of lists, `null` for those that are null; each one's row, and its place in the list.
 
     Also the lists' lengths, int64 [n], -1 for null.
