@@ -22,6 +22,11 @@ COMMANDS = {
     "serve": OWN,
     "render": OWN,
     "plan": OWN,
+    "catalog.init": OWN,
+    "catalog.apply": OWN,
+    "catalog.log": OWN,
+    "catalog.rollback": OWN,
+    "catalog.compact": OWN,
     "evaluate": BUILDERS,
     "compare": BUILDERS,
     "compare-report": BUILDERS,
@@ -35,6 +40,7 @@ COMMANDS = {
 # No option means more: counts, sizes and seeds fit into uint32, and figures such as rates and prices stay far below.
 LARGEST_INT, LARGEST_FLOAT = 2**32 - 1, 1e12
 _GROUPS = {
+    "catalog": "The live catalogue: items that change while a server answers.",
     "checkpoint": "Checkpoints to start a build from: what it would use of one, drop or refuse.",
     "data": "Datasets: what a build would make of a folder of yours.",
     "knowledge": "Knowledge texts: make the folder of a knowledge model, and write texts with it.",

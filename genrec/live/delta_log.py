@@ -101,8 +101,10 @@ class DeltaLog:
         try:
             return DeltaTable(self._uri, storage_options=self._options)
         except TableNotFoundError as error:
-            remedy = "name another location, or make the catalogue by `genrec catalog init`"
-            raise self.failure("there is no live catalogue", error, remedy) from error
+            raise CatalogStoreError(
+                f"{self.location}: there is no live catalogue, or it cannot be read; name another location, or make one "
+                "by `genrec catalog init`"
+            ) from error
         except _FAILURES as error:
             damaged = self._first_damaged(0)
             if damaged is None or damaged[0] == 0:
@@ -126,19 +128,23 @@ class DeltaLog:
         except _FAILURES as error:
             raise self.failure("cannot be read", error, "see that it can be reached") from error
         if not there:
-            gone = f"the log entry of version {before}, which was there, is missing"
-            raise self.failure("cannot be read", gone, "see that it can be reached, and is the same catalogue")
+            self._open_again(before)  # gone, or compacted away since it was looked at last
         try:
             self.table.update_incremental()
         except _FAILURES as error:
             damaged = self._first_damaged(before + 1)
             if damaged is None:
                 raise self.failure("cannot be read", error, "see that it can be reached") from error
-            what, remedy = f"version {damaged[0]} cannot be read", "put the file back from a copy"
-            raise self.failure(
-                what, damaged[1], f"{remedy}, or remove it if it is the last: its changes are then lost"
-            ) from error
+            remedy = "put the file back from a copy, or remove it if it is the last: its changes are then lost"
+            raise self.failure(f"version {damaged[0]} cannot be read", damaged[1], remedy) from error
         return self.table.version()
+
+    def _open_again(self, before: int) -> None:
+        del self.table
+        if (found := self.table.version()) < before:
+            raise CatalogStoreError(
+                f"{self.location}: is at version {found}, and was at {before}: it was replaced; start again"
+            )
 
     def entry(self, version: int) -> Entry:
         """The commit that made `version`. Raises Unreadable."""
@@ -240,7 +246,7 @@ class DeltaLog:
         table = self.table if self.table.version() == expected else self.at(expected)
         try:
             table.create_write_transaction(
-                added,
+                [*added],
                 "append" if base is None else "overwrite",
                 table.schema(),
                 commit_properties=_properties(kind, message, added, marks),
@@ -324,7 +330,7 @@ class DeltaLog:
 
 def _parsed(version: int, actions: list[dict[str, Any]]) -> Entry:
     """Raises ValueError and the like for actions that are no whole commit, or need what is not read here."""
-    info = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+    info: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
     files = []
     for add in (action["add"] for action in actions if "add" in action):
         if add.get("deletionVector"):

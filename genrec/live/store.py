@@ -200,7 +200,9 @@ class CatalogStore:
         """
         start, base = after, None
         if known is None:
-            base = self._base(after)
+            base = self._base(upto)
+            if base.state > after:
+                base = self._base(after)
             start = base.state
         judged = self._judged(start, upto, known, base)
         wanted = judged.rows.filter(pa.array(judged.versions > after))
@@ -216,6 +218,10 @@ class CatalogStore:
         judged = self._whole(base, version)
         named = pc.is_in(judged.rows["item_id"], value_set=item_ids)
         return merged(pa.concat_tables([*self._base_rows(base, SCHEMA.names, item_ids), judged.rows.filter(named)]))
+
+    def with_sids(self, rows: pa.Table) -> pa.Table:
+        """`rows` with a sid where there is only an embedding, as far as there is a quantiser."""
+        return rows if self._quantizer is None else quantized(rows, self._quantizer)
 
     def codes(self, rows: pa.Table) -> np.ndarray:
         """Codes of rows, int64 [n], -1 for those that say none. Raises CatalogStoreError if a quantiser is missing."""
@@ -320,7 +326,7 @@ class CatalogStore:
         return self._log.failure(f"version {number} cannot be read", why, _RESTORE)
 
     def _judged(self, after: int, upto: int, known: Known | None, base: _Base | None) -> _Judged:
-        """Read and judge commits. known: what exists at `after`; without it, `base`, whose state is `after`, is read."""
+        """Read and judge commits; what exists at `after` is told by `known`, or by `base`, whose state is `after`."""
         tables, refused, blocked, versions = [SCHEMA.empty_table()], {}, None, [np.empty(0, np.int64)]
         for version in range(after + 1, upto + 1):
             try:
@@ -383,14 +389,13 @@ class CatalogStore:
         return found
 
     def _changes(self, rows: pa.Table) -> Changes:
-        if self._quantizer is not None:
-            rows = quantized(rows, self._quantizer)
+        rows = self.with_sids(rows)
         alone = lacks_sid(rows)
         if alone.any():
             name = rows["item_id"][int(alone.argmax())].as_py()
             raise CatalogStoreError(
-                f"{self._log.location}: item {name[:64]!r} and {int(alone.sum()) - 1} more have an embedding and no sid, "
-                "and there is no quantiser to make one; name a bundle that has one (--bundle), or write sids"
+                f"{self._log.location}: item {name[:64]!r} and {int(alone.sum()) - 1} more have an embedding and no "
+                "sid, and there is no quantiser to make one; name a bundle that has one (--bundle), or write sids"
             )
         return changes_of(rows, self.space)
 
@@ -398,14 +403,11 @@ class CatalogStore:
         """The items of a base and of the commits behind it, with what is known of them, part by part."""
         touched, held = pc.unique(rows["item_id"]), []
 
-        def filled(part: pa.Table) -> pa.Table:
-            return part if self._quantizer is None else quantized(part, self._quantizer)
-
         for part in self._base_rows(base, SCHEMA.names):
             changed = pc.is_in(part["item_id"], value_set=touched)
             held.append(part.filter(changed))
-            yield filled(part.filter(pc.invert(changed)))
-        yield filled(merged(pa.concat_tables([*held, rows])))
+            yield self.with_sids(part.filter(pc.invert(changed)))
+        yield self.with_sids(merged(pa.concat_tables([*held, rows])))
 
     def _commit_base(self, added: list, state: int, base: _Base, message: str) -> int:
         """Commit a compacted base behind whatever was committed while it was written."""

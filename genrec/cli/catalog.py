@@ -1,0 +1,186 @@
+"""`genrec catalog`: commands of the live catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from genrec.cli.arguments import BundlePath
+
+if TYPE_CHECKING:
+    from genrec.bundle import Bundle
+    from genrec.catalog import ResidualQuantizer
+    from genrec.live.changes import Changes
+    from genrec.live.store import CatalogStore
+
+_SLICE = 1 << 18  # items that are in memory twice at once
+
+Location = Annotated[str, typer.Argument(help="The live catalogue: a folder, or a URL such as s3://bucket/catalog.")]
+StorageOption = Annotated[
+    Optional[list[str]],
+    typer.Option(help="KEY=VALUE for an object store, such as AWS_REGION=eu-west-1; the environment counts too."),
+]
+BundleOption = Annotated[
+    Optional[Path], typer.Option(help="The bundle whose quantiser gives a sid to items that have only an embedding.")
+]
+Message = Annotated[str, typer.Option(help="A line for the catalogue's log.")]
+
+
+def init(bundle_path: BundlePath, location: Location, storage_option: StorageOption = None) -> None:
+    """Make a live catalogue of the items of a bundle; refuses a location that holds anything."""
+    options = _options(storage_option)
+    store = _store_class()
+    from genrec.bundle import Bundle
+
+    bundle = Bundle(bundle_path)
+    quantizer = _quantizer(bundle)
+    store.create(
+        location,
+        bundle.space,
+        _items(bundle),
+        options,
+        width=None if quantizer is None else quantizer.dim,
+        message=f"bundle {bundle.manifest.bundle_version}",
+    )
+    typer.echo(f"version 0: {len(bundle.catalog)} items in {location}")
+
+
+def apply(
+    location: Location,
+    add: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Parquet, CSV or JSON Lines of items, new or known: item_id, sid or embedding, popularity, available, "
+            "attributes. What is not said stays as it is."
+        ),
+    ] = None,
+    remove: Annotated[Optional[Path], typer.Option(help="Ids to forget, one a line.")] = None,
+    available: Annotated[Optional[Path], typer.Option(help="Ids that may be recommended again, one a line.")] = None,
+    unavailable: Annotated[
+        Optional[Path], typer.Option(help="Ids that stay known and are not recommended, one a line.")
+    ] = None,
+    bundle: BundleOption = None,
+    change_sids: Annotated[
+        bool, typer.Option("--change-sids", help="Let items of --add change their semantic ID.")
+    ] = False,
+    message: Message = "",
+    storage_option: StorageOption = None,
+) -> None:
+    """Change a live catalogue, by one version. What is wrong is refused before anything is written."""
+    given = {"add": add, "remove": remove, "available": available, "unavailable": unavailable}
+    files = {role: path for role, path in given.items() if path is not None}
+    if not files:
+        raise typer.BadParameter(f"nothing to apply: give {', '.join('--' + role for role in given)}, or some of them")
+    store = _open(location, storage_option, bundle)
+    from genrec.live.apply import apply_files
+
+    done = apply_files(store, files, change_sids=change_sids, message=message)
+    typer.echo(
+        f"version {done.version}: {done.added} added, {done.changed} changed, {done.removed} removed, "
+        f"{done.available} available, {done.unavailable} unavailable"
+    )
+
+
+def log(
+    location: Location,
+    limit: Annotated[int, typer.Option(min=1, help="Versions to list, the newest first.")] = 20,
+    storage_option: StorageOption = None,
+) -> None:
+    """List the versions of a live catalogue."""
+    store = _open(location, storage_option)
+    table = Table()
+    for name in ("version", "time", "operation", "rows", "message"):
+        table.add_column(name, no_wrap=name != "message")
+    for entry in store.log(limit):
+        time = datetime.fromtimestamp(entry.time, timezone.utc).isoformat(" ", "seconds") if entry.time else ""
+        rows = "" if entry.rows is None else str(entry.rows)
+        table.add_row(str(entry.version), time, escape(entry.operation), rows, escape(entry.message))
+    Console().print(table)
+
+
+def rollback(
+    location: Location,
+    version: Annotated[int, typer.Argument(min=0, help="The version whose content the new one gets.")],
+    message: Message = "",
+    storage_option: StorageOption = None,
+) -> None:
+    """Write a new version of a live catalogue that is as an old one was."""
+    typer.echo(f"version {_open(location, storage_option).rollback(version, message)}: as version {version}")
+
+
+def compact(
+    location: Location,
+    keep_versions: Annotated[int, typer.Option(min=1, help="Newest versions that can still be read.")] = 100,
+    bundle: BundleOption = None,
+    storage_option: StorageOption = None,
+) -> None:
+    """Write the whole content as a new base of a live catalogue, and remove what old versions alone need."""
+    newest = _open(location, storage_option, bundle).compact(keep_versions)
+    typer.echo(f"version {newest}: compacted; the newest {keep_versions} versions are kept")
+
+
+def _open(location: str, storage_option: list[str] | None, bundle: Path | None = None) -> CatalogStore:
+    options = _options(storage_option)
+    store = _store_class()
+    quantizer = None
+    if bundle is not None:
+        from genrec.bundle import Bundle
+
+        quantizer = _quantizer(Bundle(bundle))
+        if quantizer is None:
+            raise ValueError(f"--bundle {bundle}: has no quantiser; give sids, and leave --bundle out")
+    return store.open(location, quantizer, options)
+
+
+def _store_class() -> type[CatalogStore]:
+    try:
+        import deltalake  # noqa: F401
+        import pyarrow  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{error.name} is not installed, which the live catalogue needs: pip install 'genrec-triton[catalog]'"
+        ) from error
+    from genrec.live.store import CatalogStore
+
+    return CatalogStore
+
+
+def _options(pairs: list[str] | None) -> dict[str, str]:
+    """Raises typer.BadParameter for what is not KEY=VALUE."""
+    found = {}
+    for pair in pairs or ():
+        key, _, value = pair.partition("=")
+        if not key or not value:
+            raise typer.BadParameter(f"--storage-option {pair!r}: write KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def _quantizer(bundle: Bundle) -> ResidualQuantizer | None:
+    from genrec.bundle import QUANTIZER
+    from genrec.catalog import ResidualQuantizer
+
+    folder = bundle.path / QUANTIZER
+    return ResidualQuantizer.load(folder) if folder.is_dir() else None
+
+
+def _items(bundle: Bundle) -> Iterator[Changes]:
+    from genrec.live.changes import Changes
+
+    catalog = bundle.catalog
+    for start in range(0, len(catalog), _SLICE):
+        part = slice(start, start + _SLICE)
+        yield Changes(
+            catalog.item_ids[part],
+            catalog.available[part] & False,
+            bundle.space.encode(catalog.sids[part]),
+            catalog.popularity[part],
+            catalog.available[part].astype("int8"),
+        )
