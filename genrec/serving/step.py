@@ -133,7 +133,7 @@ class Step(ABC, Generic[Input]):
             manifest = bundle.manifest
             created = datetime.datetime.fromisoformat(manifest.created).timestamp()
             return OneVersion(
-                manifest.catalog.version, created, make(bundle.catalog, bundle.index, lambda: bundle.graph_masks)
+                manifest.catalog.version, created, make(bundle.catalog, bundle.index, lambda: bundle.masks)
             )
 
         @lru_cache(maxsize=2)

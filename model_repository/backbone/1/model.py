@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
-from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable, PrefixTrie
+from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable
 from genrec.engines import open_engine
 from genrec.engines.base import Drafts, InFlightEngine
 from genrec.errors import InvalidRequest
@@ -19,18 +19,15 @@ from genrec.serving.step import Step, checked_stamp, tensor
 
 @dataclass(frozen=True)
 class Masks:
-    """What the step needs of a version of the catalogue. version: a live one."""
+    """What the step needs of a version of a live catalogue."""
 
-    table: PrefixTable | PrefixTrie
-    version: CatalogVersion | None = None
+    table: PrefixTable
+    version: CatalogVersion
 
     @classmethod
-    def of(cls, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> "Masks":
-        return cls(masks(), items if isinstance(items, CatalogVersion) else None)
-
-    def touched_codes(self) -> np.ndarray:
-        """Codes whose bits may differ from those of the base: int64 [n]."""
-        return np.empty(0, np.int64) if self.version is None else self.version.delta.touched_codes
+    def of(cls, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> "Masks | None":
+        """None for the bundle's own catalogue, whose masks the engine has already."""
+        return cls(masks(), items) if isinstance(items, CatalogVersion) else None
 
 
 class TritonPythonModel(Step[tuple[np.ndarray, int]]):
@@ -44,7 +41,7 @@ class TritonPythonModel(Step[tuple[np.ndarray, int]]):
         self.engine.draft([golden["prompt"]] * self.max_batch_size, masked=self.masked)  # warm-up at full size
         check_drafts(golden, self.engine)
         self.catalogues = self.versions(Masks.of)
-        self.masks = Masks(self.bundle.graph_masks)
+        self.masks: Masks | None = None
 
     def read(self, request: Any) -> tuple[np.ndarray, int]:
         stamp = checked_stamp(request)
@@ -63,12 +60,12 @@ class TritonPythonModel(Step[tuple[np.ndarray, int]]):
     def follow(self) -> None:
         """Draft with the masks of the current version: they hold what every version needs that can be asked for."""
         masks = self.catalogues.current.made
-        if masks is self.masks:
+        if masks is None or masks is self.masks:
             return
-        if masks.table is not self.masks.table:  # another base; over the same one they change in place
+        if self.masks is None or masks.table is not self.masks.table:  # of another base; those of one change in place
             self.engine.set_masks(masks.table)
         if self.engine.copies_masks:
-            self.engine.update_masks(masks.table.slots(masks.touched_codes()))
+            self.engine.update_masks(masks.table.slots(masks.version.delta.touched_codes))
         self.masks = masks
 
     def finalize(self) -> None:
