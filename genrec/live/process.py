@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from genrec.bundle import QUANTIZER, Bundle
 from genrec.catalog import ResidualQuantizer
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _LONGEST_PAUSE_S = 30.0
-_LOCK = "lock"
+_LOCK, _NOTE = "lock", "followed.json"
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,7 @@ class FollowerProcess:
             if status is not None or time.monotonic() > deadline:
                 self._process.kill()
                 what = f"ended with status {status}" if status is not None else f"took more than {self._timeout_s:g} s"
-                raise CatalogStoreError(
-                    f"{self._options.location}: the catalogue's follower {what} before there was a version to serve; "
-                    "its own lines above say why"
-                )
+                raise CatalogStoreError(self._last_words() or f"{self._options.location}: the follower {what}")
             time.sleep(0.02)
         self._watcher.start()
         return self
@@ -91,6 +90,12 @@ class FollowerProcess:
             self._process.kill()
             self._process.wait()
         self._watcher.join()
+
+    def _last_words(self) -> str:
+        try:
+            return Status.load(Path(self._options.root)).problem
+        except (OSError, ValueError, TypeError):
+            return ""
 
     def _spawn(self) -> None:
         self._process = subprocess.Popen(
@@ -138,27 +143,53 @@ def follow(options: FollowerOptions, stop: threading.Event) -> None:
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    def opened() -> CatalogStore:
+        return CatalogStore.open(options.location, quantizer, dict(options.storage_options))
+
     with _only_writer(root):
-        while True:
-            try:
-                store = CatalogStore.open(options.location, quantizer, dict(options.storage_options))
-                if store.space != bundle.space:
-                    raise SystemExit(
-                        f"error: {options.location}: has semantic IDs of levels {list(store.space.levels)}, the bundle "
-                        f"{options.bundle} of {list(bundle.space.levels)}; give the catalogue that was made for it"
-                    )
-                follower = Follower(store, root, options.most_popular, options.keep_s, log)
-                break
-            except (OSError, ValueError) as error:
-                if not (root / CURRENT).exists():
-                    raise
-                # What was published before can be served meanwhile.
-                log(f"catalogue: {error}; what was published before goes on")
-                published = int(os.readlink(root / CURRENT).rpartition("/")[2])
-                Status(published, published, None, _reached(root), problem=str(error)).save(root)
-                if stop.wait(1.0):
-                    return
-        follower.run(stop)
+        _forget_others(root, {"location": options.location, "levels": list(bundle.space.levels)})
+        store = _as_soon_as_possible(opened, root, stop, log)
+        if store is None:
+            return
+        if store.space != bundle.space:
+            raise CatalogStoreError(
+                f"{options.location}: has semantic IDs of levels {list(store.space.levels)}, the bundle "
+                f"{options.bundle} of {list(bundle.space.levels)}; give the catalogue that was made for it"
+            )
+        begin = partial(Follower, store, root, options.most_popular, options.keep_s, log)
+        follower = _as_soon_as_possible(begin, root, stop, log)
+        if follower is not None:
+            follower.run(stop)
+
+
+def _forget_others(root: Path, what: dict[str, object]) -> None:
+    """Have nothing published that was made of another catalogue than `what`."""
+    note = root / _NOTE
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(note.read_text()) == what:
+            return
+    (root / CURRENT).unlink(missing_ok=True)
+    note.write_text(json.dumps(what) + "\n")
+
+
+def _as_soon_as_possible(
+    make: Callable[[], Made], root: Path, stop: threading.Event, log: Callable[[str], None]
+) -> Made | None:
+    """What `make` gives: tried again while the store is not there, as long as what was published before can be served.
+
+    None if it is to stop before that. Raises what `make` does if there is nothing to serve.
+    """
+    while True:
+        try:
+            return make()
+        except (OSError, ValueError) as error:
+            if not (root / CURRENT).exists():
+                raise
+            log(f"catalogue: {error}; what was published before goes on")
+            published = int(os.readlink(root / CURRENT).rpartition("/")[2])
+            Status(published, published, None, _reached(root), problem=str(error)).save(root)
+        if stop.wait(1.0):
+            return None
 
 
 def _reached(root: Path) -> float:
@@ -185,7 +216,9 @@ def main() -> None:
     try:
         follow(options, stop)
     except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+        with contextlib.suppress(OSError):
+            Status(0, -1, None, time.time(), problem=str(error)).save(Path(options.root))  # for who started this
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

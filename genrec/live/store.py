@@ -145,7 +145,7 @@ class CatalogStore:
             ) from None
         if version != _FORMAT:
             raise CatalogStoreError(f"{location}: has format {version}, this genrec reads {_FORMAT}; upgrade genrec")
-        if quantizer is not None and (quantizer.levels, quantizer.dim) != (levels, width):
+        if quantizer is not None and width is not None and (quantizer.levels, quantizer.dim) != (levels, width):
             raise CatalogStoreError(
                 f"{location}: has levels {levels} and embeddings of {width}, the bundle's quantiser has "
                 f"{quantizer.levels} and {quantizer.dim}; name the bundle that the catalogue was made of"
