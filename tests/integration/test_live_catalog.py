@@ -19,6 +19,7 @@ import pytest
 from genrec.bundle import Bundle
 from genrec.catalog.published import CURRENT, Record
 from genrec.live.changes import Changes
+from genrec.live.init import init_catalog
 from genrec.live.process import FollowerProcess
 from genrec.live.status import Status
 from genrec.live.store import CatalogStore
@@ -77,12 +78,8 @@ class Live:
 @pytest.fixture(scope="module")
 def live(bundle: Bundle, dataset: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("live")
-    catalog = bundle.catalog
-    codes = bundle.space.encode(catalog.sids)
-    nothing = np.zeros(len(catalog), bool)
-    items = Changes(catalog.item_ids, nothing, codes, catalog.popularity, catalog.available.astype(np.int8))
-    CatalogStore.create(str(folder / "store"), bundle.space, [items])
-    ids = [item_id.decode() for item_id in catalog.item_ids.tolist()]
+    init_catalog(bundle, str(folder / "store"))
+    ids = [item_id.decode() for item_id in bundle.catalog.item_ids.tolist()]
     with serve_bundle(
         bundle.path,
         Deployment(threads=1, timeout_ms=2000),
