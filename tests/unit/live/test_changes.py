@@ -18,7 +18,7 @@ CHANGE = st.tuples(
 
 @given(rows=st.lists(CHANGE, max_size=40), known=st.booleans())
 def test_one_change_of_each_does_what_all_do(rows: list[tuple], known: bool) -> None:
-    state = {name: (9, 7, False) for name in "abcdef"} if known else {}
+    state = dict.fromkeys("abcdef", (9, 7, False)) if known else {}
     # An item that is new always says its code; the store lets no other through.
     there, valid = set(state), []
     for name, code, popularity, available, removed in rows:

@@ -70,8 +70,7 @@ def is_valid(rows: list[Mapping[str, Any]], state: State) -> bool:
     if len(set(names)) < len(names):
         return False
     return all(
-        name in NAMES
-        and (row["operation"] == "remove" or name in state or row.get("sid") or row.get("embedding"))
+        name in NAMES and (row["operation"] == "remove" or name in state or row.get("sid") or row.get("embedding"))
         for name, row in zip(names, rows, strict=True)
     )
 
