@@ -102,8 +102,13 @@ class DeltaLog:
             return DeltaTable(self._uri, storage_options=self._options)
         except TableNotFoundError as error:
             raise CatalogStoreError(
+<<<<<<< HEAD
                 f"{self.location}: no live catalogue, or it cannot be read; name another location, or make one "
                 "by `genrec catalog init`"
+=======
+                f"{self.location}: there is no live catalogue, or it cannot be read; name another location, or make "
+                "one by `genrec catalog init`"
+>>>>>>> live-store
             ) from error
         except _FAILURES as error:
             damaged = self._first_damaged(0)
@@ -303,6 +308,10 @@ class DeltaLog:
                 if info.type == pafs.FileType.File and info.path not in needed:
                     if info.path in known or info.mtime.timestamp() < old:
                         self.files.delete_file(info.path)
+            # What was being written into a folder has such a name, which is not listed.
+            for path in Path(self._uri).glob("*.parquet#*") if self.is_local else ():
+                if path.stat().st_mtime < old:
+                    path.unlink()
             for name in sorted(names):  # the oldest first: what is left has no gap
                 if re.match(r"\d{20}\.", name) and int(name[:20]) < first:
                     self.files.delete_file(f"{_LOG}/{name}")
