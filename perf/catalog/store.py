@@ -1,6 +1,6 @@
 """What the live catalogue's store takes: making it, commits, what a follower reads of them, rollback, compaction.
 
-python -m perf.speed.live_store build/bench --sizes 1000000,10000000
+python -m perf.catalog.store build/catalog-bench --sizes 1000000,10000000
 """
 
 from __future__ import annotations
