@@ -75,7 +75,7 @@ class Bench:
         """An item with the semantic ID `code`, more popular than any other."""
         name = f"probe-{number}-{time.time_ns()}"
         one = np.ones(1, np.int8)
-        return name, Changes(np.array([name.encode()]), one == 0, np.array([code]), np.array([10**9]), one)
+        return name, Changes(np.array([name.encode()]), one == 0, np.array([code]), np.array([time.time_ns()]), one)
 
     def commit(self, changes: Changes) -> None:
         self.version = self.store.commit(changes, self.version, "bench")
