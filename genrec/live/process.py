@@ -201,7 +201,7 @@ def _reached(root: Path) -> float:
 def main() -> None:
     """Follow as the options on the standard input say, until SIGTERM or the end of the process that started this."""
     options = FollowerOptions(**json.load(sys.stdin))
-    os.nice(5)  # the steps of the server come first
+    os.nice(15)  # the steps of the server come first
     stop, parent = threading.Event(), os.getppid()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
