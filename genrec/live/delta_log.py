@@ -36,7 +36,7 @@ _LOG = "_delta_log"
 _GROUP_BYTES, _GROUP_ROWS, _FILE_GROUPS = 64 << 20, 1 << 18, 16
 _ORPHAN_S = 86_400
 # An object store that does not answer is given up after seconds, not minutes: who polls it tries again.
-_PATIENCE = {"connect_timeout": "5s", "timeout": "30s", "max_retries": "3", "retry_timeout": "20s"}
+_PATIENCE = {"connect_timeout": "3s", "timeout": "10s", "max_retries": "2", "retry_timeout": "10s"}
 _FAILURES = (DeltaError, OSError, pa.ArrowException, ValueError)
 
 
