@@ -102,8 +102,8 @@ class DeltaLog:
             return DeltaTable(self._uri, storage_options=self._options)
         except TableNotFoundError as error:
             raise CatalogStoreError(
-                f"{self.location}: no live catalogue, or it cannot be read; name another location, or make one "
-                "by `genrec catalog init`"
+                f"{self.location}: there is no live catalogue, or it cannot be read; name another location, or make "
+                "one by `genrec catalog init`"
             ) from error
         except _FAILURES as error:
             damaged = self._first_damaged(0)
