@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from genrec.bundle import Bundle
+from genrec.bundle import PREFIXES_FORMAT, Bundle
 from genrec.evaluation.metrics import metrics
 from genrec.evaluation.ranker import Ranker, rank_served
+from genrec.live.changes import Changes
+from genrec.live.init import init_catalog
+from genrec.live.store import CatalogStore
 from genrec.pipeline import Pipeline
 from genrec.reporting.kept import require_same
 from genrec.reporting.progress import track
-from genrec.serving.serve import serve_bundle
+from genrec.serving.serve import LiveCatalog, serve_bundle
 from genrec.serving.statistics import read_step_counts
 from genrec.serving.triton import find_triton
 from genrec_builders.build import build_bundle, is_built, read_attributes
@@ -35,6 +39,7 @@ DATA_BUILD = BuildConfig(training=TrainingConfig(epochs=6))
 SHOP = (5000, 12000, 0)  # items, users, seed
 TIMED_REQUESTS = 50
 SERVED_USERS = 500
+NEW_ITEM, LATEST_S = "new-item", 30.0
 
 
 def run_demo(data: Path | None, work: Path, console: Console, epochs: int | None = None) -> None:
@@ -54,10 +59,20 @@ def run_demo(data: Path | None, work: Path, console: Console, epochs: int | None
         require_places(path, [data])
     dataset = read_dataset(data)
     bundle = _built(dataset, path, config, console)
-    console.print("start Triton")
-    with serve_bundle(path, log_path=work / "triton.log") as server:
-        _show_user(bundle, dataset, server.grpc_url, console)
-        _show_quality(bundle, dataset, server.grpc_url, console)
+    with tempfile.TemporaryDirectory(prefix="genrec-demo-") as scratch:
+        store = Path(scratch) / "catalog"
+        live = None
+        if bundle.manifest.format_version > PREFIXES_FORMAT:
+            init_catalog(bundle, str(store))
+            live = LiveCatalog(str(store), Path(scratch) / "published")
+        else:
+            console.print(f"{path}: its format cannot follow a live catalogue; remove it to build anew", soft_wrap=True)
+        console.print("start Triton")
+        with serve_bundle(path, catalog=live, log_path=work / "triton.log") as server:
+            _show_user(bundle, dataset, server.grpc_url, console)
+            _show_quality(bundle, dataset, server.grpc_url, console)
+            if live is not None:
+                _show_change(bundle, dataset, server.grpc_url, CatalogStore.open(str(store)), console)
 
 
 def _make_shop(path: Path, console: Console) -> None:
@@ -133,6 +148,36 @@ def _show_user(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> 
         f"seen by the client {total:.2f}",
         soft_wrap=True,
     )
+
+
+def _show_change(bundle: Bundle, dataset: Dataset, url: str, store: CatalogStore, console: Console) -> None:
+    """Add an item while the server runs, and wait until it is recommended."""
+    from genrec_client import Recommender
+
+    test = split_leave_one_out(dataset.interactions).test
+    user = _shown(np.diff(test.histories.offsets))
+    ids = [bundle.catalog.item_ids[row].decode() for row in test.histories[user]]
+    with Recommender(url, timeout_s=10.0) as client:
+        best = client.recommend(ids, top_k=1).item_ids[0]
+        row = bundle.catalog.rows_of(np.array([best.encode()], object))
+        changes = Changes(
+            item_ids=np.array([NEW_ITEM.encode()]),
+            removed=np.zeros(1, bool),
+            codes=bundle.space.encode(bundle.catalog.sids[row]),  # as the quantiser would say of the like
+            popularity=bundle.catalog.popularity[row] + 1,
+            available=np.ones(1, np.int8),
+        )
+        version = store.commit(changes, store.latest(), "the demo's new item")
+        committed = time.monotonic()
+        while NEW_ITEM not in (answer := client.recommend(ids)).item_ids:
+            if time.monotonic() - committed > LATEST_S:
+                raise RuntimeError(f"{NEW_ITEM} is not recommended {LATEST_S:g} s after it was added")
+        place = answer.item_ids.index(NEW_ITEM) + 1
+        console.print(
+            f"live catalogue: {NEW_ITEM}, alike {best}, was added while the server ran (version {version}), and was "
+            f"recommended at place {place} after {1e3 * (time.monotonic() - committed):.0f} ms",
+            soft_wrap=True,
+        )
 
 
 def _show_quality(bundle: Bundle, dataset: Dataset, url: str, console: Console) -> None:

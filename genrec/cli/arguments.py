@@ -24,12 +24,12 @@ StorageOptions = Annotated[
 
 
 def storage_options(given: list[str] | None) -> dict[str, str]:
-    """`--storage-option KEY=VALUE`, as often as given. Raises typer.BadParameter for one without a key and a "="."""
+    """`--storage-option KEY=VALUE`, as often as given. Raises typer.BadParameter for anything else."""
     options = {}
     for text in given or ():
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise typer.BadParameter(f"--storage-option {key!r}: write KEY=VALUE")  # the value may be a secret
+        key, _, value = text.partition("=")
+        if not key or not value:
+            raise typer.BadParameter(f"--storage-option {text!r}: write KEY=VALUE")
         options[key] = value
     return options
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -12,43 +11,27 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from genrec.cli.arguments import BundlePath
+from genrec.cli.arguments import BundlePath, StorageOptions, storage_options
 
 if TYPE_CHECKING:
-    from genrec.bundle import Bundle
-    from genrec.catalog import ResidualQuantizer
-    from genrec.live.changes import Changes
     from genrec.live.store import CatalogStore
 
-_SLICE = 1 << 18  # items that are in memory twice at once
-
 Location = Annotated[str, typer.Argument(help="The live catalogue: a folder, or a URL such as s3://bucket/catalog.")]
-StorageOption = Annotated[
-    Optional[list[str]],
-    typer.Option(help="KEY=VALUE for an object store, such as AWS_REGION=eu-west-1; the environment counts too."),
-]
 BundleOption = Annotated[
     Optional[Path], typer.Option(help="The bundle whose quantiser gives a sid to items that have only an embedding.")
 ]
 Message = Annotated[str, typer.Option(help="A line for the catalogue's log.")]
 
 
-def init(bundle_path: BundlePath, location: Location, storage_option: StorageOption = None) -> None:
+def init(bundle_path: BundlePath, location: Location, storage_option: StorageOptions = None) -> None:
     """Make a live catalogue of the items of a bundle; refuses a location that holds anything."""
-    options = _options(storage_option)
-    store = _store_class()
+    options = storage_options(storage_option)
+    _store_class()
     from genrec.bundle import Bundle
+    from genrec.live.init import init_catalog
 
     bundle = Bundle(bundle_path)
-    quantizer = _quantizer(bundle)
-    store.create(
-        location,
-        bundle.space,
-        _items(bundle),
-        options,
-        width=None if quantizer is None else quantizer.dim,
-        message=f"bundle {bundle.manifest.bundle_version}",
-    )
+    init_catalog(bundle, location, options)
     typer.echo(f"version 0: {len(bundle.catalog)} items in {location}")
 
 
@@ -71,7 +54,7 @@ def apply(
         bool, typer.Option("--change-sids", help="Let items of --add change their semantic ID.")
     ] = False,
     message: Message = "",
-    storage_option: StorageOption = None,
+    storage_option: StorageOptions = None,
 ) -> None:
     """Change a live catalogue, by one version. What is wrong is refused before anything is written."""
     given = {"add": add, "remove": remove, "available": available, "unavailable": unavailable}
@@ -91,7 +74,7 @@ def apply(
 def log(
     location: Location,
     limit: Annotated[int, typer.Option(min=1, help="Versions to list, the newest first.")] = 20,
-    storage_option: StorageOption = None,
+    storage_option: StorageOptions = None,
 ) -> None:
     """List the versions of a live catalogue."""
     store = _open(location, storage_option)
@@ -109,7 +92,7 @@ def rollback(
     location: Location,
     version: Annotated[int, typer.Argument(min=0, help="The version whose content the new one gets.")],
     message: Message = "",
-    storage_option: StorageOption = None,
+    storage_option: StorageOptions = None,
 ) -> None:
     """Write a new version of a live catalogue that is as an old one was."""
     typer.echo(f"version {_open(location, storage_option).rollback(version, message)}: as version {version}")
@@ -119,7 +102,7 @@ def compact(
     location: Location,
     keep_versions: Annotated[int, typer.Option(min=1, help="Newest versions that can still be read.")] = 100,
     bundle: BundleOption = None,
-    storage_option: StorageOption = None,
+    storage_option: StorageOptions = None,
 ) -> None:
     """Write the whole content as a new base of a live catalogue, and remove what old versions alone need."""
     newest = _open(location, storage_option, bundle).compact(keep_versions)
@@ -127,13 +110,14 @@ def compact(
 
 
 def _open(location: str, storage_option: list[str] | None, bundle: Path | None = None) -> CatalogStore:
-    options = _options(storage_option)
+    options = storage_options(storage_option)
     store = _store_class()
     quantizer = None
     if bundle is not None:
         from genrec.bundle import Bundle
+        from genrec.live.init import quantizer_of
 
-        quantizer = _quantizer(Bundle(bundle))
+        quantizer = quantizer_of(Bundle(bundle))
         if quantizer is None:
             raise ValueError(f"--bundle {bundle}: has no quantiser; give sids, and leave --bundle out")
     return store.open(location, quantizer, options)
@@ -150,37 +134,3 @@ def _store_class() -> type[CatalogStore]:
     from genrec.live.store import CatalogStore
 
     return CatalogStore
-
-
-def _options(pairs: list[str] | None) -> dict[str, str]:
-    """Raises typer.BadParameter for what is not KEY=VALUE."""
-    found = {}
-    for pair in pairs or ():
-        key, _, value = pair.partition("=")
-        if not key or not value:
-            raise typer.BadParameter(f"--storage-option {pair!r}: write KEY=VALUE")
-        found[key] = value
-    return found
-
-
-def _quantizer(bundle: Bundle) -> ResidualQuantizer | None:
-    from genrec.bundle import QUANTIZER
-    from genrec.catalog import ResidualQuantizer
-
-    folder = bundle.path / QUANTIZER
-    return ResidualQuantizer.load(folder) if folder.is_dir() else None
-
-
-def _items(bundle: Bundle) -> Iterator[Changes]:
-    from genrec.live.changes import Changes
-
-    catalog = bundle.catalog
-    for start in range(0, len(catalog), _SLICE):
-        part = slice(start, start + _SLICE)
-        yield Changes(
-            catalog.item_ids[part],
-            catalog.available[part] & False,
-            bundle.space.encode(catalog.sids[part]),
-            catalog.popularity[part],
-            catalog.available[part].astype("int8"),
-        )

@@ -93,6 +93,9 @@ def serve(
     from genrec.serving.serve import LiveCatalog, prepare_server
     from genrec.serving.triton import ServerTls
 
+    store_options = storage_options(storage_option)
+    if catalog is None and (catalog_cache is not None or store_options):
+        raise typer.BadParameter("--catalog-cache and --storage-option go with --catalog, which is missing")
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca and tls_cert is None):
         raise typer.BadParameter("TLS takes both --tls-cert and --tls-key; --tls-client-ca goes with them")
     tls = ServerTls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
@@ -107,13 +110,11 @@ def serve(
         if port and list(ports.values()).count(port) > 1:
             raise typer.BadParameter(f"--{name.replace('_', '-')} {port}: another endpoint has this port too")
     options = {"tls": tls, "exit_timeout": exit_timeout_s}
-    if catalog is None and (catalog_cache is not None or storage_option):
-        raise typer.BadParameter("--catalog-cache and --storage-option go with --catalog, which is missing")
     with ExitStack() as running:
         live = None
         if catalog is not None:
             scratch = catalog_cache or Path(running.enter_context(tempfile.TemporaryDirectory(prefix="genrec-")))
-            live = LiveCatalog(catalog, scratch, storage_options(storage_option))
+            live = LiveCatalog(catalog, scratch, store_options)
         server = running.enter_context(prepare_server(bundle_path, deployment, live, host=host, **ports, **options))
 
         def announce() -> None:

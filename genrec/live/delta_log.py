@@ -303,6 +303,10 @@ class DeltaLog:
                 if info.type == pafs.FileType.File and info.path not in needed:
                     if info.path in known or info.mtime.timestamp() < old:
                         self.files.delete_file(info.path)
+            # What was being written into a folder has such a name, which is not listed.
+            for path in Path(self._uri).glob("*.parquet#*") if self.is_local else ():
+                if path.stat().st_mtime < old:
+                    path.unlink()
             for name in sorted(names):  # the oldest first: what is left has no gap
                 if re.match(r"\d{20}\.", name) and int(name[:20]) < first:
                     self.files.delete_file(f"{_LOG}/{name}")

@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
-from genrec.bundle import QUANTIZER, Bundle
-from genrec.catalog import ResidualQuantizer
+from genrec.bundle import Bundle
 from genrec.catalog.published import CURRENT
 from genrec.errors import CatalogStoreError
 from genrec.live.status import STATUS, Status
@@ -134,17 +133,17 @@ def _only_writer(root: Path) -> Iterator[None]:
 def follow(options: FollowerOptions, stop: threading.Event) -> None:
     """Follow until `stop` is set. Raises CatalogStoreError if there is nothing to serve."""
     from genrec.live.follower import Follower
+    from genrec.live.init import quantizer_of
     from genrec.live.store import CatalogStore
 
     root = Path(options.root)
     bundle = Bundle(options.bundle)
-    quantizer = ResidualQuantizer.load(bundle.path / QUANTIZER) if (bundle.path / QUANTIZER).exists() else None
 
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     def opened() -> CatalogStore:
-        return CatalogStore.open(options.location, quantizer, dict(options.storage_options))
+        return CatalogStore.open(options.location, quantizer_of(bundle), dict(options.storage_options))
 
     with _only_writer(root):
         _forget_others(root, {"location": options.location, "levels": list(bundle.space.levels)})
@@ -202,7 +201,7 @@ def _reached(root: Path) -> float:
 def main() -> None:
     """Follow as the options on the standard input say, until SIGTERM or the end of the process that started this."""
     options = FollowerOptions(**json.load(sys.stdin))
-    os.nice(5)  # the steps of the server come first
+    os.nice(15)  # the steps of the server come first
     stop, parent = threading.Event(), os.getppid()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

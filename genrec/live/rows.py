@@ -137,7 +137,7 @@ def quantized(rows: pa.Table, quantizer: ResidualQuantizer) -> pa.Table:
     if not alone.any():
         return rows
     at = np.flatnonzero(alone)
-    found = quantizer.encode(_lists(rows["embedding"].take(pa.array(at)), np.nan)[0].reshape(len(at), -1))
+    found = quantizer.encode(_values(rows["embedding"].take(pa.array(at))).reshape(len(at), -1))
     sids = _whole(rows["sid"])
     both = pa.chunked_array([sids, _sid_column(found, np.ones(len(at), bool))])
     source = np.arange(rows.num_rows)
@@ -149,7 +149,7 @@ def changes_of(rows: pa.Table, space: SemanticIdSpace) -> Changes:
     """Rows without problems, and with a sid where they say a code, as `Changes`."""
     given = says_code(rows) & rows["sid"].is_valid().to_numpy()
     codes = np.full(rows.num_rows, KEEPS, np.int64)
-    sids = _lists(rows["sid"].filter(pa.array(given)), -1)[0].reshape(-1, space.depth)
+    sids = _values(rows["sid"].filter(pa.array(given))).reshape(-1, space.depth)
     codes[given] = sids.astype(np.int64) @ space.radix
     removed = removals(rows)
     popularity = rows["popularity"].fill_null(KEEPS).to_numpy()
@@ -258,6 +258,11 @@ def _lists(column: pa.ChunkedArray, null: float) -> tuple[np.ndarray, np.ndarray
     owner = np.repeat(np.arange(len(lists)), sizes)
     place = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return lists.flatten().fill_null(null).to_numpy(), owner, place, lengths
+
+
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    """All values of a column of lists without nulls in them."""
+    return _whole(column).flatten().to_numpy()
 
 
 def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from genrec.live.rows import (
     changes_of,
     conform,
     id_bytes,
+    id_texts,
     is_new_without_code,
     keys_of,
     lacks_sid,
@@ -84,8 +85,18 @@ class _Judged:
     rows: pa.Table
     versions: np.ndarray
     reached: int
-    refused: list[tuple[int, str]]
+    refused: dict[int, str]
     blocked: tuple[int, str] | None
+
+    def upto(self, version: int) -> pa.Table:
+        """The rows of the commits up to `version`."""
+        return self.rows.filter(pa.array(self.versions <= version))
+
+    def without(self, late: dict[int, str]) -> _Judged:
+        """The same with further commits refused."""
+        counts = ~np.isin(self.versions, list(late))
+        rows = self.rows.filter(pa.array(counts))
+        return replace(self, rows=rows, versions=self.versions[counts], refused=self.refused | late)
 
 
 class CatalogStore:
@@ -198,15 +209,15 @@ class CatalogStore:
         asked about those alone that a commit changes and gives no semantic ID. Bases are passed over: their content is
         the state before. Raises CatalogStoreError if the store cannot be reached at all, or a quantiser is missing.
         """
-        start, base = after, None
+        start = after
         if known is None:
             base = self._base(upto)
             if base.state > after:
                 base = self._base(after)
-            start = base.state
-        judged = self._judged(start, upto, known, base)
+            start, known = base.state, self._in_base(base)
+        judged = self._settled(self._read(start, upto), known)
         wanted = judged.rows.filter(pa.array(judged.versions > after))
-        refused = [(version, why) for version, why in judged.refused if version > after]
+        refused = [(version, why) for version, why in sorted(judged.refused.items()) if version > after]
         return Commits(self._changes(wanted), judged.reached, refused, judged.blocked)
 
     def lookup(self, item_ids: pa.Array, version: int) -> pa.Table:
@@ -215,9 +226,12 @@ class CatalogStore:
         Raises CatalogStoreError if the version cannot be read.
         """
         base = self._base(version)
-        judged = self._whole(base, version)
-        named = pc.is_in(judged.rows["item_id"], value_set=item_ids)
-        return merged(pa.concat_tables([*self._base_rows(base, SCHEMA.names, item_ids), judged.rows.filter(named)]))
+        read = self._read(base.state, version)
+        if read.blocked is not None:
+            raise self._unread(read)
+        held, judged = self._held(base, read, item_ids)
+        rows = pa.concat_tables([held, judged.rows])
+        return merged(rows.filter(pc.is_in(rows["item_id"], value_set=item_ids)))
 
     def with_sids(self, rows: pa.Table) -> pa.Table:
         """`rows` with a sid where there is only an embedding, as far as there is a quantiser."""
@@ -255,21 +269,22 @@ class CatalogStore:
         if not 0 <= version <= newest:
             raise CatalogStoreError(f"{self._log.location}: has no version {version}; the newest is {newest}")
         base = self._base(version)
-        judged = self._judged(base.state, newest, None, base)
-        if judged.reached < version:
-            raise self._unread(judged)
-        then = judged.rows.filter(pa.array(judged.versions <= version))
+        read = self._read(base.state, newest)
+        if read.reached < version:
+            raise self._unread(read)
         message = message or f"as version {version}"
-        if judged.blocked is not None:
-            added = self._log.write(self._snapshot(base, then), "base")
+        if read.blocked is not None:
+            judged = self._settled(read, self._in_base(base))
+            added = self._log.write(self._snapshot(base, judged.upto(version)), "base")
             return self._log.commit(added, "rollback", message, newest, newest + 1)
-        touched = pc.unique(judged.rows.filter(pa.array(judged.versions > version))["item_id"])
-        held = [*self._base_rows(base, SCHEMA.names, touched)]
+        touched = pc.unique(read.rows.filter(pa.array(read.versions > version))["item_id"])
+        held, judged = self._held(base, read, touched)
 
         def state(rows: pa.Table) -> pa.Table:
-            return merged(pa.concat_tables([*held, rows.filter(pc.is_in(rows["item_id"], value_set=touched))]))
+            known = pa.concat_tables([held, rows])
+            return merged(known.filter(pc.is_in(known["item_id"], value_set=touched)))
 
-        return self.commit(_difference(state(judged.rows), state(then)), newest, message, "rollback")
+        return self.commit(_difference(state(judged.rows), state(judged.upto(version))), newest, message, "rollback")
 
     def compact(self, keep_versions: int = 100, message: str = "") -> int:
         """Write a base, and remove what the newest `keep_versions` versions do not need; gives the newest version.
@@ -279,7 +294,9 @@ class CatalogStore:
         """
         version = newest = self.latest()
         base = self._base(version)
-        judged = self._whole(base, version)
+        judged = self._settled(self._read(base.state, version), self._in_base(base))
+        if judged.blocked is not None:
+            raise self._unread(judged)
         if judged.rows.num_rows:
             added = self._log.write(self._snapshot(base, judged.rows), "base")
             newest = self._commit_base(added, version, base, message)
@@ -314,27 +331,22 @@ class CatalogStore:
             remedy = "put it back from a copy, or roll back to a version before it"
             raise self._log.failure(f"the base of version {base.version} cannot be read", error, remedy) from error
 
-    def _whole(self, base: _Base, version: int) -> _Judged:
-        """All commits from the base to `version`. Raises CatalogStoreError if one of them cannot be read."""
-        judged = self._judged(base.state, version, None, base)
-        if judged.blocked is not None:
-            raise self._unread(judged)
-        return judged
-
     def _unread(self, judged: _Judged) -> CatalogStoreError:
         number, why = judged.blocked or (judged.reached, "")
         return self._log.failure(f"version {number} cannot be read", why, _RESTORE)
 
-    def _judged(self, after: int, upto: int, known: Known | None, base: _Base | None) -> _Judged:
-        """Read and judge commits; what exists at `after` is told by `known`, or by `base`, whose state is `after`."""
-        tables, refused, blocked, versions = [SCHEMA.empty_table()], {}, None, [np.empty(0, np.int64)]
+    def _read(self, after: int, upto: int) -> _Judged:
+        """The commits after + 1 .. upto, judged by their rows alone; `_settled` does the rest."""
+        tables, versions = [SCHEMA.empty_table()], [np.empty(0, np.int64)]
+        refused: dict[int, str] = {}
+        blocked = None
         for version in range(after + 1, upto + 1):
             try:
                 entry = self._log.entry(version)
-                if entry.base is None and entry.rewrites:
-                    raise Refused("it takes rows away; only appended rows are changes, so append rows that remove")
                 if entry.base == version:
                     raise Unreadable("it begins anew: what is before it does not lead to it")
+                if entry.base is None and entry.rewrites:
+                    raise Refused("it takes rows away; only appended rows are changes, so append rows that remove")
                 rows = SCHEMA.empty_table() if entry.base is not None else self._log.rows(entry)
             except Refused as error:
                 refused[version] = str(error)
@@ -345,32 +357,28 @@ class CatalogStore:
                 tables.append(rows)
                 versions.append(np.full(rows.num_rows, version))
         rows, commit = pa.concat_tables(tables), np.concatenate(versions)
+        wrong: dict[int, str] = {}
         for bad, text in problems(rows, commit, self.space, self.width):
-            for version, at in zip(*np.unique(commit[bad], return_index=True), strict=True):
-                refused.setdefault(int(version), text(int(np.flatnonzero(bad)[at])))
-        counts = ~np.isin(commit, list(refused))
-        rows, commit = rows.filter(pa.array(counts)), commit[counts]
-        late = self._strangers(rows, commit, known, base)
-        if late:
-            counts = ~np.isin(commit, list(late))
-            rows, commit = rows.filter(pa.array(counts)), commit[counts]
+            at = np.flatnonzero(bad)
+            for version, first in zip(*np.unique(commit[at], return_index=True), strict=True):
+                wrong.setdefault(int(version), text(int(at[first])))
         reached = upto if blocked is None else blocked[0] - 1
-        return _Judged(rows, commit, reached, sorted((refused | late).items()), blocked)
+        return _Judged(rows, commit, reached, refused, blocked).without(wrong)
 
-    def _strangers(self, rows: pa.Table, commit: np.ndarray, known: Known | None, base: _Base | None) -> dict[int, str]:
-        """Commits that change an item without a semantic ID that does not exist by then, and what to say of them."""
+    def _settled(self, read: _Judged, known: Known) -> _Judged:
+        """Without the commits that change an item without a semantic ID that does not exist by then."""
+        rows = read.rows
         removed, coded = removals(rows), says_code(rows)
         partial = ~removed & ~coded
         if not partial.any():
-            return {}
+            return read
         key, distinct = keys_of(rows)
         asked = np.unique(key[partial])
-        names = distinct.take(pa.array(asked))
         exists = np.zeros(len(distinct), bool)
-        exists[asked] = known(id_bytes(names)) if known is not None else self._in_base(base, names)
+        exists[asked] = known(id_bytes(distinct.take(pa.array(asked))))
         late: dict[int, str] = {}
-        versions, starts = np.unique(commit, return_index=True)
-        for version, start, end in zip(versions.tolist(), starts, [*starts[1:], len(commit)], strict=True):
+        versions, starts = np.unique(read.versions, return_index=True)
+        for version, start, end in zip(versions.tolist(), starts, [*starts[1:], rows.num_rows], strict=True):
             part = slice(start, end)
             strange = partial[part] & ~exists[key[part]]
             if strange.any():
@@ -378,15 +386,26 @@ class CatalogStore:
                 continue  # it counts as empty
             exists[key[part][coded[part]]] = True
             exists[key[part][removed[part]]] = False
-        return late
+        return read.without(late)
 
-    def _in_base(self, base: _Base | None, names: pa.Array) -> np.ndarray:
-        """bool [n]: which of `names` (distinct) are items of the base."""
-        found = np.zeros(len(names), bool)
-        if base is not None:
+    def _in_base(self, base: _Base) -> Known:
+        """What tells which items are in a base; it reads through their ids every time."""
+
+        def known(ids: np.ndarray) -> np.ndarray:
+            names, found = id_texts(ids), np.zeros(len(ids), bool)
             for rows in self._base_rows(base, ["item_id"], names):
                 found[pc.index_in(rows["item_id"], value_set=names).to_numpy()] = True
-        return found
+            return found
+
+        return known
+
+    def _held(self, base: _Base, read: _Judged, item_ids: pa.Array) -> tuple[pa.Table, _Judged]:
+        """The rows of a base of `item_ids` at least, and what settles `read`, by one way through the base."""
+        partial = ~removals(read.rows) & ~says_code(read.rows)
+        asked = read.rows.filter(pa.array(partial))["item_id"]
+        every = pc.unique(pa.chunked_array([item_ids, *asked.chunks], SCHEMA.field("item_id").type))
+        held = pa.concat_tables([SCHEMA.empty_table(), *self._base_rows(base, SCHEMA.names, every)])
+        return held, self._settled(read, lambda ids: pc.is_in(id_texts(ids), value_set=held["item_id"]).to_numpy(False))
 
     def _changes(self, rows: pa.Table) -> Changes:
         rows = self.with_sids(rows)
@@ -402,7 +421,6 @@ class CatalogStore:
     def _snapshot(self, base: _Base, rows: pa.Table) -> Iterator[pa.Table]:
         """The items of a base and of the commits behind it, with what is known of them, part by part."""
         touched, held = pc.unique(rows["item_id"]), []
-
         for part in self._base_rows(base, SCHEMA.names):
             changed = pc.is_in(part["item_id"], value_set=touched)
             held.append(part.filter(changed))

@@ -55,6 +55,9 @@ def test_demo_on_json_data_builds_once_and_reports_the_same_quality_served(json_
     (same,) = re.findall(r"same ten items for ([\d.]+)%", first)
     assert float(same) > 97  # lists with items that nearly tie may differ, because the server batches otherwise
     assert re.search(r"preprocessing [\d.]+, backbone [\d.]+, verifier [\d.]+", first)
+    assert re.search(
+        r"new-item, alike \d+, was added while the server ran .* recommended at place \d+ after \d+ ms", first
+    )
     assert len(re.findall(r"^ *\d+\*? +\d+ .*(?:-\d+\.\d{3}|popular) *$", first, flags=re.M)) == 10
     run()
     assert (tmp_path / "letter-form-bundle" / "manifest.json").read_text() == manifest, "the second run built again"

@@ -1,7 +1,8 @@
 """A process that writes to a catalogue, and may be killed while it does.
 
-python -m tests.unit.live.writer LOCATION commits COUNT: versions one after the other, as fast as it can. Each gives all
-of its 40 items the popularity that is its version. A lost race is told to standard output, and tried again.
+python -m tests.unit.live.writer LOCATION commits COUNT: says "ready", waits for a line, and then writes versions one
+after the other, as fast as it can. Each gives all of its 40 items the popularity that is its version. A lost race is
+told to standard output, and tried again.
 python -m tests.unit.live.writer LOCATION ACTION STEP: one action, killed at a step; prints "done" if it has fewer.
 """
 
@@ -30,7 +31,7 @@ def of_version(version: int) -> Any:
 
 
 def kill_at(step: int) -> None:
-    """Kill this process before its `step`-th touch of the store that changes something, or behind the last half."""
+    """Kill this process before or behind a touch of the store that changes something: two steps each."""
     steps = itertools.count()
 
     def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,6 +71,8 @@ def kill_at(step: int) -> None:
 def main(location: str, action: str, number: int) -> None:
     if action == "commits":
         store = CatalogStore.open(location, QUANTIZER)
+        print("ready", flush=True)
+        sys.stdin.readline()
         while number:
             newest = store.latest()
             try:
@@ -89,7 +92,7 @@ def main(location: str, action: str, number: int) -> None:
         elif action == "compact":
             store.compact(keep_versions=2)
         else:
-            store.rollback(1)
+            store.rollback(4)
     print("done")
 
 

@@ -1,0 +1,50 @@
+"""A live catalogue that begins with what a bundle holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from genrec.bundle import QUANTIZER, Bundle
+from genrec.catalog import ResidualQuantizer
+from genrec.live.changes import Changes
+from genrec.live.store import CatalogStore
+
+_SLICE = 1 << 18  # items that are in memory twice at once
+
+
+def init_catalog(bundle: Bundle, location: str, storage_options: Mapping[str, str] | None = None) -> None:
+    """Make a live catalogue at `location`, whose version 0 has the items of the bundle.
+
+    Raises CatalogStoreError if the location holds anything or cannot be written to.
+    """
+    quantizer = quantizer_of(bundle)
+    CatalogStore.create(
+        location,
+        bundle.space,
+        _items(bundle),
+        storage_options,
+        width=None if quantizer is None else quantizer.dim,
+        message=f"bundle {bundle.manifest.bundle_version}",
+    )
+
+
+def quantizer_of(bundle: Bundle) -> ResidualQuantizer | None:
+    """The bundle's quantiser, None for a bundle whose semantic IDs were given."""
+    folder = bundle.path / QUANTIZER
+    return ResidualQuantizer.load(folder) if folder.is_dir() else None
+
+
+def _items(bundle: Bundle) -> Iterator[Changes]:
+    catalog = bundle.catalog
+    for start in range(0, len(catalog), _SLICE):
+        part = slice(start, start + _SLICE)
+        ids = catalog.item_ids[part]
+        yield Changes(
+            ids,
+            np.zeros(ids.size, bool),
+            bundle.space.encode(catalog.sids[part]),
+            catalog.popularity[part],
+            catalog.available[part].astype(np.int8),
+        )
