@@ -286,7 +286,12 @@ def test_enabled_is_refused_where_nobody_reads_it(chart: Rendered) -> None:
         ({"extraVolumeMounts": [{"name": "x"}]}, "missing property 'mountPath'"),
         ({"serviceAccount": {"create": False}}, "'create' not allowed"),
         (
-            {"catalog": {"location": "s3://c/shop", "cache": {"volume": {"persistentVolumeClaim": {"claimName": "c"}}}}},
+            {
+                "catalog": {
+                    "location": "s3://c/shop",
+                    "cache": {"volume": {"persistentVolumeClaim": {"claimName": "c"}}},
+                }
+            },
             "catalog.cache.volume: every pod writes a cache of its own, and pods would share that claim: use ephemeral",
         ),
     ],
