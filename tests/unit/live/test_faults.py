@@ -31,6 +31,8 @@ from tests.unit.live.world import (
 )
 from tests.unit.live.writer import WIDE, of_version
 
+pytestmark = pytest.mark.training  # processes that are killed, and stores that do not answer, take seconds
+
 
 def writer(*words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.unit.live.writer", *map(str, words)]

@@ -18,6 +18,8 @@ from genrec.live.store import CatalogStore
 from tests.needs import missing
 from tests.unit.live.world import QUANTIZER, SPACE, Reader, changes, items, state_at, write_raw
 
+pytestmark = pytest.mark.training  # processes that are killed, and stores that do not answer, take seconds
+
 STATE = {"a": (1, 5, True), "b": (2, 6, False)}
 
 
