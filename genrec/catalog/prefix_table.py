@@ -45,9 +45,9 @@ class PrefixTable:
 
     bits: per level, uint8 [rows, width]; bit `c % 8` of byte `c // 8` of a row says that code c may follow. Row 0 is
         what an absent prefix allows, nothing; at level 0 it is the empty prefix's, the only one.
-    keys: per level but the first, [buckets, 16]: the keys of a bucket's 8 slots, -1 where empty, filled from the left,
-        and their rows. A key is `prefix * chunks + code // (8 * width)`, the prefix in mixed radix, with chunks and
-        width of `mask_shape`. int32 if that holds all keys of the level, else int64.
+    keys: per level but the first, [buckets, 16]: the keys of a bucket's 8 slots, -1 where empty, and their rows. A key
+        is `prefix * chunks + code // (8 * width)`, the prefix in mixed radix, with chunks and width of `mask_shape`.
+        int32 if that holds all keys of the level, else int64.
     used: int64 [L], rows that are in use, row 0 among them.
 
     A key stands in one of two buckets of one group of 64. Of n groups, a prime number,
@@ -237,7 +237,9 @@ class PrefixTable:
         # Only the buckets in question are looked at: a table may have millions.
         touched, homes = np.unique(np.stack(_homes(keys, len(table))), return_inverse=True)
         first, second = homes.reshape(2, -1)
-        placed = _place(first, second, (table[touched, :SLOTS] != _EMPTY).sum(1).astype(np.uint8))
+        # Up to the last key: a writer that was killed may have left an empty slot before it.
+        taken = ((table[touched, :SLOTS] != _EMPTY) * np.arange(1, 1 + SLOTS, dtype=np.uint8)).max(1)
+        placed = _place(first, second, taken)
         if placed is None or self.used[level] + keys.size > len(self.bits[level]):
             raise TableFull(
                 f"level {level}: no room for {keys.size} new prefixes beside {self.used[level] - 1} in "
