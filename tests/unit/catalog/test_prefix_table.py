@@ -21,7 +21,7 @@ from genrec.catalog.prefix_table import GROUP, SLOTS, mask_shape
 # One level, plain ones, a level of one code, one whose prefixes have several rows, and one whose keys need 64 bits.
 SPACES = tuple(map(SemanticIdSpace, ((9,), (5, 11, 7), (4, 1, 6), (3, 600, 5), (300, 300, 300, 300, 4))))
 SPACE = SPACES[1]
-FORK = mp.get_context("fork")
+SPAWN = mp.get_context("spawn")
 
 
 def prefixes_of(table: PrefixTable) -> list[set[tuple[int, ...]]]:
@@ -230,7 +230,7 @@ def churn(folder: Path, batches: list[np.ndarray], ready: Event) -> None:
             table.discard(batch)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_readers_find_what_stays_while_a_writer_changes_the_rest_and_a_killed_writer_harms_nothing(
     seed: int, tmp_path: Path
 ) -> None:
@@ -238,10 +238,10 @@ def test_readers_find_what_stays_while_a_writer_changes_the_rest_and_a_killed_wr
     codes = np.unique(rng.integers(0, BIG.size, 6000))
     stays, comes, never = np.split(rng.permutation(codes), [2000, 4000])
     PrefixTable.build(BIG, stays, spare=2000).save(tmp_path)
-    reader, ready = PrefixTable.load(tmp_path, BIG), FORK.Event()
-    writer = FORK.Process(target=churn, args=(tmp_path, np.array_split(comes, 20), ready), daemon=True)
+    reader, ready = PrefixTable.load(tmp_path, BIG), SPAWN.Event()
+    writer = SPAWN.Process(target=churn, args=(tmp_path, np.array_split(comes, 20), ready), daemon=True)
     writer.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     seen, ends = set(), time.monotonic() + 0.3 + 0.1 * rng.random()
     while time.monotonic() < ends:
         assert reader.allows(stays).all() and not reader.allows(never).any()
