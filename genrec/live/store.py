@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,6 +95,8 @@ class _Judged:
 
     def without(self, late: dict[int, str]) -> _Judged:
         """The same with further commits refused."""
+        if not late:
+            return self
         counts = ~np.isin(self.versions, list(late))
         rows = self.rows.filter(pa.array(counts))
         return replace(self, rows=rows, versions=self.versions[counts], refused=self.refused | late)
@@ -306,7 +309,7 @@ class CatalogStore:
     def log(self, limit: int | None = None) -> list[LogEntry]:
         """The newest `limit` versions that are kept, newest first. Raises CatalogStoreError."""
         entries = []
-        for version in self._log.versions()[::-1][:limit]:
+        for version in self._kept()[::-1][:limit]:
             try:
                 entry = self._log.entry(version)
             except Unreadable as error:
@@ -314,6 +317,15 @@ class CatalogStore:
             else:
                 entries.append(LogEntry(version, entry.time, entry.operation, entry.rows, entry.message))
         return entries
+
+    def _kept(self) -> list[int]:
+        """The versions that are kept, rising: those of the first base that is in the log, and behind it."""
+        versions = self._log.versions()
+        for place, version in enumerate(versions):
+            with suppress(Unreadable):
+                if self._log.entry(version).base is not None:
+                    return versions[place:]
+        return []
 
     def _base(self, version: int) -> _Base:
         """The newest base at or before `version`. Raises CatalogStoreError."""
