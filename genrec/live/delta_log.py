@@ -395,6 +395,6 @@ def _entry_path(version: int) -> str:
 
 
 def _cause(error: BaseException | str) -> str:
-    """The gist of what a library says over many lines."""
-    text = re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error))
+    """The gist of what a library says over many lines, the same for the same failure: no figures of the attempt."""
+    text = re.sub(r"\x1b\[[0-9;]*m|↳| in [\d.]+[nµm]?s(?=,? )", "", str(error))
     return re.sub(r"\s+", " ", text.partition("0: <unknown>")[0]).strip()[:400]

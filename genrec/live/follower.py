@@ -34,7 +34,6 @@ from genrec.live.status import Status
 if TYPE_CHECKING:
     from genrec.live.store import CatalogStore
 
-POLL_S = 0.2
 _MOST_FRESH = 4096  # touched items of the delta that is made for every version; more are merged into the one below
 
 
@@ -119,13 +118,13 @@ class Follower:
 
     # What it does.
 
-    def run(self, stop: Event) -> None:
-        """Follow until `stop` is set."""
+    def run(self, stop: Event, poll_s: float) -> None:
+        """Follow until `stop` is set, with poll_s seconds between two looks at the store."""
         while not stop.is_set():
             begun = time.monotonic()
             self.look()
             # A second of work is followed by one of rest: the steps need the processor more.
-            stop.wait(max(POLL_S, time.monotonic() - begun))
+            stop.wait(max(poll_s, time.monotonic() - begun))
 
     def look(self) -> None:
         """Look at the store once, publish what is new, tidy up. Never raises for what the store or its files do."""

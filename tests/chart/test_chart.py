@@ -131,6 +131,7 @@ def test_the_validator_can_fail(chart: Rendered) -> None:
         ({"catalog": {"storageOptions": {"AWS_ALLOW_HTTP": True}}}, "/catalog/storageOptions/AWS_ALLOW_HTTP"),
         ({"catalog": {"storageOptions": {"a=b": "c"}}}, "/catalog/storageOptions"),
         ({"catalog": {"maxLagSeconds": 0}}, "/catalog/maxLagSeconds"),
+        ({"catalog": {"pollSeconds": 0}}, "/catalog/pollSeconds"),
         ({"catalog": {"cache": {"sizeLimit": "4GB"}}}, "/catalog/cache/sizeLimit"),
         ({"prometheusRule": {"catalogDrift": 0}}, "/prometheusRule/catalogDrift"),
     ],
@@ -285,7 +286,7 @@ def test_a_store_is_named_as_the_server_takes_it(chart: Rendered) -> None:
     options = {"AWS_REGION": "eu-central-1", "AWS_ENDPOINT_URL": "http://minio:9000/?a=b c"}
     values = {"location": "s3://catalogues/shop", "storageOptions": options, "credentialsSecret": "keys"}
     container = server(chart({"catalog": values}))
-    assert "--catalog=s3://catalogues/shop" in container["args"]
+    assert {"--catalog=s3://catalogues/shop", "--catalog-poll-s=1"} < set(container["args"])
     given = [text.split("=", 1)[1] for text in container["args"] if text.startswith("--storage-option=")]
     assert storage_options(given) == options
     assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]

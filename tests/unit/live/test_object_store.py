@@ -93,9 +93,13 @@ def test_a_catalogue_in_an_object_store(s3: S3, capsys: pytest.CaptureFixture[st
 
     s3.stop()
     began = time.monotonic()
-    with pytest.raises(CatalogStoreError, match=f"{location}: cannot be read: .*; see that it can be reached"):
+    unreachable = f"{location}: cannot be read: .*; see that it can be reached"
+    with pytest.raises(CatalogStoreError, match=unreachable) as first_look:
         reader.follow()
     assert time.monotonic() - began < 30
+    with pytest.raises(CatalogStoreError, match=unreachable) as second_look:
+        reader.follow()
+    assert str(first_look.value) == str(second_look.value)  # a follower logs what is new
     assert main(["catalog", "log", location, *pairs]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: {location}: ") and said.count("\n") == 1
