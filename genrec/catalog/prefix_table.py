@@ -15,7 +15,7 @@ from genrec.catalog.items import Catalog
 from genrec.catalog.semantic_id import SemanticIdSpace
 
 SLOTS = 8  # of a bucket: keys and rows are one cache line where a key has 32 bits
-GROUP = 64  # buckets: one page then
+GROUP = 64  # buckets: 4 KiB then, so that both of a key are close to each other
 LEFT, RIGHT = 31, 33  # buckets of a group for either choice: coprime, so that keys with one in common part in the other
 _EMPTY = -1
 _WHOLE, _CHUNK = 512, 256  # codes of a level whose prefixes have one row each, and codes of a row on larger levels
