@@ -72,15 +72,19 @@ class Follower:
         # That of the published version first: its rows are then the same again.
         if published is not None:
             usable += [published.base]
-        for name in reversed(usable):
-            try:
-                self._open(name)
-                self._catch_up(latest)
-                break
-            except (OSError, ValueError) as error:
-                self._log(f"catalogue: the local base {name} cannot be used ({error}); another one is made")
-        else:
+        try:
+            for name in reversed(usable):
+                try:
+                    self._open(name)
+                except (OSError, ValueError) as error:
+                    self._log(f"catalogue: the local base {name} cannot be used ({error}); another one is made")
+                else:
+                    return self._catch_up(latest)
             self._reload(latest)
+        except CatalogStoreError:
+            if self._status.published < 0:
+                raise
+            # A commit cannot be read. What comes before it is published, and `look` goes on from there.
 
     def _reload(self, latest: int) -> None:
         """Go on from the store's own newest base."""

@@ -62,7 +62,7 @@ class MemoryStore:
         return 1000.0 + version
 
     def read_base(self, version: int) -> Iterator[Changes]:
-        every: Any = dict(self.states[version])
+        every: Any = dict(self.states[self.base])
         yield changes_of(every)
 
     def read_commits(self, after: int, upto: int, known: Any) -> Commits:
@@ -234,6 +234,23 @@ def test_a_version_that_cannot_be_read_is_waited_for(tmp_path: Path) -> None:
     assert_serves(tmp_path, store, 1)
     status = Status.load(tmp_path)
     assert "version 2 cannot be read" in status.problem and status.waiting_since == 1002.0
+    store.unreadable = set()
+    running.look()
+    assert_serves(tmp_path, store, 3)
+
+
+def test_a_follower_that_starts_before_a_commit_that_cannot_be_read_waits_too(tmp_path: Path) -> None:
+    store = MemoryStore(FIRST)
+    for number in range(3):
+        store.commit({f"n{number}": (number, 1, True)})
+    store.unreadable = {2}
+    for _ in range(2):  # on a base of its own, and on what the one before left
+        log: list[str] = []
+        running = start(store, tmp_path, log)
+        assert_serves(tmp_path, store, 1)
+        assert not log and len(list((tmp_path / BASES).iterdir())) == 1
+    running.look()
+    assert "version 2 cannot be read" in Status.load(tmp_path).problem
     store.unreadable = set()
     running.look()
     assert_serves(tmp_path, store, 3)
