@@ -97,6 +97,7 @@ def committed(state: State, rows: list[Mapping[str, Any]]) -> State:
     return state
 
 
+@pytest.mark.training  # it takes seconds
 @settings(max_examples=40)
 @given(steps=st.lists(STEP, min_size=1, max_size=14), every=st.booleans())
 def test_a_history_is_what_it_is_in_python(steps: list[tuple], every: bool) -> None:
