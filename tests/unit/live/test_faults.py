@@ -86,11 +86,14 @@ def test_of_two_writers_one_is_told(location: Path) -> None:
 def test_two_processes_that_write_at_once_lose_nothing(location: Path) -> None:
     both = [writer(location, "commits", 25) for _ in range(2)]
     begin(both)
-    conflicts = sum(process.communicate(timeout=120)[0].count("conflict") for process in both)
+    for process in both:
+        process.communicate(
+            timeout=120
+        )  # whether they meet is up to the machine; the test above has a conflict for sure
     assert [process.returncode for process in both] == [0, 0]
     assert assert_whole(location) == 50
     authors = {entry.message for entry in opened(location).log()[:-1]}
-    assert len(authors) == 2 and conflicts > 0
+    assert len(authors) == 2
 
 
 def test_a_compaction_goes_behind_what_is_committed_meanwhile(location: Path) -> None:
