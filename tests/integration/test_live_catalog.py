@@ -206,18 +206,20 @@ def test_a_store_that_disappears_and_returns(live: Live) -> None:
     elsewhere = live.location.with_name("elsewhere")
     url = live.server.http_url
     with (
-        readiness_endpoint("127.0.0.1", 0, partial(not_ready, url, live.root, 1.0)) as port,
+        readiness_endpoint("127.0.0.1", 0, partial(not_ready, url, live.root, 3.0)) as port,
         Recommender(live.server.grpc_url, timeout_s=10.0) as client,
         Load(live) as load,
     ):
-        assert ready(port) == (200, "ready\n")
+        deadline = time.monotonic() + 20
+        while ready(port) != (200, "ready\n"):
+            assert time.monotonic() < deadline
         live.location.rename(elsewhere)
         deadline = time.monotonic() + 20
         while ready(port)[0] == 200:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         status, reason = ready(port)
-        assert status == 503 and "behind its store, at most 1 s" in reason
+        assert status == 503 and "behind its store, at most 3 s" in reason
         assert Status.load(live.root).problem
         served = client.recommend(live.history, top_k=20)
         assert int(served.catalog_version) == live.version
@@ -264,7 +266,7 @@ def test_the_command_serves_a_live_catalogue_and_leaves_nothing_behind(bundle: B
         said = next(line for line in serving.stdout if line.startswith("ready: "))
         try:
             found = re.search(r"gRPC (\S+), .* readiness 127.0.0.1:(\d+)/ready", said)
-            assert found is not None and ready(int(found[2])) == (200, "ready\n")
+            assert found is not None and ready(int(found[2]))[0] == 200
             with Recommender(found[1], timeout_s=10.0) as client:
                 history = [item_id.decode() for item_id in bundle.catalog.item_ids[:4].tolist()]
                 assert client.recommend(history).catalog_version == "0"
