@@ -103,19 +103,13 @@ class CatalogBase:
         for name in ("codes", "popularity", "item_ids", "popular_rows"):
             save_array(folder / f"{name}.npy", getattr(self, name))
         for name, table in (("code", self._row_of_code), ("id", self._row_of_id)):
-            save_array(folder / f"{name}_keys.npy", table.keys)
-            save_array(folder / f"{name}_rows.npy", table.values)
+            table.save(folder / f"{name}_keys.npy", folder / f"{name}_rows.npy")
 
     @classmethod
     def load(cls, folder: Path, space: SemanticIdSpace) -> CatalogBase:
         """Map the base in `folder`. Raises ValueError that names the file at fault."""
         codes = load_array(folder / "codes.npy", code_dtype(space), (None,))
         popular_rows = load_array(folder / "popular_rows.npy", np.int32, (None,))
-
-        def table(name: str) -> HashTable:
-            keys = load_array(folder / f"{name}_keys.npy", np.int64, (None, None))
-            return HashTable(keys, load_array(folder / f"{name}_rows.npy", np.int32, keys.shape))
-
         return cls(
             space=space,
             codes=codes,
@@ -123,8 +117,8 @@ class CatalogBase:
             item_ids=load_array(folder / "item_ids.npy", "S", codes.shape),
             live=len(popular_rows),
             popular_rows=popular_rows,
-            _row_of_code=table("code"),
-            _row_of_id=table("id"),
+            _row_of_code=HashTable.load(folder / "code_keys.npy", folder / "code_rows.npy"),
+            _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_rows.npy"),
         )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from genrec.arrays import load_array, save_array
 
 _EMPTY = -1
 _WIDTH_BITS = 3
@@ -56,6 +59,17 @@ class HashTable:
             table.keys.reshape(-1)[at] = keys.take(order[behind:])
             table.values.reshape(-1)[at] = values.take(order[behind:])
         return table
+
+    def save(self, keys: Path, values: Path) -> None:
+        """Write the two arrays to these files."""
+        save_array(keys, self.keys)
+        save_array(values, self.values)
+
+    @classmethod
+    def load(cls, keys: Path, values: Path) -> HashTable:
+        """Map the two arrays in these files. Raises ValueError that names the file at fault."""
+        mapped = load_array(keys, np.int64, (None, None))
+        return cls(mapped, load_array(values, np.int32, mapped.shape))
 
     def get(self, keys: np.ndarray) -> np.ndarray:
         """Values of `keys` (int64, any shape), -1 where a key is absent; int32, same shape."""

@@ -73,15 +73,13 @@ class ItemIndex:
         """Write the index's arrays into `folder`."""
         save_array(folder / "offsets.npy", self.offsets)
         save_array(folder / "rows.npy", self.rows)
-        save_array(folder / "code_keys.npy", self._bucket_of_code.keys)
-        save_array(folder / "code_buckets.npy", self._bucket_of_code.values)
+        self._bucket_of_code.save(folder / "code_keys.npy", folder / "code_buckets.npy")
 
     @classmethod
     def load(cls, folder: Path) -> ItemIndex:
         """Map the index in `folder`. Raises ValueError that names the file at fault."""
-        keys = load_array(folder / "code_keys.npy", np.int64, (None, None))
         return cls(
             offsets=load_array(folder / "offsets.npy", np.int64, (None,)),
             rows=load_array(folder / "rows.npy", np.int32, (None,)),
-            _bucket_of_code=HashTable(keys, load_array(folder / "code_buckets.npy", np.int32, keys.shape)),
+            _bucket_of_code=HashTable.load(folder / "code_keys.npy", folder / "code_buckets.npy"),
         )

@@ -81,22 +81,20 @@ class Catalog:
         """Write the catalogue's arrays into `folder`."""
         for name in ("item_ids", "sids", "popularity", "available", "popular_rows"):
             save_array(folder / f"{name}.npy", getattr(self, name))
-        save_array(folder / "id_keys.npy", self._row_of_id.keys)
-        save_array(folder / "id_rows.npy", self._row_of_id.values)
+        self._row_of_id.save(folder / "id_keys.npy", folder / "id_rows.npy")
 
     @classmethod
     def load(cls, folder: Path, space: SemanticIdSpace) -> Catalog:
         """Map the catalogue in `folder`. Raises ValueError that names the file at fault."""
         ids = load_array(folder / "item_ids.npy", "S", (None,))
         count = ids.size
-        keys = load_array(folder / "id_keys.npy", np.int64, (None, None))
         return cls(
             item_ids=ids,
             sids=load_array(folder / "sids.npy", np.int32, (count, space.depth)),
             popularity=load_array(folder / "popularity.npy", np.int64, (count,)),
             available=load_array(folder / "available.npy", bool, (count,)),
             popular_rows=load_array(folder / "popular_rows.npy", np.int32, (None,)),
-            _row_of_id=HashTable(keys, load_array(folder / "id_rows.npy", np.int32, keys.shape)),
+            _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_rows.npy"),
         )
 
 

@@ -119,18 +119,12 @@ class Delta:
         for name in ("item_ids", "state", "codes", "popularity", "offsets", "bucket_rows", "popular_rows"):
             save_array(folder / f"{name}.npy", getattr(self, name))
         for name, table in (("id", self._row_of_id), ("code", self._bucket_of_code)):
-            save_array(folder / f"{name}_keys.npy", table.keys)
-            save_array(folder / f"{name}_values.npy", table.values)
+            table.save(folder / f"{name}_keys.npy", folder / f"{name}_values.npy")
 
     @classmethod
     def load(cls, folder: Path) -> Delta:
         """Map the delta in `folder`. Raises ValueError that names the file at fault."""
         ids = load_array(folder / "item_ids.npy", "S", (None,))
-
-        def table(name: str) -> HashTable:
-            keys = load_array(folder / f"{name}_keys.npy", np.int64, (None, None))
-            return HashTable(keys, load_array(folder / f"{name}_values.npy", np.int32, keys.shape))
-
         return cls(
             item_ids=ids,
             state=load_array(folder / "state.npy", np.uint8, ids.shape),
@@ -139,8 +133,8 @@ class Delta:
             offsets=load_array(folder / "offsets.npy", np.int64, (None,)),
             bucket_rows=load_array(folder / "bucket_rows.npy", np.int32, (None,)),
             popular_rows=load_array(folder / "popular_rows.npy", np.int32, (None,)),
-            _row_of_id=table("id"),
-            _bucket_of_code=table("code"),
+            _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_values.npy"),
+            _bucket_of_code=HashTable.load(folder / "code_keys.npy", folder / "code_values.npy"),
         )
 
 

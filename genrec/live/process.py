@@ -56,11 +56,6 @@ class FollowerProcess:
         self._closed = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="follower", daemon=True)
 
-    @property
-    def pid(self) -> int | None:
-        """Process id of the follower that runs, None while there is none."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
-
     def __enter__(self) -> Self:
         """Raises CatalogStoreError if there is no version to serve after `timeout_s`."""
         root = Path(self._options.root)
