@@ -27,7 +27,7 @@ from genrec.serving.triton.ports import choose_ports
 
 Run = Callable[..., tuple[int, str]]
 # What a command cannot do without, and is neither a path nor a number: a right value.
-LIVE = ("init", "apply", "log", "rollback", "compact")
+LIVE = ("init", "apply", "log", "rollback", "compact", "inspect")
 RIGHT = {("compare", "model"): "model={blocked}", ("plan", "device"): "l4"}
 RIGHT |= {("serve", "catalog"): "{blocked}"} | {(f"catalog.{name}", "location"): "{blocked}" for name in LIVE}
 # Text that may be anything, as far as the command line can tell. All other text options judge theirs.
