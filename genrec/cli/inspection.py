@@ -16,8 +16,10 @@ from genrec.live.inspection import Drift, Inspection, Sizes, Unknown
 def print_inspection(found: Inspection) -> None:
     """Tables of everything, refused commits, and a warning for each sign that it is time to train again."""
     console = Console()
-    for table in (_facts(found), _sizes(found), _drift(found.drift)):
-        console.print(table)
+    console.print(_facts(found))
+    console.print(_sizes(found))
+    if not isinstance(found.drift.added, Unknown):
+        console.print(_drift(found.drift))
     for version, why in found.refused:
         typer.echo(f"refused: version {version} counts as empty: {why}")
     for figure in dict.fromkeys(_unknown(found.drift)):
@@ -62,18 +64,16 @@ def _sizes(found: Inspection) -> Table:
 
 
 def _drift(drift: Drift) -> Table:
-    table = Table("drift", "value", "train again from", "what it means")
-    table.add_row("items added", _number(drift.added, ","), "", "since the bundle, or with another semantic ID there")
+    table = Table("drift", "value", "limit", "meaning")
+    table.add_row("items added", _number(drift.added, ","), "", "new, or with another SID")
     levels = drift.stability
-    names = ("stability index, level 0", "stability index, level 1")
-    meanings = ("0: added items use the codes as trained ones do", "the same, given level 0")
-    for level in range(2 if isinstance(levels, Unknown) else len(levels)):
+    meanings = ("0: codes are used as before", "the same, given level 0")
+    for level, meaning in enumerate(meanings if isinstance(levels, Unknown) else meanings[: len(levels)]):
         value = levels if isinstance(levels, Unknown) else levels[level]
-        table.add_row(names[level], _number(value, ".3f"), f"{PSI_LIMIT:g}", meanings[level])
-    table.add_row("error, trained", _number(drift.trained_error, ".3f"), "", "of unseen items, over their variance")
-    table.add_row("error, added", _number(drift.error, ".3f"), "", "of embeddings against their codes")
-    ratio = drift.error_ratio
-    table.add_row("error ratio", _number(ratio, ".2f"), f"{ERROR_LIMIT:g}", "1: described as well as trained ones")
+        table.add_row(f"stability index, level {level}", _number(value, ".3f"), f"{PSI_LIMIT:g}", meaning)
+    table.add_row("error, trained", _number(drift.trained_error, ".3f"), "", "of embeddings by their SIDs,")
+    table.add_row("error, added", _number(drift.error, ".3f"), "", "over the trained ones' variance")
+    table.add_row("error ratio", _number(drift.error_ratio, ".2f"), f"{ERROR_LIMIT:g}", "1: SIDs fit as before")
     return table
 
 

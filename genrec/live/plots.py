@@ -36,7 +36,7 @@ def _draw_buckets(axes: Axes, buckets: Sizes, top_k: int) -> None:
     axes.set_xlabel("live items of a semantic ID")
     axes.set_ylabel("semantic IDs")
     _plain(axes, "xy")
-    _legend(axes)
+    _legend(axes, "upper right")
 
 
 def _draw_prefixes(axes: Axes, prefixes: list[Sizes]) -> None:
@@ -54,10 +54,11 @@ def _draw_prefixes(axes: Axes, prefixes: list[Sizes]) -> None:
 
 
 def _draw_usage(axes: Axes, drift: Drift) -> None:
-    axes.set_xlabel("codes of level 0, most used by trained items first, in %")
+    axes.set_xlabel("codes of level 0, most used first, in %")
     axes.set_ylabel("% of the items")
     tidy(axes)
     if drift.usage is None:
+        axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not known: give --bundle", transform=axes.transAxes, ha="center", color=_GREY)
         return
     trained, added = drift.usage[:, np.argsort(-drift.usage[0], kind="stable")]
@@ -66,7 +67,7 @@ def _draw_usage(axes: Axes, drift: Drift) -> None:
     places = 100 * edges / trained.size
     axes.stairs(groups[0], places, color=COLOURS[0], fill=True, alpha=0.35, label="trained items")
     axes.stairs(groups[1], places, color=COLOURS[1], linewidth=1.4, label=f"added items, {drift.added:,}")
-    _legend(axes)
+    _legend(axes, "upper right")
 
 
 def _plain(axes: Axes, which: str) -> None:
@@ -78,6 +79,6 @@ def _plain(axes: Axes, which: str) -> None:
     tidy(axes)
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, place: str = "upper left") -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(fontsize=8, framealpha=0.9, edgecolor="none", loc=place)

@@ -260,6 +260,7 @@ class CatalogStore:
 
         Raises CatalogStoreError if the version cannot be read, also while its parts are.
         """
+        self._require(version, self.latest())
         base = self._base(version)
         read = self._read(base.state, version)
         if read.blocked is not None:
@@ -303,8 +304,7 @@ class CatalogStore:
         there or not kept, and if the store cannot be written to.
         """
         newest = self.latest()
-        if not 0 <= version <= newest:
-            raise CatalogStoreError(f"{self._log.location}: has no version {version}; the newest is {newest}")
+        self._require(version, newest)
         base = self._base(version)
         read = self._read(base.state, newest)
         if read.reached < version:
@@ -351,6 +351,11 @@ class CatalogStore:
             else:
                 entries.append(LogEntry(version, entry.time, entry.operation, entry.rows, entry.message))
         return entries
+
+    def _require(self, version: int, newest: int) -> None:
+        """Raises CatalogStoreError for a version that cannot be there."""
+        if not 0 <= version <= newest:
+            raise CatalogStoreError(f"{self._log.location}: has no version {version}; the newest is {newest}")
 
     def _base(self, version: int) -> _Base:
         """The newest base at or before `version`. Raises CatalogStoreError."""
