@@ -7,7 +7,6 @@ codebooks describe them worse: their quantisation error against that of the trai
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from genrec.bundle import Bundle
 from genrec.catalog import Catalog, CatalogVersion, SemanticIdSpace
+from genrec.catalog.base import code_dtype
 from genrec.catalog.published import CURRENT, Record, load_version
 from genrec.catalog.version import LIVE
 
@@ -53,6 +53,18 @@ def added_codes(catalog: CatalogVersion, trained: Catalog) -> np.ndarray:
     return np.concatenate(found)
 
 
+def first_levels(space: SemanticIdSpace, codes: np.ndarray) -> np.ndarray:
+    """The first two levels of codes, int64 [n], as codes of these levels alone: uint32 or int64 [n]."""
+    two = SemanticIdSpace(space.levels[:2])
+    return (codes % two.size).astype(code_dtype(two))
+
+
+def trained_levels(trained: Catalog, space: SemanticIdSpace) -> np.ndarray:
+    """`first_levels` of all items that the bundle was trained on."""
+    parts = (trained.sids[start : start + _SLICE] for start in range(0, len(trained), _SLICE))
+    return np.concatenate([first_levels(space, space.encode(sids)) for sids in parts])
+
+
 def stability(space: SemanticIdSpace, trained: np.ndarray, added: np.ndarray) -> tuple[float, ...]:
     """Population stability index of the codes of level 0, and of level 1 given level 0, between two sets of items.
 
@@ -60,13 +72,15 @@ def stability(space: SemanticIdSpace, trained: np.ndarray, added: np.ndarray) ->
     chance makes is taken off: the largest index of ten random divisions of the same items. So 0 means no more than
     chance, whatever the number of items and codes.
 
-    trained, added: codes, int64 [n] and [m], both at least 1. Returns as many as there are levels, two at most.
+    trained, added: their `first_levels`, [n] and [m]; both are at least 1.
+    Returns an index per level, two at most.
     """
-    size = math.prod(space.levels[:2])
-    distinct, place = _counted(np.concatenate([trained, added]) % size)
-    both = np.bincount(place, minlength=distinct.size)
-    new = np.bincount(place[len(trained) :], minlength=distinct.size)
-    first = distinct % space.levels[0]
+    values, counts = zip(*(np.unique(codes, return_counts=True) for codes in (trained, added)), strict=True)
+    distinct = np.union1d(*values)
+    old, new = np.zeros((2, distinct.size), np.int64)
+    for side, value, count in zip((old, new), values, counts, strict=True):
+        side[np.searchsorted(distinct, value)] = count
+    both, first = old + new, distinct % space.levels[0]
 
     def indices(part: np.ndarray) -> np.ndarray:
         of_first = [np.bincount(first, counts, minlength=space.levels[0]) for counts in (both, part)]
@@ -83,15 +97,10 @@ def stability(space: SemanticIdSpace, trained: np.ndarray, added: np.ndarray) ->
 
 def of_version(catalog: CatalogVersion, trained: Catalog) -> float | None:
     """The larger index of `stability` of a version's live items that are added; None for fewer than `LEAST_ITEMS`."""
-    added = added_codes(catalog, trained)
-    return (
-        max(stability(catalog.space, catalog.space.encode(trained.sids), added)) if added.size >= LEAST_ITEMS else None
-    )
-
-
-def _counted(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values, rising, and the place of each one among them: int64."""
-    return np.unique(codes, return_inverse=True)
+    space, added = catalog.space, added_codes(catalog, trained)
+    if added.size < LEAST_ITEMS:
+        return None
+    return max(stability(space, trained_levels(trained, space), first_levels(space, added)))
 
 
 def _index(both: np.ndarray, part: np.ndarray) -> float:

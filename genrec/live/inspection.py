@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from genrec.catalog import Catalog, ResidualQuantizer, SemanticIdSpace
-from genrec.live.drift import ERROR_LIMIT, LEAST_ITEMS, PSI_LIMIT, is_added, stability
+from genrec.live.drift import ERROR_LIMIT, LEAST_ITEMS, PSI_LIMIT, first_levels, is_added, stability, trained_levels
 from genrec.live.store import CatalogStore
 from genrec.prompt import Limits
 
@@ -216,11 +216,11 @@ def _drift(
     if trained is None:
         unknown = Unknown(_BUNDLE)
         return Drift(unknown, unknown, unknown, unknown, None)
-    codes = space.encode(trained.sids)
-    first = [np.bincount(part % space.levels[0], minlength=space.levels[0]) for part in (codes, added)]
+    levels = trained_levels(trained, space), first_levels(space, added)
+    first = [np.bincount(part % space.levels[0], minlength=space.levels[0]) for part in levels]
     usage = np.array([counts / max(1, counts.sum()) for counts in first])
     few = Unknown(f"{added.size} items were added; from {LEAST_ITEMS} on there is something to measure")
-    index = stability(space, codes, added) if added.size >= LEAST_ITEMS else few
+    index = stability(space, *levels) if added.size >= LEAST_ITEMS else few
     return Drift(added.size, index, *_errors(quantizer, added.size, errors[~np.isnan(errors)]), usage)
 
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.catalog import Catalog, CatalogVersion, SemanticIdSpace
-from genrec.live.drift import ERROR_LIMIT, PSI_LIMIT, added_codes, is_added, stability
+from genrec.live.drift import ERROR_LIMIT, PSI_LIMIT, added_codes, first_levels, is_added, stability, trained_levels
 from genrec.live.fold import Fold
 from tests.unit.live.test_fold import SPACE, Commit, Item, applied, base_of, bases, changes_of, commits
 
-SPACES = [(3,), (2, 3), (3, 2, 2), (4, 1, 3, 2)]
+SPACES = [(3,), (2, 3), (3, 2, 2), (4, 1, 3, 2), (5, 2**31)]
 
 
 def index(one: list[int], other: list[int]) -> float:
@@ -58,7 +58,11 @@ def test_stability_is_the_sum_over_codes_less_what_chance_makes(levels: tuple[in
         found = by_levels(space, distinct, part, [a - b for a, b in zip(both, part, strict=True)])
         chance = [max(pair) for pair in zip(chance, found, strict=True)]
     expected = [max(0.0, a - b) for a, b in zip(by_levels(space, distinct, new, old), chance, strict=True)]
-    assert stability(space, np.array(trained), np.array(added)) == pytest.approx(expected, abs=1e-9)
+    catalog = Catalog.build(
+        [f"i{n}" for n in range(len(trained))], space.decode(np.array(trained)), np.zeros(len(trained))
+    )
+    found = stability(space, trained_levels(catalog, space), first_levels(space, np.array(added)))
+    assert found == pytest.approx(expected, abs=1e-9)
 
 
 @given(bases, st.lists(commits, max_size=5), bases)
@@ -99,12 +103,12 @@ def test_the_limits_tell_drift_from_none(items: int, codes: int) -> None:
     quantizer = fit_residual_kmeans(old, (codes,) * 3)
     fit, space = measure_fit(quantizer, old), SemanticIdSpace((codes,) * 3)
     assert fit is not None
-    trained = space.encode(quantizer.encode(old))
+    trained = first_levels(space, space.encode(quantizer.encode(old)))
 
     def drift(added: np.ndarray) -> tuple[float, float]:
         sids = quantizer.encode(added)
         ratio = quantizer.squared_errors(added, sids).mean() / fit.error
-        return max(stability(space, trained, space.encode(sids))), ratio
+        return max(stability(space, trained, first_levels(space, space.encode(sids)))), ratio
 
     index, ratio = drift(new)
     assert index < 0.1 and 0.85 < ratio < 1.15
