@@ -14,10 +14,13 @@ from genrec.arrays import load_array, save_array
 from genrec.catalog.items import Catalog
 from genrec.catalog.semantic_id import SemanticIdSpace
 
-BUCKET = 8  # keys per bucket: one cache line
+SLOTS = 8  # of a bucket: keys and rows are one cache line where a key has 32 bits
+GROUP = 64  # buckets: 4 KiB then, so that both of a key are close to each other
+LEFT, RIGHT = 31, 33  # buckets of a group for either choice: coprime, so that keys with one in common part in the other
 _EMPTY = -1
 _WHOLE, _CHUNK = 512, 256  # codes of a level whose prefixes have one row each, and codes of a row on larger levels
-_LOAD = 0.6  # keys per slot of a new table; at 0.7 to 0.8, the fewer the larger it is, both buckets of one are full
+_LOAD = 0.5  # keys per slot of a new table; somewhere above 0.65 both buckets of one are full
+_ROWS = 0.65  # rows per slot
 _SPARE = 4096
 
 
@@ -42,13 +45,15 @@ class PrefixTable:
 
     bits: per level, uint8 [rows, width]; bit `c % 8` of byte `c // 8` of a row says that code c may follow. Row 0 is
         what an absent prefix allows, nothing; at level 0 it is the empty prefix's, the only one.
-    keys: per level but the first, int64 [buckets, 8], -1 where empty, filled from the left. Slot s of bucket b belongs
-        to row 1 + 8 b + s. A key is `prefix * chunks + code // (8 * width)`, the prefix in mixed radix, with chunks and
-        width of `mask_shape`.
+    keys: per level but the first, [buckets, 16]: the keys of a bucket's 8 slots, -1 where empty, and their rows. A key
+        is `prefix * chunks + code // (8 * width)`, the prefix in mixed radix, with chunks and width of `mask_shape`.
+        int32 if that holds all keys of the level, else int64.
+    used: int64 [L], rows that are in use, row 0 among them.
 
-    A key stands in one of two buckets, of the first h = buckets / 2 or of the others:
-        first = key % h,   second = h + (first + key // h) % h.
-    Nothing here is larger than a key and the table, so 32 bits do where they hold those.
+    A key stands in one of two buckets of one group of 64. Of n groups, a prime number,
+        group = key % n,   q = key // n,   buckets 64 group + q % 31 and 64 group + 31 + q % 33.
+    No product is larger than the table, so 32 bits do where they hold the keys. A new table has rows in the order of
+    the semantic IDs: prefixes that start alike, as those of a beam do, are neighbours.
 
     One process may change what others read, in a shared mapping of the arrays. Readers need no lock: a row is whole
     before its key is there, and a prefix is there before its parent allows it. Keys are never removed; a row of zeros
@@ -58,6 +63,7 @@ class PrefixTable:
     space: SemanticIdSpace
     bits: tuple[np.ndarray, ...]
     keys: tuple[np.ndarray, ...]
+    used: np.ndarray
 
     @classmethod
     def build(cls, space: SemanticIdSpace, codes: np.ndarray, spare: int = _SPARE) -> PrefixTable:
@@ -68,21 +74,25 @@ class PrefixTable:
         """
         bits: list[np.ndarray] = []
         keys: list[np.ndarray] = []
+        used = np.ones(space.depth, np.int64)
         for level, found in _levels(space, codes):
             chunks, width = mask_shape(level, space.levels[level])
             if level == 0:
                 rows, table = np.zeros(found.keys.size, np.int64), np.zeros((1, width), np.uint8)
             else:
                 # No more than there can be, so that small levels stay small.
-                most = min(found.keys.size + spare, int(space.radix[level]) * chunks)
-                rows, buckets = _placed(found.keys, ceil(most / _LOAD / BUCKET))
-                table = np.zeros((1 + BUCKET * buckets, width), np.uint8)
-                slots = np.full(BUCKET * buckets, _EMPTY, np.int64)
-                slots[rows - 1] = found.keys
-                keys.insert(0, slots.reshape(buckets, BUCKET))
+                most = int(space.radix[level]) * chunks
+                placed, slots = _placed(found.keys, min(found.keys.size + spare, most), _key_type(space, level))
+                table = np.zeros((1 + min(most, int(_ROWS * SLOTS * len(slots))), width), np.uint8)
+                rows = np.empty(found.keys.size, np.int64)
+                rows[_in_order(space, level, found.keys)] = np.arange(1, 1 + rows.size)
+                bucket, slot = placed
+                slots[bucket, slot], slots[bucket, SLOTS + slot] = found.keys, rows
+                keys.insert(0, slots)
+                used[level] += rows.size
             table[rows[found.key_of], found.byte] = found.value
             bits.insert(0, table)
-        return cls(space, tuple(bits), tuple(keys))
+        return cls(space, tuple(bits), tuple(keys), used)
 
     @classmethod
     def of(cls, space: SemanticIdSpace, catalog: Catalog) -> PrefixTable:
@@ -95,7 +105,9 @@ class PrefixTable:
         It cannot be changed.
         """
         bits = tuple(np.full_like(rows[:1], 0xFF) for rows in self.bits)
-        return PrefixTable(self.space, bits, tuple(np.full((2, BUCKET), _EMPTY, np.int64) for _ in self.keys))
+        return PrefixTable(
+            self.space, bits, tuple(_no_keys(1, keys.dtype) for keys in self.keys), np.ones_like(self.used)
+        )
 
     def add(self, codes: np.ndarray) -> None:
         """Allow semantic IDs: their codes, int64 [n], in any order; those that are allowed already change nothing.
@@ -107,15 +119,18 @@ class PrefixTable:
         for level, found in _levels(self.space, codes):
             rows = self._rows(level, found.keys)
             new = np.flatnonzero(rows == 0) if level else np.empty(0, np.int64)
-            rows[new] = self._free_rows(level, found.keys[new])
-            plans.append((level, found, rows, new))
+            rows[new] = self.used[level] + np.arange(new.size)
+            plans.append((level, found, rows, new, self._free_slots(level, found.keys[new])))
         # The deepest level first, and a key last: whoever finds a bit or a key finds all that it leads to.
-        for level, found, rows, new in plans:
+        for level, found, rows, new, (bucket, slot) in plans:
             bits = self.bits[level]
+            self.used[level] += new.size
             bits[rows[new]] = 0  # an earlier writer may have ended between a row and its key
             bits[rows[found.key_of], found.byte] |= found.value
             if new.size:
-                self.keys[level - 1].reshape(-1)[rows[new] - 1] = found.keys[new]
+                keys = self.keys[level - 1]
+                keys[bucket, SLOTS + slot] = rows[new]
+                keys[bucket, slot] = found.keys[new]
 
     def discard(self, codes: np.ndarray) -> None:
         """Forbid semantic IDs: codes that no item has any more, int64 [n], in any order; unknown ones change nothing.
@@ -136,14 +151,23 @@ class PrefixTable:
             left = bits[self._rows(level, siblings)].any(1).reshape(-1, chunks).any(1)
             prefixes = parents[~left]
 
-    def slots(self, codes: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The rows that `add` or `discard` of these codes, int64 [n], may have changed: per level, int64, rising.
+    def slots(self, codes: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """What `add` or `discard` of these codes, int64 [n], may have changed: per level, rows and buckets, int64 each.
 
-        What a copy of the table on a device needs anew: these rows of `bits`, and the slots of `keys` that belong to
-        them. Raises ValueError for a code outside the space.
+        A copy of the table on a device needs these rows of `bits` and these buckets of `keys` anew. Raises ValueError
+        for a code outside the space.
         """
-        rows = [self._rows(level, found.keys) for level, found in _levels(self.space, codes)]
-        return (*(np.unique(found[found > 0]) if level else found[:1] for level, found in enumerate(reversed(rows))),)
+        changed: list[tuple[np.ndarray, np.ndarray]] = []
+        for level, found in _levels(self.space, codes):
+            bucket, slot = self._find(level, found.keys)
+            there = bucket >= 0
+            rows = (
+                self.keys[level - 1][bucket[there], SLOTS + slot[there]].astype(np.int64)
+                if level
+                else np.zeros(1, np.int64)
+            )
+            changed.insert(0, (rows, np.unique(bucket[there])))
+        return tuple(changed)
 
     def allows(self, codes: np.ndarray) -> np.ndarray:
         """Whether codes, int64 [n], can be drafted, found as a graph finds it: bool [n]."""
@@ -157,6 +181,7 @@ class PrefixTable:
 
     def save(self, folder: Path) -> None:
         """Write the table's arrays into `folder`."""
+        save_array(folder / "used.npy", self.used)
         for level, bits in enumerate(self.bits):
             save_array(folder / f"bits_{level}.npy", bits)
         for level, keys in enumerate(self.keys, 1):
@@ -168,45 +193,59 @@ class PrefixTable:
 
         Raises ValueError that names the file at fault.
         """
+        bits = tuple(
+            load_array(folder / f"bits_{level}.npy", np.uint8, (None, mask_shape(level, size)[1]), writable)
+            for level, size in enumerate(space.levels)
+        )
         keys = tuple(
-            load_array(folder / f"keys_{level}.npy", np.int64, (None, BUCKET), writable)
+            load_array(folder / f"keys_{level}.npy", _key_type(space, level), (None, 2 * SLOTS), writable)
             for level in range(1, space.depth)
         )
-        for level, table in enumerate(keys, 1):
-            if len(table) < 2 or len(table) % 2:
-                raise ValueError(f"{folder / f'keys_{level}.npy'}: has {len(table)} buckets, expected an even number")
-        bits = []
-        for level, size in enumerate(space.levels):
-            rows = 1 + BUCKET * len(keys[level - 1]) if level else 1
-            shape = rows, mask_shape(level, size)[1]
-            bits.append(load_array(folder / f"bits_{level}.npy", np.uint8, shape, writable))
-        return cls(space, tuple(bits), keys)
+        used = load_array(folder / "used.npy", np.int64, (space.depth,), writable)
+        for level, (rows, table) in enumerate(zip(bits, (np.empty(GROUP), *keys), strict=True)):
+            if not 1 <= used[level] <= len(rows):
+                raise ValueError(f"{folder / f'bits_{level}.npy'}: has {len(rows)} rows, used.npy says {used[level]}")
+            if not len(table) or len(table) % GROUP:
+                path = folder / f"keys_{level}.npy"
+                raise ValueError(f"{path}: has {len(table)} buckets, expected a multiple of {GROUP}")
+        return cls(space, bits, keys, used)
 
     def _rows(self, level: int, keys: np.ndarray) -> np.ndarray:
         """Rows of a level's keys, int64 [n], 0 for those that are not there."""
+        bucket, slot = self._find(level, keys)
         rows = np.zeros(keys.size, np.int64)
         if level:
-            table = self.keys[level - 1]
-            buckets = np.stack(_homes(keys, len(table)), 1)
-            at, slot = np.divmod(np.flatnonzero(table[buckets] == keys[:, None, None]), 2 * BUCKET)
-            rows[at] = 1 + BUCKET * buckets[at, slot // BUCKET] + slot % BUCKET
+            there = bucket >= 0
+            rows[there] = self.keys[level - 1][bucket[there], SLOTS + slot[there]]
         return rows
 
-    def _free_rows(self, level: int, keys: np.ndarray) -> np.ndarray:
-        """Rows for distinct keys that are not there yet: int64 [n]. Raises TableFull."""
+    def _find(self, level: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bucket and slot of a level's keys, int64 [n] each, -1 for those that are not there."""
+        bucket, slot = np.full((2, keys.size), -1)
+        if level:
+            table = self.keys[level - 1]
+            homes = np.stack(_homes(keys, len(table)), 1)
+            at, place = np.divmod(np.flatnonzero(table[homes, :SLOTS] == keys[:, None, None]), 2 * SLOTS)
+            bucket[at], slot[at] = homes[at, place // SLOTS], place % SLOTS
+        return bucket, slot
+
+    def _free_slots(self, level: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bucket and slot for distinct keys that are not there yet: int64 [n] each. Raises TableFull."""
         if not keys.size:
-            return np.empty(0, np.int64)
+            return keys, keys
         table = self.keys[level - 1]
         # Only the buckets in question are looked at: a table may have millions.
         touched, homes = np.unique(np.stack(_homes(keys, len(table))), return_inverse=True)
         first, second = homes.reshape(2, -1)
-        placed = _place(first, second, (table[touched] != _EMPTY).sum(1).astype(np.uint8))
-        if placed is None:
+        # Up to the last key: a writer that was killed may have left an empty slot before it.
+        taken = ((table[touched, :SLOTS] != _EMPTY) * np.arange(1, 1 + SLOTS, dtype=np.uint8)).max(1)
+        placed = _place(first, second, taken)
+        if placed is None or self.used[level] + keys.size > len(self.bits[level]):
             raise TableFull(
-                f"level {level}: no room for {keys.size} new prefixes in {table.size} slots; build a larger table"
+                f"level {level}: no room for {keys.size} new prefixes beside {self.used[level] - 1} in "
+                f"{SLOTS * len(table)} slots and {len(self.bits[level])} rows; build a larger table"
             )
-        bucket, slot = placed
-        return 1 + BUCKET * touched[bucket] + slot
+        return touched[placed[0]], placed[1]
 
 
 class _Found(NamedTuple):
@@ -264,22 +303,46 @@ def _checked(space: SemanticIdSpace, codes: np.ndarray) -> np.ndarray:
     return codes
 
 
+def _key_type(space: SemanticIdSpace, level: int) -> type[np.signedinteger]:
+    """Of a level's keys and rows."""
+    keys = int(space.radix[level]) * mask_shape(level, space.levels[level])[0]
+    return np.int32 if keys <= np.iinfo(np.int32).max + 1 else np.int64
+
+
+def _no_keys(groups: int, dtype: np.typing.DTypeLike) -> np.ndarray:
+    table = np.zeros((groups * GROUP, 2 * SLOTS), dtype)
+    table[:, :SLOTS] = _EMPTY
+    return table
+
+
+def _in_order(space: SemanticIdSpace, level: int, keys: np.ndarray) -> np.ndarray:
+    """Which of a level's keys comes first, second and so on in the order of the semantic IDs: int64 [n]."""
+    chunks = mask_shape(level, space.levels[level])[0]
+    rest, chunk = np.divmod(keys, chunks)
+    place = np.zeros_like(keys)
+    for size in space.levels[:level]:
+        rest, code = np.divmod(rest, size)
+        place = place * size + code
+    return np.argsort(place * chunks + chunk)
+
+
 def _homes(keys: np.ndarray, buckets: int) -> tuple[np.ndarray, np.ndarray]:
     """The two buckets of each key."""
-    half = buckets // 2
-    quotient, first = np.divmod(keys, half)
-    return first, half + (first + quotient) % half
+    q, group = np.divmod(keys, buckets // GROUP)
+    return GROUP * group + q % LEFT, GROUP * group + LEFT + q % RIGHT
 
 
-def _placed(keys: np.ndarray, buckets: int) -> tuple[np.ndarray, int]:
-    """Rows of distinct keys in an empty table, int64 [n], and its buckets: at least so many, and as few as will do."""
+def _placed(
+    keys: np.ndarray, room: int, dtype: type[np.signedinteger]
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Bucket and slot of distinct keys, int64 [n] each, in an empty table for `room` of them, and that table."""
+    groups = ceil(room / _LOAD / SLOTS / GROUP)
     while True:
-        buckets = 2 * _prime(-(-buckets // 2))
-        placed = _place(*_homes(keys, buckets), np.zeros(buckets, np.uint8))
+        groups = _prime(groups)
+        placed = _place(*_homes(keys, groups * GROUP), np.zeros(groups * GROUP, np.uint8))
         if placed is not None:
-            bucket, slot = placed
-            return 1 + BUCKET * bucket + slot, buckets
-        buckets += buckets // 8
+            return placed, _no_keys(groups, dtype)
+        groups += groups // 8 + 1
 
 
 def _place(first: np.ndarray, second: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -296,7 +359,7 @@ def _place(first: np.ndarray, second: np.ndarray, taken: np.ndarray) -> tuple[np
         while pending.size:
             one, other = first[pending], second[pending]
             wanted = np.where(taken[other] < taken[one], other, one)
-            if taken[wanted].max() >= BUCKET:
+            if taken[wanted].max() >= SLOTS:
                 return None
             claims[wanted] = pending  # of several that want a bucket, one stays and gets it
             won = claims[wanted] == pending
@@ -308,8 +371,8 @@ def _place(first: np.ndarray, second: np.ndarray, taken: np.ndarray) -> tuple[np
 
 
 def _prime(least: int) -> int:
-    """The smallest odd prime of at least `least`."""
-    number = max(3, least | 1)
-    while any(number % divisor == 0 for divisor in range(3, isqrt(number) + 1, 2)):
-        number += 2
+    """The smallest prime of at least `least`; 1 counts as one."""
+    number = max(1, least)
+    while any(number % divisor == 0 for divisor in range(2, isqrt(number) + 1)):
+        number += 1
     return number

@@ -1,7 +1,8 @@
 """The local folder in which a follower publishes versions of a live catalogue, and its readers.
 
     current -> versions/17          replaced by one atomic rename
-    versions/17/version.json, *.npy what changed since its base
+    versions/17/version.json, *.npy what changed since
+    merged/16.0/*.npy               what changed between, made now and then
     bases/12.0/*.npy, masks/*.npy   a whole catalogue; the masks alone change in place
 
 Files are never written again once they can be found, so a process that mapped them may go on however long it likes.
@@ -23,7 +24,7 @@ from genrec.catalog.base import CatalogBase
 from genrec.catalog.semantic_id import SemanticIdSpace
 from genrec.catalog.version import CatalogVersion, Delta
 
-CURRENT, VERSIONS, BASES, MASKS, RECORD = "current", "versions", "bases", "masks", "version.json"
+CURRENT, VERSIONS, MERGED, BASES, MASKS, RECORD = "current", "versions", "merged", "bases", "masks", "version.json"
 POLL_S = 0.05
 
 Made = TypeVar("Made")
@@ -38,11 +39,12 @@ def keep_versions_s(timeout_ms: int) -> float:
 class Record:
     """What is noted of a version.
 
-    base: the name of the base that it stands on. items: available ones. Times are Unix seconds.
+    base, merged: the names of what it stands on, "" for nothing between. items: available ones. Times are Unix seconds.
     """
 
     version: int
     base: str
+    merged: str
     items: int
     committed_at: float
     published_at: float
@@ -64,8 +66,9 @@ class Record:
 def load_version(root: Path, version: int, space: SemanticIdSpace) -> CatalogVersion:
     """Map a published version. Raises ValueError that names the file at fault, and OSError."""
     folder = root / VERSIONS / str(version)
-    base = CatalogBase.load(root / BASES / Record.load(folder).base, space)
-    return CatalogVersion(version, base, Delta.load(folder))
+    record = Record.load(folder)
+    merged = [Delta.load(root / MERGED / record.merged)] if record.merged else []
+    return CatalogVersion(version, CatalogBase.load(root / BASES / record.base, space), *merged, Delta.load(folder))
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class Published(Generic[Made]):
         self._lock = threading.Lock()
         self._entries: dict[int, Entry[Made]] = {}
         self._bases: WeakValueDictionary[str, CatalogBase] = WeakValueDictionary()
+        self._merged: WeakValueDictionary[str, Delta] = WeakValueDictionary()
         self._superseded: dict[int, float] = {}
         self.current = self._load(self._pointed_at())
         self._closed = threading.Event()
@@ -138,7 +142,12 @@ class Published(Generic[Made]):
                 base_folder = self.root / BASES / record.base
                 base = self._bases.get(record.base) or CatalogBase.load(base_folder, self._space)
                 self._bases[record.base] = base
-                catalog = CatalogVersion(number, base, Delta.load(folder))
+                deltas = [Delta.load(folder)]
+                if record.merged:
+                    below = self._merged.get(record.merged) or Delta.load(self.root / MERGED / record.merged)
+                    self._merged[record.merged] = below
+                    deltas.insert(0, below)
+                catalog = CatalogVersion(number, base, *deltas)
                 self._entries[number] = Entry(number, record.committed_at, self._make(catalog, base_folder))
             return self._entries[number]
 

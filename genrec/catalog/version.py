@@ -1,4 +1,7 @@
-"""One version of a live catalogue: a base, and over it whatever changed since."""
+"""One version of a live catalogue: a base, and over it whatever changed since, in one layer or two.
+
+The lower layer is large and seldom made, the upper one is small and made for every version.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ GONE, KNOWN, LIVE = 0, 1, 2  # states of an item: forgotten; known but not avail
 
 @dataclass(frozen=True)
 class Delta:
-    """What replaces parts of a base: every item that was touched since, and every bucket that one of them was or is in.
+    """What replaces parts of what is below: every item touched since, and every bucket that one of them was or is in.
 
     item_ids: bytes S[w] [m], distinct. state: uint8 [m], GONE, KNOWN or LIVE. codes: int64 [m], -1 where no item ever
-    was. popularity: int64 [m]. They are rows n .. n + m - 1 over a base of n; its own rows of these ids are void.
-    offsets: int64 [b + 1]; bucket_rows: int32, the rows of bucket i at offsets[i]:offsets[i + 1], of the base or of
+    was. popularity: int64 [m]. They are rows n .. n + m - 1 over n rows below, of which those of these ids are void.
+    offsets: int64 [b + 1]; bucket_rows: int32, the rows of bucket i at offsets[i]:offsets[i + 1], from below or of
     these, by falling popularity; empty for a code that has no live item any more.
     popular_rows: int32, the most popular live rows of both, as many as any answer can need.
     """
@@ -43,40 +46,40 @@ class Delta:
     @classmethod
     def build(
         cls,
-        base: CatalogBase,
+        below: CatalogVersion,
         item_ids: np.ndarray,
         state: np.ndarray,
         codes: np.ndarray,
         popularity: np.ndarray,
         most_popular: int,
     ) -> Delta:
-        """The delta over `base` with these touched items; see the class.
+        """The delta over `below` with these touched items; see the class.
 
-        most_popular: rows of the popularity fallback that any answer can need.
+        most_popular: rows of the popularity fallback that are needed; `below` has as many more as items are touched, or
+        all of its own.
         """
-        count = len(base)
-        void = base.rows_of(item_ids.astype(object))
-        void = np.sort(void[(void >= 0) & (void < base.live)])  # live rows of the base that do not count any more
+        count = len(below)
+        void = below.rows_of(item_ids.astype(object))
+        void = void[void >= 0]
+        void = np.sort(void[below.states_of(void) == LIVE])  # live rows below that do not count any more
         live = np.flatnonzero(state == LIVE)
-        touched = np.unique(np.concatenate([base.codes[void].astype(np.int64), codes[live]]))
+        touched = np.unique(np.concatenate([below.codes_of(void), codes[live]]))
 
-        first = base.first_rows(touched)
-        there = np.flatnonzero(first >= 0)
-        rows, source = base.bucket_rows(first[there])
+        buckets = below.buckets_of(touched)
+        there = np.flatnonzero(buckets >= 0)
+        rows, source = below.expand(buckets[there])
         kept = ~_is_in(rows, void)
-        rows, bucket = rows[kept], there[source[kept]]
-        rows = np.concatenate([rows, count + live])
+        old, bucket = rows[kept], there[source[kept]]
+        rows = np.concatenate([old, count + live])
         bucket = np.concatenate([bucket, np.searchsorted(touched, codes[live])])
-        of_base = rows.size - live.size
-        sold = np.concatenate([base.popularity[rows[:of_base]], popularity[live]])
+        sold = np.concatenate([below.popularity_of(old), popularity[live]])
         order = np.lexsort((-sold, bucket))
         sizes = np.bincount(bucket, minlength=touched.size)
 
-        # At most so many of the base's most popular rows can be void.
-        head = base.popular_rows[: most_popular + void.size]
+        head = below.popular_rows[: most_popular + void.size]  # at most so many of them can be void
         head = head[~_is_in(head, void)][:most_popular]
         popular = np.concatenate([head, count + live])
-        sold = np.concatenate([base.popularity[head], popularity[live]])
+        sold = np.concatenate([below.popularity_of(head), popularity[live]])
         return cls(
             item_ids=item_ids,
             state=state.astype(np.uint8),
@@ -93,10 +96,23 @@ class Delta:
         return len(self.item_ids)
 
     @property
+    def buckets(self) -> int:
+        """b, the buckets that it has anew."""
+        return len(self.offsets) - 1
+
+    @property
     def touched_codes(self) -> np.ndarray:
         """The codes of all its buckets, int64 [b], in no order."""
         keys = self._bucket_of_code.keys
         return keys[keys >= 0]
+
+    def rows_of(self, item_ids: np.ndarray) -> np.ndarray:
+        """Places of item ids among its own: object array of bytes [k] -> int32 [k], -1 for those not touched."""
+        return rows_of_ids(item_ids, self.item_ids, self._row_of_id)
+
+    def buckets_of(self, codes: np.ndarray) -> np.ndarray:
+        """Numbers of the buckets that it has anew: int64, any shape -> int32, same shape, -1 for other codes."""
+        return self._bucket_of_code.get(codes)
 
     def save(self, folder: Path) -> None:
         """Write the delta's arrays into `folder`."""
@@ -129,16 +145,21 @@ class Delta:
 
 
 class CatalogVersion:
-    """A base with a delta over it, as `CatalogView` and `BucketView`.
+    """A base with deltas over it, each over those before it, as `CatalogView` and `BucketView`.
 
-    A bucket is the first row of one of the base's, or n + i for the i-th of the delta's.
+    A bucket is the first row of one of the base's, or a number behind them for those of the deltas, in turn.
     """
 
-    def __init__(self, version: int, base: CatalogBase, delta: Delta) -> None:
-        self.version, self.base, self.delta = version, base, delta
+    def __init__(self, version: int, base: CatalogBase, *deltas: Delta) -> None:
+        self.version, self.base, self.deltas = version, base, deltas
+        sizes, buckets = [len(base)], [len(base)]
+        for delta in deltas:
+            sizes.append(sizes[-1] + len(delta))
+            buckets.append(buckets[-1] + delta.buckets)
+        self._first_rows, self._first_buckets, self._rows = sizes[:-1], buckets[:-1], sizes[-1]
 
     def __len__(self) -> int:
-        return len(self.base) + len(self.delta)
+        return self._rows
 
     @property
     def space(self) -> SemanticIdSpace:
@@ -146,59 +167,101 @@ class CatalogVersion:
 
     @property
     def popular_rows(self) -> np.ndarray:
-        return self.delta.popular_rows
+        return self.deltas[-1].popular_rows if self.deltas else self.base.popular_rows
 
     def rows_of(self, item_ids: np.ndarray) -> np.ndarray:
-        touched = rows_of_ids(item_ids, self.delta.item_ids, self.delta._row_of_id)
         rows = self.base.rows_of(item_ids)
-        if not len(self.delta):
-            return rows
-        gone = self.delta.state.take(touched) == GONE  # of an untouched item: anything
-        return np.where(touched < 0, rows, np.where(gone, np.int32(-1), touched + np.int32(len(self.base))))
+        for delta, first in zip(self.deltas, self._first_rows, strict=True):
+            own = delta.rows_of(item_ids)
+            at = np.flatnonzero(own >= 0)
+            rows[at] = np.where(delta.state[own[at]] == GONE, np.int32(-1), own[at] + np.int32(first))
+        return rows
 
     def ids_of(self, rows: np.ndarray) -> np.ndarray:
-        ids = np.empty(rows.size, object)
-        for mine, array, first in self._parts(rows):
-            ids[mine] = array.item_ids[rows[mine] - first]
-        return ids
+        return self._gathered(rows, "item_ids", object)
 
     def sids_of(self, rows: np.ndarray) -> np.ndarray:
-        codes = np.empty(rows.size, np.int64)
-        for mine, array, first in self._parts(rows):
-            codes[mine] = array.codes[rows[mine] - first]
-        return self.space.decode(codes)
+        return self.space.decode(self.codes_of(rows))
+
+    def codes_of(self, rows: np.ndarray) -> np.ndarray:
+        """Codes of existing `rows` (integers [m]): int64 [m]."""
+        return self._gathered(rows, "codes", np.int64)
+
+    def popularity_of(self, rows: np.ndarray) -> np.ndarray:
+        """Popularity of existing `rows` (integers [m]): int64 [m]."""
+        return self._gathered(rows, "popularity", np.int64)
+
+    def states_of(self, rows: np.ndarray) -> np.ndarray:
+        """Whether existing `rows` (integers [m]) are KNOWN or LIVE: uint8 [m]."""
+        states = np.where(rows < self.base.live, np.uint8(LIVE), np.uint8(KNOWN))
+        for at, delta, first in self._in_deltas(rows):
+            states[at] = delta.state[rows[at] - first]
+        return states
 
     def buckets_of(self, codes: np.ndarray) -> np.ndarray:
         buckets = self.base.first_rows(codes)
-        changed = self.delta._bucket_of_code.get(codes)
-        at = np.nonzero(changed >= 0)
-        if at[0].size:
-            bucket, offsets = changed[at], self.delta.offsets
-            filled = offsets[bucket + 1] > offsets[bucket]
-            buckets[at] = np.where(filled, bucket + np.int32(len(self.base)), np.int32(-1))
+        for delta, first in zip(self.deltas, self._first_buckets, strict=True):
+            anew = delta.buckets_of(codes)
+            at = np.nonzero(anew >= 0)
+            if at[0].size:
+                own = anew[at]
+                filled = delta.offsets[own + 1] > delta.offsets[own]
+                buckets[at] = np.where(filled, own + np.int32(first), np.int32(-1))
         return buckets
 
     def expand(self, buckets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        changed = buckets - len(self.base)
-        anew = changed >= 0
-        if not anew.any():
+        of_base = buckets < len(self.base)
+        if of_base.all():
             rows, source = self.base.bucket_rows(buckets)
             return rows.astype(np.int32), source
         begin, sizes = buckets.astype(np.int64), np.empty(buckets.size, np.int64)
-        begin[anew] = self.delta.offsets[changed[anew]]
-        sizes[anew] = self.delta.offsets[changed[anew] + 1] - begin[anew]
-        sizes[~anew] = self.base.bucket_sizes(buckets[~anew])
+        sizes[of_base] = self.base.bucket_sizes(buckets[of_base])
+        layer = np.searchsorted(self._first_buckets, buckets, side="right") - 1
+        for number, (delta, first) in enumerate(zip(self.deltas, self._first_buckets, strict=True)):
+            own = (layer == number) & ~of_base
+            at = buckets[own] - first
+            begin[own], sizes[own] = delta.offsets[at], delta.offsets[at + 1] - delta.offsets[at]
         rows, source = runs(begin, sizes)
-        of_delta = anew.take(source)
-        rows[of_delta] = self.delta.bucket_rows[rows[of_delta]]
+        layer = np.where(of_base, -1, layer).take(source)
+        for number, delta in enumerate(self.deltas):
+            mine = layer == number
+            rows[mine] = delta.bucket_rows[rows[mine]]
         return rows.astype(np.int32), source
 
-    def _parts(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, CatalogBase | Delta, int]]:
-        """Which of `rows` are the base's, and which the delta's: bool [m], their arrays, and the first row there."""
-        of_delta = rows >= len(self.base)
-        yield ~of_delta, self.base, 0
-        if of_delta.any():
-            yield of_delta, self.delta, len(self.base)
+    def touched_codes(self) -> np.ndarray:
+        """Codes of which items came or went since the base: int64 [k]."""
+        return np.concatenate([np.empty(0, np.int64), *(delta.touched_codes for delta in self.deltas)])
+
+    def current(self) -> Iterator[tuple[CatalogBase | Delta, np.ndarray, np.ndarray]]:
+        """What it holds: of each of its parts which rows count, bool [m], and whether these are live, bool [m]."""
+        parts: list[CatalogBase | Delta] = [self.base, *self.deltas]
+        for number, part in enumerate(parts):
+            if isinstance(part, Delta):
+                counts, live = part.state != GONE, part.state == LIVE
+            else:
+                counts, live = np.ones(len(part), bool), np.arange(len(part)) < part.live
+            for above in self.deltas[number:]:
+                void = part.rows_of(above.item_ids.astype(object))
+                counts[void[void >= 0]] = False
+            yield part, counts, live
+
+    def _gathered(self, rows: np.ndarray, name: str, dtype: type) -> np.ndarray:
+        """What the parts' arrays `name` hold of existing rows."""
+        found: np.ndarray = np.empty(rows.size, dtype)
+        at = rows < len(self.base)
+        found[at] = getattr(self.base, name)[rows[at]]
+        for own, delta, first in self._in_deltas(rows):
+            found[own] = getattr(delta, name)[rows[own] - first]
+        return found
+
+    def _in_deltas(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Delta, int]]:
+        """Where the rows of each delta are among `rows`: int64 [k], the delta, and its first row."""
+        if not rows.size or rows.max() < len(self.base):
+            return
+        for delta, first in zip(self.deltas, self._first_rows, strict=True):
+            at = np.flatnonzero((rows >= first) & (rows < first + len(delta)))
+            if at.size:
+                yield at, delta, first
 
 
 def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:

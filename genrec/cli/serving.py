@@ -68,6 +68,10 @@ def serve(
         typer.Option(help="Folder for what a live catalogue is made into; a temporary one if not given."),
     ] = None,
     storage_option: StorageOptions = None,
+    catalog_poll_s: Annotated[
+        float,
+        typer.Option(min=0.01, help="Seconds between two looks at the catalogue's store; one is four requests to S3."),
+    ] = 0.2,
     max_lag_s: Annotated[
         float, typer.Option(min=0.1, help="Not ready when what is served is that many seconds older than the store.")
     ] = 60.0,
@@ -114,7 +118,7 @@ def serve(
         live = None
         if catalog is not None:
             scratch = catalog_cache or Path(running.enter_context(tempfile.TemporaryDirectory(prefix="genrec-")))
-            live = LiveCatalog(catalog, scratch, store_options)
+            live = LiveCatalog(catalog, scratch, store_options, catalog_poll_s)
         server = running.enter_context(prepare_server(bundle_path, deployment, live, host=host, **ports, **options))
 
         def announce() -> None:

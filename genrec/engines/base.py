@@ -59,10 +59,10 @@ class Engine(ABC):
         """
         self._masks = {**self._masks, True: self._prepared(table)}
 
-    def update_masks(self, rows: Sequence[np.ndarray]) -> None:  # noqa: B027 - most engines read the table itself
-        """Take over changed rows of the table that was set last, where the engine drafts with a copy on a device.
+    def update_masks(self, changed: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:  # noqa: B027 - most engines read the table itself
+        """Take over what has changed of the table that was set last, where the engine drafts with a copy on a device.
 
-        rows: as of `PrefixTable.slots`. On the CPU changes are seen without this call.
+        changed: as of `PrefixTable.slots`. On the CPU changes are seen without this call.
         """
 
     def draft(self, prompts: Sequence[np.ndarray], *, masked: bool = True) -> Drafts:

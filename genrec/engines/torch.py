@@ -58,11 +58,11 @@ class TorchEngine(Engine):
             self._buckets, self._capture = buckets, capture or CudaGraphs(self._device)
         super().__init__(masks, beam_width)
 
-    def update_masks(self, rows: Sequence[np.ndarray]) -> None:
+    def update_masks(self, changed: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """See `Engine`. Recordings see it too: the copy stays where it is."""
         ready: _Ready = self._masks[True]
         if self.copies_masks:
-            ready.tensors.copy_rows(ready.table, rows)
+            ready.tensors.update(ready.table, changed)
 
     def _prepared(self, masks: PrefixTable | PrefixTrie) -> _Ready:
         if not isinstance(masks, PrefixTable):

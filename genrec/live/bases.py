@@ -16,7 +16,6 @@ import numpy as np
 
 from genrec.catalog import CatalogBase, CatalogVersion, PrefixTable, SemanticIdSpace
 from genrec.catalog.published import BASES, MASKS, load_version
-from genrec.catalog.version import GONE, LIVE
 from genrec.live.changes import Changes
 
 _NOTE = "base.json"
@@ -70,22 +69,14 @@ def base_of_batches(root: Path, table: str, space: SemanticIdSpace, version: int
 
 def base_of_version(root: Path, table: str, catalog: CatalogVersion) -> str:
     """Write the base of a version: what it holds, without a delta. Returns its name."""
-    base, delta = catalog.base, catalog.delta
-    kept = np.ones(len(base), bool)
-    void = base.rows_of(delta.item_ids.astype(object))
-    kept[void[void >= 0]] = False
-    there = delta.state != GONE
-    available = np.arange(len(base)) < base.live
-    return _write(
-        root,
-        table,
-        base.space,
-        catalog.version,
-        np.concatenate([base.item_ids[kept], delta.item_ids[there]]),
-        np.concatenate([base.codes[kept].astype(np.int64), delta.codes[there]]),
-        np.concatenate([base.popularity[kept], delta.popularity[there]]),
-        np.concatenate([available[kept], delta.state[there] == LIVE]),
-    )
+    ids, codes, popularity, available = [], [], [], []
+    for part, counts, live in catalog.current():
+        ids.append(part.item_ids[counts])
+        codes.append(part.codes[counts].astype(np.int64))
+        popularity.append(part.popularity[counts])
+        available.append(live[counts])
+    columns = map(np.concatenate, (ids, codes, popularity, available))
+    return _write(root, table, catalog.space, catalog.version, *columns)
 
 
 def _write(
@@ -98,13 +89,17 @@ def _write(
     popularity: np.ndarray,
     available: np.ndarray,
 ) -> str:
-    # A name of its own: a reader may hold another base of the same version, whose rows are others.
-    name = next(name for i in count() if not (root / BASES / (name := f"{version}.{i}")).exists())
+    name = unused_name(root / BASES, version)
     with new_folder(root / BASES / name) as folder:
         CatalogBase.build(space, ids, codes, popularity, available).save(folder)
         PrefixTable.build(space, np.unique(codes[available]), spare=spare_prefixes(ids.size)).save(folder / MASKS)
         (folder / _NOTE).write_text(json.dumps({"table": table, "levels": list(space.levels)}))
     return name
+
+
+def unused_name(folder: Path, version: int) -> str:
+    """A name in `folder` for what is made of a version: a reader may hold another of it, whose rows are others."""
+    return next(name for i in count() if not (folder / (name := f"{version}.{i}")).exists())
 
 
 def spare_prefixes(items: int) -> int:

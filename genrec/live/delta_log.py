@@ -36,7 +36,7 @@ _LOG = "_delta_log"
 _GROUP_BYTES, _GROUP_ROWS, _FILE_GROUPS = 64 << 20, 1 << 18, 16
 _ORPHAN_S = 86_400
 # An object store that does not answer is given up after seconds, not minutes: who polls it tries again.
-_PATIENCE = {"connect_timeout": "5s", "timeout": "30s", "max_retries": "3", "retry_timeout": "20s"}
+_PATIENCE = {"connect_timeout": "3s", "timeout": "10s", "max_retries": "2", "retry_timeout": "10s"}
 _FAILURES = (DeltaError, OSError, pa.ArrowException, ValueError)
 
 
@@ -102,8 +102,8 @@ class DeltaLog:
             return DeltaTable(self._uri, storage_options=self._options)
         except TableNotFoundError as error:
             raise CatalogStoreError(
-                f"{self.location}: no live catalogue, or it cannot be read; name another location, or make one "
-                "by `genrec catalog init`"
+                f"{self.location}: there is no live catalogue, or it cannot be read; name another location, or make "
+                "one by `genrec catalog init`"
             ) from error
         except _FAILURES as error:
             damaged = self._first_damaged(0)
@@ -140,11 +140,17 @@ class DeltaLog:
         return self.table.version()
 
     def _open_again(self, before: int) -> None:
+        table = self.table
         del self.table
-        if (found := self.table.version()) < before:
-            raise CatalogStoreError(
-                f"{self.location}: is at version {found}, and was at {before}: it was replaced; start again"
-            )
+        try:
+            found = self.table.version()
+            if found < before:
+                raise CatalogStoreError(
+                    f"{self.location}: is at version {found}, and was at {before}: it was replaced; start again"
+                )
+        except CatalogStoreError:
+            self.table = table
+            raise
 
     def entry(self, version: int) -> Entry:
         """The commit that made `version`. Raises Unreadable."""
@@ -283,22 +289,26 @@ class DeltaLog:
     def clean(self, oldest: int) -> None:
         """Forget what no version from `oldest` on needs: log entries, their files, and files that nothing refers to.
 
-        A file that nothing refers to may be of a writer that is at work, so it goes when it is a day old.
-        Raises CatalogStoreError.
+        A file that nothing refers to may be of a writer that is at work, so it goes when it is a day old; and only if
+        all entries that stay can be read, because it may be of one of them. Raises CatalogStoreError.
         """
         try:
-            names, entries = self._log_names(), {}
+            names, entries, unread = self._log_names(), {}, []
             for version in self.versions():
-                with suppress(Unreadable):  # its files are nobody's
+                try:
                     entries[version] = self.entry(version)
+                except Unreadable:
+                    unread.append(version)
             bases = [entry for entry in entries.values() if entry.base is not None]
+            if not bases:
+                return
             base = max((entry for entry in bases if entry.version <= oldest), default=bases[0], key=_version)
             first = min(base.version, (base.base or 0) + 1)
             if base.version and f"{base.version:020}.checkpoint.parquet" not in names:
                 self.at(base.version).create_checkpoint()  # where readers of what is kept start
             needed = {file.path for entry in entries.values() if entry.version >= first for file in entry.files}
             known = {file.path for entry in entries.values() for file in entry.files}
-            old = time.time() - _ORPHAN_S
+            old = time.time() - _ORPHAN_S if max(unread, default=-1) < first else 0.0
             for info in self.files.get_file_info(pafs.FileSelector("")):
                 if info.type == pafs.FileType.File and info.path not in needed:
                     if info.path in known or info.mtime.timestamp() < old:
@@ -385,6 +395,6 @@ def _entry_path(version: int) -> str:
 
 
 def _cause(error: BaseException | str) -> str:
-    """The gist of what a library says over many lines."""
-    text = re.sub(r"\x1b\[[0-9;]*m|↳", "", str(error))
+    """The gist of what a library says over many lines, the same for the same failure: no figures of the attempt."""
+    text = re.sub(r"\x1b\[[0-9;]*m|↳| in [\d.]+[nµm]?s(?=,? )", "", str(error))
     return re.sub(r"\s+", " ", text.partition("0: <unknown>")[0]).strip()[:400]

@@ -17,7 +17,6 @@ from genrec.bundle import Bundle
 from genrec.catalog import Catalog, CatalogVersion, SemanticIdSpace
 from genrec.catalog.base import code_dtype
 from genrec.catalog.published import CURRENT, Record, load_version
-from genrec.catalog.version import LIVE
 
 PSI_LIMIT = 0.25  # by convention a major shift (Siddiqi, Credit Risk Scorecards, 2006); from 0.1 on a minor one
 ERROR_LIMIT = 1.5  # of this project's own: docs/catalogue.md says what was measured
@@ -40,16 +39,13 @@ def is_added(trained: Catalog, space: SemanticIdSpace, item_ids: np.ndarray, cod
 
 def added_codes(catalog: CatalogVersion, trained: Catalog) -> np.ndarray:
     """Codes of the live items of a version that are added: int64 [m]."""
-    base, delta = catalog.base, catalog.delta
-    stays = np.ones(len(base), bool)
-    touched = base.rows_of(delta.item_ids.astype(object))
-    stays[touched[touched >= 0]] = False
-    live = delta.state == LIVE
-    found = [delta.codes[live][is_added(trained, catalog.space, delta.item_ids[live], delta.codes[live])]]
-    for start in range(0, base.live, _SLICE):
-        rows = start + np.flatnonzero(stays[start : min(start + _SLICE, base.live)])
-        codes = base.codes[rows].astype(np.int64)
-        found.append(codes[is_added(trained, catalog.space, base.item_ids[rows], codes)])
+    found = [np.empty(0, np.int64)]
+    for part, counts, live in catalog.current():
+        rows = np.flatnonzero(counts & live)
+        for start in range(0, rows.size, _SLICE):
+            some = rows[start : start + _SLICE]
+            codes = part.codes[some].astype(np.int64)
+            found.append(codes[is_added(trained, catalog.space, part.item_ids[some], codes)])
     return np.concatenate(found)
 
 

@@ -1,10 +1,10 @@
-"""What became of every item that was touched since a base."""
+"""What became of every item that was touched since a base, or since a delta over one."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from genrec.catalog import CatalogBase, Delta
+from genrec.catalog import CatalogVersion, Delta
 from genrec.catalog.version import GONE, KNOWN, LIVE
 from genrec.live.changes import Changes
 
@@ -12,11 +12,10 @@ _ROOM = 1024
 
 
 class Fold:
-    """The touched items over `base`, kept up commit by commit."""
+    """The touched items over `below`, kept up commit by commit. live: available items that `below` has."""
 
-    def __init__(self, base: CatalogBase) -> None:
-        self.base = base
-        self.live = base.live  # available items
+    def __init__(self, below: CatalogVersion, live: int) -> None:
+        self.below, self.live = below, live
         self._place: dict[bytes, int] = {}
         self._state = np.empty(_ROOM, np.uint8)
         self._codes = np.empty(_ROOM, np.int64)
@@ -75,17 +74,18 @@ class Fold:
         count = len(self)
         ids = np.array(list(self._place), np.bytes_) if count else np.empty(0, "S1")
         state, codes, popularity = (array[:count].copy() for array in (self._state, self._codes, self._popularity))
-        return Delta.build(self.base, ids, state, codes, popularity, most_popular)
+        return Delta.build(self.below, ids, state, codes, popularity, most_popular)
 
     def _looked_up(self, ids: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """State, code and popularity of items in the base."""
+        """State, code and popularity of items below."""
         wanted = np.empty(len(ids), object)
         wanted[:] = ids
-        rows = self.base.rows_of(wanted)
-        there = rows >= 0
-        state = np.where(there, np.where(rows < self.base.live, LIVE, KNOWN), GONE).astype(np.uint8)
+        rows = self.below.rows_of(wanted)
+        there = np.flatnonzero(rows >= 0)
+        state = np.full(rows.size, GONE, np.uint8)
         codes, popularity = np.full(rows.size, -1, np.int64), np.zeros(rows.size, np.int64)
-        codes[there], popularity[there] = self.base.codes[rows[there]], self.base.popularity[rows[there]]
+        state[there] = self.below.states_of(rows[there])
+        codes[there], popularity[there] = self.below.codes_of(rows[there]), self.below.popularity_of(rows[there])
         return state, codes, popularity
 
     def _grow(self) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genrec.catalog import CatalogVersion, TableFull
-from genrec.catalog.published import BASES, CURRENT, VERSIONS, Record
+from genrec.catalog.published import BASES, CURRENT, MERGED, VERSIONS, Record
 from genrec.errors import CatalogStoreError
 from genrec.live.bases import (
     LocalBase,
@@ -25,6 +25,7 @@ from genrec.live.bases import (
     most_touched,
     new_folder,
     remove_unfinished,
+    unused_name,
     usable_bases,
 )
 from genrec.live.changes import Changes
@@ -35,8 +36,8 @@ from genrec.live.status import Status
 if TYPE_CHECKING:
     from genrec.live.store import CatalogStore, Commits
 
-POLL_S = 0.2
 DRIFT_EVERY_S, _DRIFT_REST = 60.0, 20.0  # the second: in times of what the last measurement took
+_MOST_FRESH = 4096  # touched items of the delta that is made for every version; more are merged into the one below
 
 
 class Follower:
@@ -63,7 +64,7 @@ class Follower:
         self._emptied: list[tuple[float, np.ndarray]] = []  # codes that lost their last item, and since when
         self._rebase: _Rebase | None = None
         self._drift = _DriftMeasured()
-        for folder in (BASES, VERSIONS):
+        for folder in (BASES, MERGED, VERSIONS):
             (root / folder).mkdir(parents=True, exist_ok=True)
         remove_unfinished(root)
         # Versions of an earlier follower may be in use.
@@ -100,10 +101,25 @@ class Follower:
         self._catch_up(latest)
 
     def _open(self, name: str) -> None:
-        self._base = LocalBase.load(self._root, name, self._space)
-        self._fold = Fold(self._base.items)
-        self._folded = self._base.version
-        self._rebase = None
+        base = LocalBase.load(self._root, name, self._space)
+        self._folded, self._rebase = base.version, None
+        self._stand_on(base, Fold(CatalogVersion(base.version, base.items), base.items.live))
+
+    def _stand_on(self, base: LocalBase, fold: Fold) -> None:
+        """Go on from a base, and from a fold over it."""
+        self._base, self._fold = base, fold
+        self._merge()
+
+    def _merge(self) -> None:
+        """Make one delta of all that was folded since the base; what comes next has a small one of its own over it."""
+        below, self._merged = self._fold.below, ""
+        if len(self._fold):
+            delta = self._fold.delta(self._most_popular + _MOST_FRESH)
+            self._merged = unused_name(self._root / MERGED, self._folded)
+            with new_folder(self._root / MERGED / self._merged) as folder:
+                delta.save(folder)
+            below = CatalogVersion(self._folded, below.base, delta)
+        self._fresh = Fold(below, self._fold.live)
 
     def _published(self) -> Record | None:
         try:
@@ -113,13 +129,13 @@ class Follower:
 
     # What it does.
 
-    def run(self, stop: Event) -> None:
-        """Follow until `stop` is set."""
+    def run(self, stop: Event, poll_s: float) -> None:
+        """Follow until `stop` is set, with poll_s seconds between two looks at the store."""
         while not stop.is_set():
             begun = time.monotonic()
             self.look()
             # A second of work is followed by one of rest: the steps need the processor more.
-            stop.wait(max(POLL_S, time.monotonic() - begun))
+            stop.wait(max(poll_s, time.monotonic() - begun))
         if self._drift.process is not None:
             self._drift.process.kill()
             self._drift.process.wait()
@@ -154,10 +170,16 @@ class Follower:
 
     def _catch_up(self, latest: int) -> None:
         """Fold what was committed up to `latest`, and publish it."""
-        commits = self._store.read_commits(self._folded, latest, self._fold.knows)
+        commits = self._store.read_commits(self._folded, latest, self._fresh.knows)
         changes = commits.changes.last_of_each()
-        moved = self._fold.apply(changes)
+        # Also codes that are named and come to nothing: a follower before this one may have set their bits.
+        named = commits.changes.codes[commits.changes.codes >= 0]
+        moved = np.union1d(self._fold.apply(changes), named)
         self._folded = commits.version
+        if len(self._fresh) + len(changes) > _MOST_FRESH:
+            self._merge()
+        else:
+            self._fresh.apply(changes)
         if self._rebase is not None:
             self._rebase.missed.append(changes)
         for version, refusal in commits.refused:
@@ -174,15 +196,17 @@ class Follower:
     def _publish(self, moved: np.ndarray) -> None:
         """Publish what is folded; moved: codes of which an item came or went since the masks were last changed."""
         version, before = self._folded, self._published()
-        delta = self._fold.delta(self._most_popular)
-        self._catalog = catalog = CatalogVersion(version, self._base.items, delta)
+        delta, below = self._fresh.delta(self._most_popular), self._fresh.below
+        self._catalog = catalog = CatalogVersion(version, below.base, *below.deltas, delta)
         there = catalog.buckets_of(moved) >= 0
         if before is None or before.version < version:
             folder = self._root / VERSIONS / str(version)
             with new_folder(folder) as unfinished:
                 delta.save(unfinished)
                 items = self._fold.live
-                Record(version, self._base.name, items, self._store.committed_at(version), time.time()).save(unfinished)
+                Record(
+                    version, self._base.name, self._merged, items, self._store.committed_at(version), time.time()
+                ).save(unfinished)
             try:
                 self._base.masks.add(moved[there])
             except TableFull:
@@ -254,14 +278,14 @@ class Follower:
             return
         assert rebase.process.stdout is not None
         base = LocalBase.load(self._root, rebase.process.stdout.read().decode().strip(), self._space)
-        fold = Fold(base.items)
+        fold = Fold(CatalogVersion(base.version, base.items), base.items.live)
         moved = [np.empty(0, np.int64), *(fold.apply(changes) for changes in rebase.missed)]
         codes = np.unique(np.concatenate(moved))
-        catalog = CatalogVersion(self._folded, base.items, fold.delta(self._most_popular))
-        there = catalog.buckets_of(codes) >= 0
+        self._stand_on(base, fold)
+        self._catalog = self._fresh.below
+        there = self._catalog.buckets_of(codes) >= 0
         base.masks.add(codes[there])
         self._emptied.append((time.monotonic(), codes[~there]))
-        self._base, self._fold, self._catalog = base, fold, catalog
 
     def _tidy(self) -> None:
         """Clear bits that no version needs any more; remove versions and bases that nobody can ask for."""
@@ -278,8 +302,11 @@ class Follower:
                 del self._superseded[version]
         if self._rebase is None:
             folders = [folder for folder in (self._root / VERSIONS).iterdir() if folder.name.isdecimal()]
-            used = {Record.load(folder).base for folder in folders} | {self._base.name}
-            for folder in (self._root / BASES).iterdir():
+            records = [Record.load(folder) for folder in folders]
+            used = {self._base.name, self._merged} | {
+                name for record in records for name in (record.base, record.merged)
+            }
+            for folder in (*(self._root / BASES).iterdir(), *(self._root / MERGED).iterdir()):
                 if folder.name not in used:
                     shutil.rmtree(folder, ignore_errors=True)
 

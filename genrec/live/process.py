@@ -35,7 +35,7 @@ Made = TypeVar("Made")
 class FollowerOptions:
     """What a follower is started with. location: of the store. root: the folder that it publishes in, no one else's.
 
-    storage_options: of the store, beside what the environment says. most_popular, keep_s: see `Follower`.
+    storage_options: of the store, beside what the environment says. most_popular, keep_s, poll_s: `Follower`'s.
     """
 
     location: str
@@ -44,6 +44,7 @@ class FollowerOptions:
     most_popular: int
     keep_s: float
     storage_options: Mapping[str, str] = field(default_factory=dict)
+    poll_s: float = 0.2
 
 
 class FollowerProcess:
@@ -158,7 +159,7 @@ def follow(options: FollowerOptions, stop: threading.Event) -> None:
         begin = partial(Follower, store, root, options.most_popular, options.keep_s, log, bundle.path)
         follower = _as_soon_as_possible(begin, root, stop, log)
         if follower is not None:
-            follower.run(stop)
+            follower.run(stop, options.poll_s)
 
 
 def _forget_others(root: Path, what: dict[str, object]) -> None:
@@ -201,7 +202,7 @@ def _reached(root: Path) -> float:
 def main() -> None:
     """Follow as the options on the standard input say, until SIGTERM or the end of the process that started this."""
     options = FollowerOptions(**json.load(sys.stdin))
-    os.nice(5)  # the steps of the server come first
+    os.nice(15)  # the steps of the server come first
     stop, parent = threading.Event(), os.getppid()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -95,8 +95,11 @@ def problems(rows: pa.Table, commits: np.ndarray, space: SemanticIdSpace, width:
     )
     values, owner, _, lengths = _lists(rows["embedding"], np.nan)
     wrong = (lengths >= 0) & (lengths != width)
-    takes = f"of {width}" if width is not None else "none: it was made of a bundle without a quantiser, so give a sid"
-    yield wrong & upserts, lambda at: f"{item(at)}: an embedding of {lengths[at]} values; the catalogue takes {takes}"
+    takes = "none: it was made of a bundle without a quantiser, so give a sid" if width is None else width
+    yield (
+        wrong & upserts,
+        lambda at: f"{item(at)}: its embedding has {lengths[at]} values; the catalogue takes {takes}",
+    )
     infinite = np.zeros(rows.num_rows, bool)
     infinite[owner[~np.isfinite(values)]] = True
     yield infinite & upserts, lambda at: f"{item(at)}: its embedding has values that are not finite numbers"

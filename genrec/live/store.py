@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,6 +114,8 @@ class _Judged:
 
     def without(self, late: dict[int, str]) -> _Judged:
         """The same with further commits refused."""
+        if not late:
+            return self
         counts = ~np.isin(self.versions, list(late))
         rows = self.rows.filter(pa.array(counts))
         return replace(self, rows=rows, versions=self.versions[counts], refused=self.refused | late)
@@ -343,7 +346,7 @@ class CatalogStore:
     def log(self, limit: int | None = None) -> list[LogEntry]:
         """The newest `limit` versions that are kept, newest first. Raises CatalogStoreError."""
         entries = []
-        for version in self._log.versions()[::-1][:limit]:
+        for version in self._kept()[::-1][:limit]:
             try:
                 entry = self._log.entry(version)
             except Unreadable as error:
@@ -356,6 +359,15 @@ class CatalogStore:
         """Raises CatalogStoreError for a version that cannot be there."""
         if not 0 <= version <= newest:
             raise CatalogStoreError(f"{self._log.location}: has no version {version}; the newest is {newest}")
+
+    def _kept(self) -> list[int]:
+        """The versions that are kept, rising: those of the first base that is in the log, and behind it."""
+        versions = self._log.versions()
+        for place, version in enumerate(versions):
+            with suppress(Unreadable):
+                if self._log.entry(version).base is not None:
+                    return versions[place:]
+        return []
 
     def _base(self, version: int) -> _Base:
         """The newest base at or before `version`. Raises CatalogStoreError."""

@@ -9,12 +9,13 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from genrec.catalog.prefix_table import BUCKET, mask_shape
+from genrec.catalog.prefix_table import GROUP, LEFT, RIGHT, SLOTS, mask_shape
 from genrec.model.masks import Masks
 
 # The additive mask of each byte's 8 codes: bit set -> 0, clear -> -inf.
 _LOG_MASK = torch.where((torch.arange(256)[:, None] >> torch.arange(8)) & 1 == 1, 0.0, -torch.inf)
-_SLOTS = torch.arange(1, BUCKET + 1, dtype=torch.int32)  # rows of a bucket's slots, behind those of the buckets before
+# Buckets of either choice, and those before. The choices come first in every shape: what follows is one piece then.
+_CHOICES = torch.tensor([[LEFT, RIGHT], [0, LEFT]], dtype=torch.int32)[:, :, None, None]
 
 
 class Beams:
@@ -32,7 +33,7 @@ class Beams:
         """beam_width: K."""
         device = masks.bits[0].device
         self._levels, self._masks, self._beam_width = tuple(levels), masks, beam_width
-        self._log_mask, self._slots = _tables(device)
+        self._log_mask, self._choices = _tables(device)
         self._requests = torch.arange(batch, device=device)[:, None]
         self.codes = torch.zeros_like(self._requests)
         self.scores = torch.zeros_like(self._requests, dtype=torch.float32)
@@ -65,19 +66,18 @@ class Beams:
         return mask if size == 8 * octets * chunks else mask[..., :size]
 
     def _rows(self, level: int, width: int, chunks: int) -> Tensor:
-        """The rows of the prefixes in the table: int32 [B, W * chunks], 0 for those that are not there."""
-        table, keys = self._masks.keys[level - 1], self.codes
+        """The rows of the prefixes in the table: int [B, W * chunks], 0 for those that are not there."""
+        table = self._masks.keys[level - 1]
+        keys = self.codes.to(table.dtype)
         if chunks > 1:
-            chunk = torch.arange(chunks, device=keys.device)
+            chunk = torch.arange(chunks, dtype=keys.dtype, device=keys.device)
             keys = (keys[..., None] * chunks + chunk).reshape(-1, width * chunks)
         # `PrefixTable` says where a key stands.
-        half = _halved(table.shape[0])
-        first = keys % half
-        second = half + (first + _divided(keys, half)) % half
-        buckets = torch.stack([first, second], -1)
-        found = table[buckets] == keys[..., None, None]
-        rows = (BUCKET * buckets).int()[..., None] + self._slots
-        return (found.int() * rows).amax((-2, -1))
+        groups = _divided_size(table.shape[0], GROUP)
+        count, before = self._choices
+        buckets = _divided(keys, groups) % count + before + GROUP * (keys % groups)  # [2, B, W * chunks]
+        stored, rows = table[buckets].split(SLOTS, -1)
+        return ((stored == keys[..., None]).to(rows.dtype) * rows).amax(-1).amax(0)
 
     def of_parents(self, level: int, values: Tensor, parent: Tensor) -> Tensor:
         """What belongs to the parents of the beams of `level`: values [B, W, ...], int64 [B, W'] -> [B, W', ...]."""
@@ -89,8 +89,8 @@ class Beams:
 
 @cache
 def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """_LOG_MASK and _SLOTS, copied to a device once: every copy would wait for what runs there."""
-    return _LOG_MASK.to(device), _SLOTS.to(device)
+    """_LOG_MASK and _CHOICES, copied to a device once: every copy would wait for what runs there."""
+    return _LOG_MASK.to(device), _CHOICES.to(device)
 
 
 def _divided(values: Tensor, by: int | Tensor) -> Tensor:
@@ -98,6 +98,6 @@ def _divided(values: Tensor, by: int | Tensor) -> Tensor:
     return torch.div(values, by, rounding_mode="trunc")
 
 
-def _halved(size: int | Tensor) -> int | Tensor:
-    """Half of a tensor's size, which is a tensor itself where it is traced."""
-    return _divided(size, 2) if isinstance(size, Tensor) else size // 2
+def _divided_size(size: int | Tensor, by: int) -> int | Tensor:
+    """The same of a tensor's size, which is a tensor itself where it is traced."""
+    return _divided(size, by) if isinstance(size, Tensor) else size // by

@@ -14,7 +14,7 @@ from genrec.catalog import PrefixTable
 
 
 class Masks(NamedTuple):
-    """The arrays of a `PrefixTable` on one device. bits: uint8, per level. keys: int64, per level but the first."""
+    """The arrays of a `PrefixTable` on one device. bits: uint8, per level. keys: int, per level but the first."""
 
     bits: tuple[Tensor, ...]
     keys: tuple[Tensor, ...]
@@ -25,17 +25,18 @@ class Masks(NamedTuple):
         bits, keys = (tuple(_tensor(each).to(device) for each in arrays) for arrays in (table.bits, table.keys))
         return cls(bits, keys)
 
-    def copy_rows(self, table: PrefixTable, rows: Sequence[np.ndarray]) -> None:
-        """Copy some rows of the table into these tensors, which stay where they are. rows: as of `PrefixTable.slots`.
+    def update(self, table: PrefixTable, changed: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Copy what has changed of the table into these tensors, which stay where they are.
 
-        In the table's own order, the deepest level first: what runs meanwhile finds whole rows.
+        changed: rows and buckets per level, as of `PrefixTable.slots`. In the table's own order, the deepest level
+        first: what runs meanwhile finds whole rows.
         """
-        for level in reversed(range(len(self.bits))):
-            at = torch.tensor(rows[level], device=self.bits[level].device)
-            self.bits[level].index_copy_(0, at, _tensor(table.bits[level][rows[level]]).to(at.device))
+        for level, (rows, buckets) in reversed([*enumerate(changed)]):
+            pieces = [(self.bits[level], table.bits[level], rows)]
             if level:
-                keys = table.keys[level - 1].reshape(-1)[rows[level] - 1]
-                self.keys[level - 1].view(-1).index_copy_(0, at - 1, _tensor(keys).to(at.device))
+                pieces.append((self.keys[level - 1], table.keys[level - 1], buckets))
+            for copy, array, at in pieces:
+                copy.index_copy_(0, torch.tensor(at, device=copy.device), torch.tensor(array[at], device=copy.device))
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -21,12 +21,13 @@ class LiveCatalog:
     """A live catalogue to serve. location: of its store, a folder or an address as `s3://bucket/path`.
 
     cache: the folder that its versions are published in for the steps. storage_options: of the store, beside what the
-    environment says.
+    environment says. poll_s: seconds between two looks at the store.
     """
 
     location: str
     cache: Path
     storage_options: Mapping[str, str] = field(default_factory=dict)
+    poll_s: float = 0.2
 
 
 @contextmanager
@@ -65,6 +66,7 @@ def _follower_options(bundle: Bundle, deployment: Deployment, catalog: LiveCatal
         most_popular=limits.top_k + limits.history + limits.exclude,
         keep_s=keep_versions_s(deployment.timeout_ms),
         storage_options=catalog.storage_options,
+        poll_s=catalog.poll_s,
     )
 
 

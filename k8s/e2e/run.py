@@ -1,4 +1,4 @@
-"""Install, test, roll over under load, change the bundle and roll back: the chart end to end.
+"""Install, test, change the catalogue, roll over under load, change the bundle, roll back: the chart end to end.
 
 python -m k8s.e2e.run build/shop-bundle, in the repository's root. Uses the cluster that KUBECONFIG names; without
 KUBECONFIG it emulates one with podman on this machine.
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,14 +27,19 @@ from rich.table import Table
 
 from genrec.bundle import Bundle
 from genrec.reporting.machine import this_commit, this_machine
+from genrec_client import Recommender
 from k8s.e2e import cluster
+from k8s.e2e.changes import ask, change
 from k8s.e2e.emulation import EmulatedDeployment, helm_test
 from k8s.e2e.load import Traffic, saturation, summary
 from k8s.e2e.pods import Host, PodError, podman
-from k8s.rendering import render
+from k8s.rendering import merged, render
 
 HERE = Path(__file__).parent
-IMAGE_MB, READY_S, RETRIES_SHARE, P99_RATIO = 600, 15, 0.01, 2
+# The extra `catalog` is 265 MB of the image: deltalake brings its own query engine, and pyarrow its C++ libraries.
+IMAGE_MB, READY_S, RETRIES_SHARE, P99_RATIO = 800, 15, 0.01, 2
+SHOWN_P50_S, SHOWN_MOST_S = 1, 5
+CHANGE_EVERY_S = 2.0
 WARM_UP_S = 5.0
 console = Console(soft_wrap=True)
 
@@ -48,6 +54,7 @@ def emulate(
     saturation_s: float,
     load_share: float,
     concurrency: int,
+    changes: int,
 ) -> dict[str, Any]:
     """The whole scenario on this machine; times in seconds, latency in ms.
 
@@ -55,9 +62,10 @@ def emulate(
     """
     bundles = {name: out / "claims" / "bundles" / name for name in ("a", "b")}
     prepare_bundles(bundle, bundles)
+    catalog = prepare_catalog(bundle, out / "claims" / "catalogues" / "live")
 
     def manifests(name: str) -> list[dict[str, Any]]:
-        return render(chart_values(image, f"pvc://bundles/{name}", values))
+        return render(chart_values(image, f"pvc://bundles/{name}", "pvc://catalogues/live", values))
 
     histories = random_histories(bundle)
     with Host(f"genrec-e2e-{os.getpid()}", out / "claims", out / "scratch") as host:
@@ -69,6 +77,7 @@ def emulate(
         saturation(urls, histories, WARM_UP_S, concurrency)
         most = saturation(urls, histories, saturation_s, concurrency)
         phases: dict[str, Any] = {}
+        store_away: dict[str, bool] = {}
         with Traffic(histories, load_share * most) as traffic:
             traffic.use(urls)
             time.sleep(WARM_UP_S)
@@ -82,6 +91,17 @@ def emulate(
                 phases[name] = {"seconds": ended_s - began_s, **summary(traffic.between(began_s, ended_s))}
 
             phase("steady", lambda: time.sleep(steady_s))
+            with ExitStack() as clients:
+                pods = [clients.enter_context(Recommender(url, timeout_s=5.0)) for url in urls]
+                history = [histories[0][0].decode()]
+                changed_catalog: dict[str, Any] = {}
+
+                def change_catalog() -> None:
+                    made = change(str(catalog), lambda: [ask(pod, history) for pod in pods], changes, CHANGE_EVERY_S)
+                    changed_catalog.update(made)
+
+                phase("changes of the catalogue", change_catalog)
+            phase("store away and back", lambda: store_away.update(take_away(catalog, deployment)))
             phase("rollout of the same bundle", lambda: deployment.roll_over(manifests("a"), traffic))
             phase("rollout of another bundle", lambda: deployment.roll_over(manifests("b"), traffic))
             changed = deployment.versions()
@@ -94,6 +114,8 @@ def emulate(
         "helm_test": tested,
         "killed": deployment.killed,
         "one_bundle_each": changed == [{version["b"]}] * len(changed) and restored == [{version["a"]}] * len(restored),
+        "changes": changed_catalog,
+        "store_away": store_away,
         "saturation_per_s": most,
         "load_per_s": load_share * most,
         "phases": phases,
@@ -112,10 +134,44 @@ def prepare_bundles(bundle: Bundle, paths: dict[str, Path]) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)  # the server is another user
 
 
-def chart_values(image: str, location: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The chart's values for an image (repository:tag) and a bundle's location."""
+def prepare_catalog(bundle: Bundle, path: Path) -> Path:
+    """Put a live catalogue of the bundle's items at `path`; replaces what is there."""
+    shutil.rmtree(path, ignore_errors=True)
+    genrec = Path(sys.executable).with_name("genrec")
+    subprocess.run([genrec, "catalog", "init", bundle.path, path], check=True)
+    return path
+
+
+def take_away(catalog: Path, deployment: EmulatedDeployment) -> dict[str, bool]:
+    """Hide the store until no pod is ready any more, and put it back; returns whether readiness went and came back."""
+    log = catalog / "_delta_log"
+    hidden = log.rename(catalog / "away")
+    try:
+        not_ready = comes_true(lambda: not any(pod.ready for pod in deployment.pods))
+    finally:
+        hidden.rename(log)
+    return {"not_ready": not_ready, "ready_again": comes_true(lambda: all(pod.ready for pod in deployment.pods))}
+
+
+def comes_true(holds: Callable[[], bool], timeout_s: float = 60.0) -> bool:
+    """Wait until `holds`; returns whether it did in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def chart_values(image: str, bundle: str, catalog: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The chart's values for an image (repository:tag), and the locations of a bundle and of a live catalogue."""
     repository, _, tag = image.rpartition(":")
-    return values | {"image": {"repository": repository, "tag": tag}, "bundle": {"location": location}}
+    chosen = {
+        "image": {"repository": repository, "tag": tag},
+        "bundle": {"location": bundle},
+        "catalog": {"location": catalog},
+    }
+    return merged(values, chosen)
 
 
 def random_histories(bundle: Bundle, count: int = 1000, seed: int = 0) -> list[list[bytes]]:
@@ -139,6 +195,13 @@ def failures(results: dict[str, Any]) -> list[str]:
     require(results["helm_test"] is not False, "helm test failed")
     require(not results.get("killed"), f"did not end within the grace period: {results.get('killed')}")
     require(results.get("one_bundle_each", True), "a pod answers from another bundle than its own")
+    if changes := results.get("changes"):
+        shown = f"{changes['shown_p50_s']:.2f} s (p50), {changes['shown_most_s']:.2f} s (most)"
+        in_time = changes["shown_p50_s"] <= SHOWN_P50_S and changes["shown_most_s"] <= SHOWN_MOST_S
+        require(in_time, f"a change of the catalogue shows after {shown}, not {SHOWN_P50_S} s and {SHOWN_MOST_S} s")
+        require(not changes["wrong_answers"], f"{changes['wrong_answers']} answers do not hold what their version does")
+    require(results.get("store_away", {}).get("not_ready", True), "pods stay ready however old their catalogue is")
+    require(results.get("store_away", {}).get("ready_again", True), "pods are not ready again when the store is back")
     steady = results["phases"].get("steady")
     for name, phase in results["phases"].items():
         require(phase["lost"] == 0, f"{name}: {phase['lost']} requests lost: {phase['errors']}")
@@ -169,9 +232,17 @@ def main(
     saturation_s: Annotated[float, typer.Option(help="Seconds for measuring saturation.")] = 10.0,
     load_share: Annotated[float, typer.Option(help="Load as a share of saturation.")] = 0.5,
     concurrency: Annotated[int, typer.Option(help="Requests under way while saturation is measured.")] = 32,
+    changes: Annotated[int, typer.Option(help="Changes of the live catalogue, one every two seconds.")] = 30,
     locations: Annotated[
         str,
         typer.Option(help="With KUBECONFIG: the chart's bundle.location of two bundles, comma between."),
+    ] = "",
+    catalog: Annotated[
+        str,
+        typer.Option(
+            help="With KUBECONFIG: a live catalogue of the bundle's items (`genrec catalog init`), which the cluster "
+            "reads and this machine may change. None: the bundle's own is served."
+        ),
     ] = "",
     rate: Annotated[float, typer.Option(help="With KUBECONFIG: requests per second.")] = 50.0,
 ) -> None:
@@ -185,8 +256,9 @@ def main(
         if not second:
             raise typer.BadParameter("KUBECONFIG is set: --locations names two bundles that the cluster can reach")
         console.print(f"on the cluster of {os.environ['KUBECONFIG']}")
-        installed, upgraded = (chart_values(image, location, settings) for location in (first, second))
-        results = cluster.run(installed, upgraded, out, rate)
+        installed, upgraded = (chart_values(image, location, catalog, settings) for location in (first, second))
+        history = random_histories(Bundle(bundle), 1)[0][0].decode()
+        results = cluster.run(installed, upgraded, out, rate, history, changes, CHANGE_EVERY_S)
     else:
         console.print("no KUBECONFIG: emulating a cluster on this machine with podman")
         os.environ.setdefault("CONTAINERS_CONF", str(HERE / "containers.conf"))
@@ -199,6 +271,7 @@ def main(
             saturation_s=saturation_s,
             load_share=load_share,
             concurrency=concurrency,
+            changes=changes,
         )
     missed = failures(results)
     results |= {

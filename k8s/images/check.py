@@ -13,7 +13,15 @@ from pathlib import Path
 from genrec.serving.repository import MODEL, source_repository
 from genrec.serving.triton import STUB_NAME, find_triton, prepare_backends
 
-MODULES = ("genrec.engines.onnx", "genrec.prompt.preprocessor", "genrec.verifier", "genrec_client.cli", "tokenizers")
+MODULES = (
+    "genrec.engines.onnx",
+    "genrec.live.follower",
+    "genrec.live.store",
+    "genrec.prompt.preprocessor",
+    "genrec.verifier",
+    "genrec_client.cli",
+    "tokenizers",
+)
 # They come with the driver of the machine that the image runs on.
 OF_THE_DRIVER = {"libcuda.so.1", "libnvidia-ml.so.1"}
 

@@ -69,7 +69,7 @@ def changed(base: CatalogBase, touched: int) -> CatalogVersion:
     fresh = np.char.add(b"new-", np.arange(touched - rows.size).astype("S10"))
     ids = np.concatenate([base.item_ids[rows], fresh])
     keep = np.full(ids.size, -1)
-    fold = Fold(base)
+    fold = Fold(CatalogVersion(0, base), base.live)
     removed = np.arange(ids.size) % 5 == 0
     fold.apply(Changes(ids, removed, rng.integers(0, base.space.size, ids.size), keep, keep.astype(np.int8)))
     return CatalogVersion(1, base, fold.delta(4096))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import shutil
 import threading
@@ -51,31 +52,21 @@ class Bench:
     store: CatalogStore
     root: Path
     bundle: Bundle
+    location: str
     items: int
     history: list[str]
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(5))
     version: int = 0
 
     def changes(self, count: int) -> Changes:
-        """Random ones: half are new items, the others get another popularity or are taken away and put back."""
-        fresh = count // 2
-        ids = np.concatenate(
-            [
-                np.char.add(b"fresh-", self.rng.integers(0, 10**12, fresh).astype("S12")),
-                np.char.add(b"live-", self.rng.choice(self.items, count - fresh, replace=False).astype("S10")),
-            ]
-        )
-        ids, at = np.unique(ids, return_index=True)
-        new = at < fresh
-        codes = np.where(new, self.rng.integers(0, self.bundle.space.size, ids.size), -1)
-        available = np.where(new, 1, self.rng.integers(0, 2, ids.size)).astype(np.int8)
-        return Changes(ids, np.zeros(ids.size, bool), codes, self.rng.integers(0, 1000, ids.size), available)
+        """Random ones; see `random_changes`."""
+        return random_changes(self.rng, self.bundle.space.size, self.items, count)
 
     def probe(self, code: int, number: int) -> tuple[str, Changes]:
         """An item with the semantic ID `code`, more popular than any other."""
         name = f"probe-{number}-{time.time_ns()}"
         one = np.ones(1, np.int8)
-        return name, Changes(np.array([name.encode()]), one == 0, np.array([code]), np.array([10**9]), one)
+        return name, Changes(np.array([name.encode()]), one == 0, np.array([code]), np.array([time.time_ns()]), one)
 
     def commit(self, changes: Changes) -> None:
         self.version = self.store.commit(changes, self.version, "bench")
@@ -187,18 +178,43 @@ def saturation(bench: Bench) -> float:
 
 @contextmanager
 def changing(bench: Bench, size: int, every_s: float) -> Iterator[None]:
-    """Commits of `size` changes go on meanwhile."""
-    ends = threading.Event()
-
-    def write() -> None:
-        while not ends.wait(every_s):
-            bench.commit(bench.changes(size))
-
-    writer = threading.Thread(target=write)
+    """Commits of `size` changes go on meanwhile, from another process: this one measures."""
+    spawn = multiprocessing.get_context("spawn")
+    ends = spawn.Event()
+    writer = spawn.Process(
+        target=write, args=(bench.location, bench.bundle.space.size, bench.items, size, every_s, ends)
+    )
     writer.start()
+    time.sleep(3)  # it imports what it needs
     yield
     ends.set()
     writer.join()
+    bench.version = bench.store.latest()
+
+
+def write(location: str, codes: int, items: int, size: int, every_s: float, ends: Any) -> None:
+    """Commit `size` random changes every so often, until `ends` is set."""
+    os.nice(10)
+    store, rng = CatalogStore.open(location), np.random.default_rng(time.time_ns())
+    version = store.latest()
+    while not ends.wait(every_s):
+        version = store.commit(random_changes(rng, codes, items, size), version, "bench")
+
+
+def random_changes(rng: np.random.Generator, codes: int, items: int, count: int) -> Changes:
+    """Half are new items, the others get another popularity, and are taken away or put back."""
+    fresh = count // 2
+    ids = np.concatenate(
+        [
+            np.char.add(b"fresh-", rng.integers(0, 10**12, fresh).astype("S12")),
+            np.char.add(b"live-", rng.integers(0, items, count - fresh).astype("S10")),
+        ]
+    )
+    ids, at = np.unique(ids, return_index=True)
+    new = at < fresh
+    available = np.where(new, 1, rng.integers(0, 2, ids.size)).astype(np.int8)
+    said = np.where(new, rng.integers(0, codes, ids.size), -1)
+    return Changes(ids, np.zeros(ids.size, bool), said, rng.integers(0, 1000, ids.size), available)
 
 
 def under_load(bench: Bench, rounds: int, seconds: float, size: int) -> dict[str, Any]:
@@ -329,7 +345,7 @@ def main(
         started = time.perf_counter() - began
         store = CatalogStore.open(str(location), quantizer_of(bundle))
         history = [item_id.decode() for item_id in bundle.catalog.item_ids[:20].tolist()]
-        bench = Bench(server.grpc_url, store, root, bundle, items - len(bundle.catalog), history)
+        bench = Bench(server.grpc_url, store, root, bundle, str(location), items - len(bundle.catalog), history)
         scenarios: dict[str, Callable[[], dict[str, Any]]] = {
             "shown": lambda: shown_after(bench, 40, 1),
             "bulk": lambda: shown_after(bench, 15, 10_000),

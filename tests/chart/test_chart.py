@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from genrec.cli.arguments import storage_options
 from genrec.cli.main import app
 from k8s.rendering import CHART, KNOWLEDGE, PROFILES, REQUIRED, merged, profile
 from tests.chart.conftest import Manifests, Rendered, assert_accepted, one
@@ -27,6 +28,12 @@ ALERTS = Path(__file__).parent / "alerts_test.yaml"
 
 EVERYTHING: dict[str, Any] = {
     "bundle": {"location": "s3://models/shop/v7", "credentialsSecret": "s3"},
+    "catalog": {
+        "location": "s3://catalogues/shop",
+        "storageOptions": {"AWS_REGION": "eu-central-1"},
+        "credentialsSecret": "s3",
+        "cache": {"volume": {"ephemeral": {"volumeClaimTemplate": {"spec": {"storageClassName": "fast"}}}}},
+    },
     "imagePullSecrets": ["registry"],
     "podMonitor": {"enabled": True, "labels": {"team": "recs"}},
     "prometheusRule": {"enabled": True},
@@ -56,6 +63,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "whole claim": {"bundle": {"location": "pvc://bundle"}},
     "knowledge": KNOWLEDGE,
     "canary": {"canary": {"of": "genrec"}},
+    "live claim": {"catalog": {"location": "pvc://catalogues/shop"}},
+    "whole live claim": {"catalog": {"location": "pvc://catalogue"}},
+    "live gs": {"catalog": {"location": "gs://catalogues/shop"}},
+    "live az": {"catalog": {"location": "az://catalogues/shop"}},
     "bare": {
         "networkPolicy": {"enabled": False},
         "podDisruptionBudget": {"enabled": False},
@@ -114,6 +125,15 @@ def test_the_validator_can_fail(chart: Rendered) -> None:
         ({"autoscaling": {"mode": "hpa"}}, "/autoscaling/mode"),
         ({"tls": {"clientAuth": True}}, "/tls/secretName"),
         ({"prometheusRule": {"staleDraftsShare": 5}}, "/prometheusRule/staleDraftsShare"),
+        ({"catalog": {"location": "/mnt/catalogue"}}, "/catalog/location"),
+        ({"catalog": {"location": "s3://catalogues"}}, "/catalog/location"),
+        ({"catalog": {"location": "oci://catalogues/shop"}}, "/catalog/location"),
+        ({"catalog": {"storageOptions": {"AWS_ALLOW_HTTP": True}}}, "/catalog/storageOptions/AWS_ALLOW_HTTP"),
+        ({"catalog": {"storageOptions": {"a=b": "c"}}}, "/catalog/storageOptions"),
+        ({"catalog": {"maxLagSeconds": 0}}, "/catalog/maxLagSeconds"),
+        ({"catalog": {"pollSeconds": 0}}, "/catalog/pollSeconds"),
+        ({"catalog": {"cache": {"sizeLimit": "4GB"}}}, "/catalog/cache/sizeLimit"),
+        ({"prometheusRule": {"catalogDrift": 0}}, "/prometheusRule/catalogDrift"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_path(chart: Rendered, values: dict[str, Any], path: str) -> None:
@@ -243,6 +263,92 @@ def test_an_init_container_fetches_the_bundle(chart: Rendered, location: str, ar
     assert ports == [53, 53, 5353, 5353, 443]
 
 
+def test_without_a_live_catalogue_nothing_is_there_for_one(chart: Rendered) -> None:
+    manifests = chart({"prometheusRule": {"enabled": True}})
+    assert not [argument for argument in server(manifests)["args"] if "catalog" in argument or "ready" in argument]
+    assert not [volume for volume in pod(manifests)["volumes"] if "catalog" in volume["name"]]
+    assert "envFrom" not in server(manifests)
+    (group,) = one(manifests, "PrometheusRule")["spec"]["groups"]
+    assert not [rule for rule in group["rules"] if "lag" in rule["expr"] or "stuck" in rule["expr"]]
+
+
+def test_readiness_follows_the_live_catalogue_and_nothing_else_does(chart: Rendered) -> None:
+    container = server(chart({"catalog": {"location": "s3://catalogues/shop", "maxLagSeconds": 90}}))
+    assert {"--max-lag-s=90", "--ready-port=8003"} < set(container["args"])
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "ready"} and ports["ready"] == 8003
+    # A store that is away must not restart a server that has something to serve.
+    for name in ("startupProbe", "livenessProbe"):
+        assert container[name]["httpGet"]["port"] == "http"
+
+
+def test_a_store_is_named_as_the_server_takes_it(chart: Rendered) -> None:
+    options = {"AWS_REGION": "eu-central-1", "AWS_ENDPOINT_URL": "http://minio:9000/?a=b c"}
+    values = {"location": "s3://catalogues/shop", "storageOptions": options, "credentialsSecret": "keys"}
+    container = server(chart({"catalog": values}))
+    assert {"--catalog=s3://catalogues/shop", "--catalog-poll-s=1"} < set(container["args"])
+    given = [text.split("=", 1)[1] for text in container["args"] if text.startswith("--storage-option=")]
+    assert storage_options(given) == options
+    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
+
+
+@pytest.mark.parametrize(
+    ("location", "claim", "sub_path"),
+    [("pvc://catalogues/shop/live/", "catalogues", "shop/live"), ("pvc://catalogue", "catalogue", None)],
+)
+def test_a_live_catalogue_in_a_claim_is_read_only(
+    chart: Rendered, location: str, claim: str, sub_path: str | None
+) -> None:
+    manifests = chart({"catalog": {"location": location}})
+    (mount,) = (mount for mount in server(manifests)["volumeMounts"] if mount["name"] == "catalog")
+    assert (mount["mountPath"], mount["readOnly"], mount.get("subPath")) == ("/catalog", True, sub_path)
+    (volume,) = (volume for volume in pod(manifests)["volumes"] if volume["name"] == "catalog")
+    assert volume["persistentVolumeClaim"] == {"claimName": claim, "readOnly": True}
+    assert "--catalog=/catalog" in server(manifests)["args"]
+    assert one(manifests, "NetworkPolicy")["spec"]["egress"] == []
+
+
+@pytest.mark.parametrize(
+    ("cache", "volume"),
+    [
+        ({}, {"emptyDir": {"sizeLimit": "4Gi"}}),
+        ({"sizeLimit": "9Gi"}, {"emptyDir": {"sizeLimit": "9Gi"}}),
+        ({"volume": {"ephemeral": {}}}, {"ephemeral": {}}),
+    ],
+)
+def test_each_pod_has_a_cache_of_its_own(chart: Rendered, cache: dict[str, Any], volume: dict[str, Any]) -> None:
+    manifests = chart({"catalog": {"location": "s3://catalogues/shop", "cache": cache}})
+    assert "--catalog-cache=/catalog-cache" in server(manifests)["args"]
+    assert {"name": "catalog-cache", "mountPath": "/catalog-cache"} in server(manifests)["volumeMounts"]
+    assert {"name": "catalog-cache", **volume} in pod(manifests)["volumes"]
+
+
+@pytest.mark.parametrize(
+    ("bundle", "bundle_egress", "catalog_egress", "ports"),
+    [
+        ("pvc://bundles", [], [], [53, 53, 5353, 5353, 443]),
+        ("s3://models/shop", [], [], [53, 53, 5353, 5353, 443]),
+        ("s3://models/shop", [9000], [], [53, 53, 5353, 5353, 443, 9000]),
+        ("s3://models/shop", [], [9001], [53, 53, 5353, 5353, 443, 9001]),
+        ("s3://models/shop", [9000], [9001], [53, 53, 5353, 5353, 9000, 9001]),
+        ("pvc://bundles", [9000], [9001], [53, 53, 5353, 5353, 9001]),
+    ],
+)
+def test_the_way_to_the_store_is_open_and_no_other(
+    chart: Rendered, bundle: str, bundle_egress: list[int], catalog_egress: list[int], ports: list[int]
+) -> None:
+    def rules(allowed: list[int]) -> list[dict[str, Any]]:
+        return [{"ports": [{"protocol": "TCP", "port": port}]} for port in allowed]
+
+    values = {
+        "bundle": {"location": bundle},
+        "catalog": {"location": "s3://catalogues/shop"},
+        "networkPolicy": {"bundleEgress": rules(bundle_egress), "catalogEgress": rules(catalog_egress)},
+    }
+    egress = one(chart(values), "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for rule in egress for port in rule["ports"]] == ports
+
+
 def test_another_bundle_or_image_is_another_rollout(chart: Rendered) -> None:
     templates = [
         one(chart(values), "Deployment")["spec"]["template"]
@@ -348,6 +454,7 @@ def test_the_dashboard_is_a_dashboard(chart: Rendered) -> None:
     dashboard = json.loads(one(chart(EVERYTHING), "ConfigMap")["data"]["genrec.json"])
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
     assert len(set(places)) == len(places) >= 10
+    assert "Live catalogue" in [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
     assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "namespace", "release"}
 
 

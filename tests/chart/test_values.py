@@ -99,6 +99,9 @@ def test_notes_say_who_needs_the_metadata_servers() -> None:
         {"bundle": {"location": "pvc://bundle"}},
     ):
         assert "networkPolicy.cloudMetadata" not in notes(merged(stored, more))
+    followed = merged(REQUIRED, {"catalog": {"location": "gs://catalogues/shop"}})
+    assert "networkPolicy.cloudMetadata" in notes(followed)
+    assert "networkPolicy.cloudMetadata" not in notes(merged(followed, {"catalog": {"credentialsSecret": "gcs"}}))
 
 
 def test_pull_secrets_are_taken_in_both_spellings() -> None:
@@ -168,6 +171,31 @@ def test_volumes_and_init_containers_come_before_the_bundle() -> None:
     assert {"models", "cache"} < {volume["name"] for volume in spec["volumes"]}
     mounts = {mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
     assert {"/models", "/cache", "/bundle", "/dev/shm", "/tmp"} == mounts
+
+
+@pytest.mark.parametrize(
+    ("name", "catalog", "asks"),
+    [
+        ("live-eks", "s3://shop-catalogue/live", []),
+        ("live-gke", "gs://shop-catalogue/live", [[80, 8080, 987, 988]]),
+        ("live-azure", "az://catalogue/live", []),
+    ],
+)
+def test_a_live_catalogue_is_read_with_the_role_of_the_pod(name: str, catalog: str, asks: list[list[int]]) -> None:
+    manifests = users(name)
+    (container,) = pod(manifests)["containers"]
+    assert f"--catalog={catalog}" in container["args"] and "envFrom" not in container
+    assert [ports for addresses, ports in egress(manifests) if METADATA <= set(addresses)] == asks
+    assert ([], [443]) in egress(manifests)
+
+
+def test_a_live_catalogue_in_the_cluster_is_reached_with_keys_by_plain_http() -> None:
+    manifests = users("live-minio")
+    (container,) = pod(manifests)["containers"]
+    assert "--storage-option=AWS_ALLOW_HTTP=true" in container["args"]
+    assert container["envFrom"] == [{"secretRef": {"name": "catalogue-reader"}}]
+    assert not [argument for argument in container["args"] if "SECRET" in argument]
+    assert [ports for _, ports in egress(manifests)] == [[53, 53, 5353, 5353], [9000]]
 
 
 def test_a_mesh_is_let_through_where_nothing_else_is() -> None:
@@ -257,6 +285,15 @@ def test_enabled_is_refused_where_nobody_reads_it(chart: Rendered) -> None:
         ({"extraVolumes": [{"emptyDir": {}}]}, "missing property 'name'"),
         ({"extraVolumeMounts": [{"name": "x"}]}, "missing property 'mountPath'"),
         ({"serviceAccount": {"create": False}}, "'create' not allowed"),
+        (
+            {
+                "catalog": {
+                    "location": "s3://c/shop",
+                    "cache": {"volume": {"persistentVolumeClaim": {"claimName": "c"}}},
+                }
+            },
+            "catalog.cache.volume: every pod writes a cache of its own, and pods would share that claim: use ephemeral",
+        ),
     ],
 )
 def test_a_refusal_says_what_to_write(chart: Rendered, values: dict[str, Any], message: str) -> None:
@@ -275,6 +312,7 @@ def paths(schema: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple
 def test_null_leaves_a_value_out_or_is_refused_by_name() -> None:
     """Helm takes a value that is null out of the defaults; no template may stumble over that."""
     switched_on: dict[str, Any] = {
+        "catalog": {"location": "s3://catalogues/shop"},
         "podMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True},
         "dashboard": {"enabled": True},

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from genrec.bundle import Bundle
+from genrec.live.init import init_catalog
 from genrec.serving.repository import Deployment
-from genrec.serving.serve import serve_bundle
+from genrec.serving.serve import LiveCatalog, serve_bundle
 from genrec.serving.triton import ServerTls, TritonServer, TritonStartError
 from genrec_client import Recommender, RecommendError
 from genrec_client.channel import TlsOptions
@@ -23,6 +24,7 @@ from k8s.rendering import render
 VALUES = {
     "image": {"repository": "genrec"},
     "bundle": {"location": "pvc://bundles"},
+    "catalog": {"location": "pvc://catalogue"},
     "prometheusRule": {"enabled": True},
     "dashboard": {"enabled": True},
     "autoscaling": {"mode": "keda", "prometheusAddress": "http://prometheus:9090"},
@@ -42,17 +44,23 @@ def queries() -> list[str]:
             found += [trigger["metadata"]["query"] for trigger in manifest["spec"]["triggers"]]
         elif manifest["kind"] == "ConfigMap":
             panels = json.loads(manifest["data"]["genrec.json"])["panels"]
-            found += [target["expr"] for panel in panels for target in panel["targets"]]
+            found += [target["expr"] for panel in panels for target in panel.get("targets", ())]  # a row has none
     return found
 
 
 def test_the_server_exports_what_alerts_dashboard_and_autoscaler_ask_for(
-    server: TritonServer, recommender: Recommender
+    bundle: Bundle, deployment: Deployment, tmp_path: Path
 ) -> None:
-    recommender.recommend([])
-    time.sleep(1.0)  # the verifier publishes its counters now and then
-    with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
-        lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+    init_catalog(bundle, str(tmp_path / "catalogue"))
+    live = LiveCatalog(str(tmp_path / "catalogue"), tmp_path / "cache")
+    with (
+        serve_bundle(bundle.path, deployment, live, log_path=tmp_path / "log") as server,
+        Recommender(server.grpc_url, timeout_s=30.0) as recommender,
+    ):
+        recommender.recommend([])
+        time.sleep(1.0)  # the verifier publishes its counters now and then
+        with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
     exported = {(m[1], tuple(re.findall(r'(\w+)="([^"]*)"', m[2]))) for m in map(METRIC.match, lines) if m}
     asked = {(name, labels) for query in queries() for name, labels in METRIC.findall(query)}
     assert len({name for name, _ in asked}) > 12

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -251,6 +254,27 @@ def test_a_refused_commit_changes_nothing_and_is_counted(live: Live) -> None:
 def test_what_is_published_is_what_the_store_says(live: Live) -> None:
     record = Record.load(live.root / CURRENT)
     assert record.version == live.version and record.items == len(live.states[live.version])
+
+
+def test_the_command_serves_a_live_catalogue_and_leaves_nothing_behind(bundle: Bundle, tmp_path: Path) -> None:
+    init_catalog(bundle, str(tmp_path / "store"))
+    ports = ["--grpc-port=0", "--http-port=0", "--metrics-port=0", "--ready-port=0", "--threads=1"]
+    command = [sys.executable, "-m", "genrec.cli", "serve", str(bundle.path), f"--catalog={tmp_path / 'store'}", *ports]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as serving:
+        assert serving.stdout is not None
+        said = next(line for line in serving.stdout if line.startswith("ready: "))
+        try:
+            found = re.search(r"gRPC (\S+), .* readiness 127.0.0.1:(\d+)/ready", said)
+            assert found is not None and ready(int(found[2])) == (200, "ready\n")
+            with Recommender(found[1], timeout_s=10.0) as client:
+                history = [item_id.decode() for item_id in bundle.catalog.item_ids[:4].tolist()]
+                assert client.recommend(history).catalog_version == "0"
+            assert followers_of(serving.pid)
+        finally:
+            serving.terminate()
+        serving.stdout.read()
+    assert serving.returncode == 0
+    assert not followers_of(serving.pid)
 
 
 def ready(port: int) -> tuple[int, str]:

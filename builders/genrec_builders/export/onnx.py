@@ -36,9 +36,8 @@ def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_promp
 
     longest_prompt: tokens of the longest prompt, by `PromptLayout.max_tokens`; the graph then holds no positions that
     none can have. None for as many as the model has: a long-context checkpoint's are larger than a small model.
-    Inputs: token_ids int32 [B, S], lengths int32 [B], and the arrays of a `PrefixTable`, mask_bits_l uint8 [rows,
-    width] per level and mask_keys_l int64 [buckets, 8] per level but the first. Outputs: codes int64 [B, K], scores
-    float32 [B, K].
+    Inputs: token_ids int32 [B, S], lengths int32 [B], and the arrays of a `PrefixTable`, mask_bits_l [rows, width] per
+    level and mask_keys_l [buckets, 16] per level but the first. Outputs: codes int64 [B, K], scores float32 [B, K].
     """
     space = SemanticIdSpace(model.levels)
     # Two prompts and a small table to trace with; every size but T and K stays free.

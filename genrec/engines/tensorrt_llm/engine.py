@@ -95,10 +95,10 @@ class TensorRtLlmEngine(InFlightEngine):
         for model in self._reached():
             model.set_masks(table)
 
-    def update_masks(self, rows: Sequence[np.ndarray]) -> None:
+    def update_masks(self, changed: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """See `Engine`. Raises RuntimeError if the model runs in another process."""
         for model in self._reached():
-            model.update_masks(rows)
+            model.update_masks(changed)
 
     def _reached(self) -> set[Any]:
         if not self._models:

@@ -88,10 +88,10 @@ class _DraftsFromContexts:
         """Draft with the masks of `table` from the next step on."""
         self._table, self._masks = table, Masks.of(table, self._device)
 
-    def update_masks(self, rows: Sequence[np.ndarray]) -> None:
-        """Copy changed rows of the table, as of `PrefixTable.slots`, where the device has a copy."""
+    def update_masks(self, changed: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Copy what has changed of the table, as of `PrefixTable.slots`, where the device has a copy."""
         if self._device.type != "cpu":
-            self._masks.copy_rows(self._table, rows)
+            self._masks.update(self._table, changed)
 
     def _keep_inputs(self, module: torch.nn.Module, args: tuple, options: dict[str, Any]) -> None:
         self._inputs = options["hidden_states"]

@@ -79,6 +79,11 @@ app.kubernetes.io/component: server
 {{- regexReplaceAll "^[a-z0-9]+://" .Values.bundle.location "" | trimSuffix "/" -}}
 {{- end -}}
 
+{{/* Empty without a live catalogue. */}}
+{{- define "genrec.catalogScheme" -}}
+{{- regexFind "^[a-z0-9]+" (.Values.catalog.location | default "") -}}
+{{- end -}}
+
 {{/* Threads of each engine. ONNX Runtime counts the node's cores, not the container's. */}}
 {{- define "genrec.threads" -}}
 {{- if .Values.server.threads -}}

@@ -65,7 +65,7 @@ class TritonPythonModel(Step[tuple[np.ndarray, int]]):
         if self.masks is None or masks.table is not self.masks.table:  # of another base; those of one change in place
             self.engine.set_masks(masks.table)
         if self.engine.copies_masks:
-            self.engine.update_masks(masks.table.slots(masks.version.delta.touched_codes))
+            self.engine.update_masks(masks.table.slots(masks.version.touched_codes()))
         self.masks = masks
 
     def finalize(self) -> None:

@@ -27,12 +27,14 @@ from genrec.serving.triton.ports import choose_ports
 
 Run = Callable[..., tuple[int, str]]
 # What a command cannot do without, and is neither a path nor a number: a right value.
-LIVE = ("init", "apply", "log", "rollback", "compact", "inspect")
 RIGHT = {("compare", "model"): "model={blocked}", ("plan", "device"): "l4"}
-RIGHT |= {("serve", "catalog"): "{blocked}"} | {(f"catalog.{name}", "location"): "{blocked}" for name in LIVE}
+LIVE = ("init", "apply", "log", "rollback", "compact", "inspect")
+RIGHT |= {(f"catalog.{name}", "location"): "{blocked}" for name in LIVE}
+RIGHT[("serve", "catalog")] = "{blocked}"
 # Text that may be anything, as far as the command line can tell. All other text options judge theirs.
-ANY_TEXT = {("serve", "host"), ("serve", "catalog")}
-ANY_TEXT |= {(f"catalog.{name}", text) for name in LIVE for text in ("location", "message")}
+ANY_TEXT = {("serve", "host"), ("serve", "catalog"), ("catalog.apply", "message"), ("catalog.rollback", "message")}
+# Text that may name any place; where there is nothing to be found, it is told by that name.
+ANY_PLACE = {key for key in RIGHT if key[1] in ("location", "catalog")}
 WRONG_TEXTS = ["no such value", "8,8,x", "<{code}>", "-1", "nan", "a="]
 WRONG_NUMBERS = ["x", "1e", "nan", "inf", "-inf", "-1", "0", "1000000000000000", "1e300"]
 
@@ -137,7 +139,7 @@ def wrong_values(parameter: Parameter, places: Places) -> Iterator[tuple[str, bo
     elif parameter.kind is bool:
         yield "yes", True
     elif parameter.kind is str:
-        judged = (parameter.command, parameter.name) not in ANY_TEXT
+        judged = (parameter.command, parameter.name) not in ANY_TEXT | ANY_PLACE
         yield from [("", True), *((text, judged or None) for text in WRONG_TEXTS)]
     else:
         yield "", True
@@ -175,7 +177,8 @@ def test_wrong_values_end_in_one_line_that_names_them(parameter: Parameter, plac
         if status == 2:
             good = named and (value in said[0] or (parameter.kind is bool and is_wrong))
         else:
-            good = status == 1 and not is_wrong and any(name in said[0] for name in (*paths, f"{value}: "))
+            place = [value] if (parameter.command, parameter.name) in ANY_PLACE else []
+            good = status == 1 and not is_wrong and any(path in said[0] for path in [*paths, *place])
         if not good:
             problems.append((words, status, said[0]))
     assert not problems, "\n".join(map(str, problems))

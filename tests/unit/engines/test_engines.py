@@ -1,11 +1,17 @@
 """ONNX Runtime against PyTorch on one bundle: the same items in the same order."""
 
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from genrec.bundle import Bundle
+from genrec.bundle import CHECKPOINT, ONNX_GRAPH, Bundle
+from genrec.catalog import PrefixTable
 from genrec.engines import open_engine
 from genrec.engines.base import Drafts, Engine
+from genrec.engines.onnx import OnnxEngine
+from genrec.engines.torch import TorchEngine
 from tests.near import assert_same_drafts
 
 
@@ -58,3 +64,68 @@ def test_ties_are_ordered_by_code() -> None:
 def test_an_unknown_engine_is_named(bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="'tpu' is unknown; use one of"):
         open_engine(bundle, "tpu")
+
+
+def engine_on(kind: str, bundle: Bundle, table: PrefixTable) -> Engine:
+    width = bundle.space.beams(bundle.manifest.beam_width)
+    if kind == "onnx":
+        return OnnxEngine(bundle.path / ONNX_GRAPH, table, width, threads=1)
+    return TorchEngine(bundle.path / CHECKPOINT, table, width, "cpu")
+
+
+def drafted(engine: Engine, prompt: np.ndarray) -> set[int]:
+    drafts = engine.draft([prompt])
+    return set(drafts.codes[np.isfinite(drafts.scores)].tolist())
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_an_item_is_drafted_as_soon_as_the_table_allows_it(
+    bundle: Bundle, kind: str, mapped: bool, tmp_path: Path
+) -> None:
+    """The engine is not told: it drafts with the table's own memory, or with a file's that another table changes."""
+    prompt = bundle.layout.encode(bundle.catalog.sids[:4])
+    best = open_engine(bundle, kind).draft([prompt]).codes[0, :1]
+    live = np.setdiff1d(bundle.space.encode(bundle.catalog.sids), best)
+    table = PrefixTable.build(bundle.space, live)
+    engine = engine_on(kind, bundle, table)
+    if mapped:
+        table.save(tmp_path)
+        engine = engine_on(kind, bundle, PrefixTable.load(tmp_path, bundle.space))
+        table = PrefixTable.load(tmp_path, bundle.space, writable=True)
+    before = drafted(engine, prompt)
+    assert int(best[0]) not in before and before <= set(live.tolist())
+    table.add(best)
+    assert engine.draft([prompt]).codes[0, 0] == best[0]
+    table.discard(best)
+    assert drafted(engine, prompt) == before
+    table.discard(live)
+    assert drafted(engine, prompt) == set()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_masks_can_be_swapped_while_requests_are_drafted(bundle: Bundle, kind: str) -> None:
+    codes = np.unique(bundle.space.encode(bundle.catalog.sids))
+    tables = [PrefixTable.build(bundle.space, part) for part in (codes[::2], codes[1::2])]
+    engine = engine_on(kind, bundle, tables[0])
+    prompt = bundle.layout.encode(bundle.catalog.sids[:4])
+    answers = []
+    for table in tables:
+        engine.set_masks(table)
+        answers.append(drafted(engine, prompt))
+    assert answers[0] <= set(codes[::2].tolist()) and answers[1] <= set(codes[1::2].tolist())
+    found: list[set[int]] = []
+    asking = threading.Thread(target=lambda: found.extend(drafted(engine, prompt) for _ in range(60)))
+    asking.start()
+    while asking.is_alive():
+        for table in tables:
+            engine.set_masks(table)
+    asking.join()
+    assert len(found) == 60 and all(answer in answers for answer in found)
+    assert np.isfinite(engine.draft([prompt], masked=False).scores).all()
+
+
+def test_a_graph_refuses_masks_of_another_form(bundle: Bundle) -> None:
+    deeper = PrefixTable.build(type(bundle.space)((16, 16, 16, 16)), np.arange(9))
+    with pytest.raises(ValueError, match=r"model.onnx: takes masks as .*mask_keys_2, not .*mask_keys_3"):
+        open_engine(bundle, "onnx").set_masks(deeper)

@@ -100,6 +100,20 @@ def test_a_draft_from_buckets_is_the_draft_without(decoder: str) -> None:
     assert 0 < counting.recordings <= 2 * len(buckets)  # with masks and without
 
 
+def test_recordings_draft_with_the_masks_that_were_set_last() -> None:
+    model, table = model_of(), PrefixTable.build(SPACE, np.arange(0, SPACE.size, 5))
+    options: dict = {"buckets": Buckets((1,), (40,)), "capture": call_again}
+    engine, prompts = TorchEngine(model, TABLE, 20, "cpu", **options), prompts_of("draft_head", [3])
+    engine.draft(prompts)
+    engine.set_masks(table)
+    assert_same_drafts(engine.draft(prompts), TorchEngine(model, table, 20, "cpu").draft(prompts))
+    table.discard(np.arange(0, SPACE.size, 10))
+    engine.update_masks(table.slots(np.arange(0, SPACE.size, 10)))
+    drafts = engine.draft(prompts)
+    assert (drafts.codes[np.isfinite(drafts.scores)] % 10 == 5).all()
+    assert_same_drafts(drafts, TorchEngine(model, table, 20, "cpu").draft(prompts))
+
+
 def test_a_bucket_is_recorded_once_and_what_fits_none_is_not() -> None:
     counting, seen = Counting(), []
 
@@ -273,3 +287,17 @@ def test_cuda_graphs_answer_as_the_pass_that_they_record(decoder: str, precision
         ours, theirs = graphs.draft(prompts), plain.draft(prompts)
         rounding = 1e-4 if precision == "float32" else 5e-2  # a padded batch may take other kernels
         np.testing.assert_allclose(ours.scores[:, :10], theirs.scores[:, :10], rtol=rounding, atol=rounding)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recordings_on_a_gpu_see_what_was_copied() -> None:
+    model, some = model_of(), np.arange(0, SPACE.size, 5)
+    table = PrefixTable.build(SPACE, some)
+    engine = TorchEngine(model, table, 20, "cuda", buckets=Buckets((1,), (40,)))
+    prompts = prompts_of("draft_head", [3])
+    engine.draft(prompts)
+    table.discard(some[::2])
+    table.add(some[::2] + 1)
+    engine.update_masks(table.slots(np.append(some[::2], some[::2] + 1)))
+    drafts = engine.draft(prompts)
+    assert np.isin(drafts.codes[np.isfinite(drafts.scores)] % 10, (1, 5)).all()

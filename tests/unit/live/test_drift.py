@@ -65,20 +65,24 @@ def test_stability_is_the_sum_over_codes_less_what_chance_makes(levels: tuple[in
     assert found == pytest.approx(expected, abs=1e-9)
 
 
-@given(bases, st.lists(commits, max_size=5), bases)
-def test_what_is_added_is_unknown_or_elsewhere(first: dict[str, Item], history: list[Commit], old: dict) -> None:
+@given(bases, st.lists(commits, max_size=5), bases, st.none() | st.integers(0, 4))
+def test_what_is_added_is_unknown_or_elsewhere(
+    first: dict[str, Item], history: list[Commit], old: dict, merged_at: int | None
+) -> None:
     old = old or {"x": (0, 0, True)}
     trained = Catalog.build(list(old), SPACE.decode(np.array([item[0] for item in old.values()])), np.zeros(len(old)))
     base, state = base_of(first), first
-    fold = Fold(base)
-    for commit in history:
+    fold = Fold(CatalogVersion(0, base), base.live)
+    for number, commit in enumerate(history):
+        if number == merged_at:  # one layer more
+            fold = Fold(CatalogVersion(1, base, fold.delta(20)), fold.live)
         try:
             state = applied(state, commit)
         except KeyError:
             continue
         fold.apply(changes_of(commit))
     expected = [code for name, (code, _, live) in state.items() if live and old.get(name, (-1,))[0] != code]
-    found = added_codes(CatalogVersion(1, base, fold.delta(20)), trained)
+    found = added_codes(CatalogVersion(2, base, *fold.below.deltas, fold.delta(20)), trained)
     assert sorted(found.tolist()) == sorted(expected)
     ids = np.array([name.encode() for name in [*state, "never"]], np.bytes_)
     codes = np.array([item[0] for item in state.values()] + [0])

@@ -31,6 +31,8 @@ from tests.unit.live.world import (
 )
 from tests.unit.live.writer import WIDE, of_version
 
+pytestmark = pytest.mark.training  # processes that are killed, and stores that do not answer, take seconds
+
 
 def writer(*words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.unit.live.writer", *map(str, words)]
@@ -289,6 +291,19 @@ def test_a_damaged_base_is_named(location: Path) -> None:
         state_at(opened(location), 0)
 
 
+def test_nothing_is_removed_that_a_damaged_entry_may_need(location: Path) -> None:
+    store = opened(location)
+    for version in (1, 2, 3):
+        store.commit(of_version(version), version - 1, "")
+    content = damage(entry_file(location, 2), lambda content: b"")
+    assert store.rollback(1) == 4
+    for path in location.glob("*.parquet"):
+        os.utime(path, (0, 0))
+    store.compact(keep_versions=10)
+    entry_file(location, 2).write_bytes(content)
+    assert {popularity for _, popularity, _ in state_at(opened(location), 3).values()} == {3}
+
+
 # --- what is kept ---
 
 
@@ -308,7 +323,8 @@ def test_rollback_goes_back_as_far_as_is_kept(location: Path) -> None:
     assert state_at(opened(location), version + 1) == before
     kept = [entry.version for entry in store.log()]
     assert kept[0] == version + 1 and oldest in kept and kept == sorted(kept, reverse=True)
-    assert 0 not in kept
+    assert 0 not in kept and state_at(store, kept[-1])
+    assert [entry.version for entry in store.log(3)] == kept[:3]
     with pytest.raises(CatalogStoreError, match=r"version 0 cannot be loaded: .*genrec catalog log"):
         store.rollback(0)
     assert len(list(location.glob("*.parquet"))) < 150 and len(list(entry_file(location, 0).parent.iterdir())) < 160

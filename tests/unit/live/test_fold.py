@@ -102,13 +102,16 @@ def assert_holds(version: CatalogVersion, state: dict[str, Item]) -> None:
     assert all(state[item_id][2] for item_id in popular)
 
 
-@given(bases, st.lists(commits, max_size=6), st.integers(0, 6))
+@given(bases, st.lists(commits, max_size=6), st.integers(0, 6), st.none() | st.integers(0, 5))
 def test_any_history_of_changes_gives_what_a_dict_would_hold(
-    state: dict[str, Item], history: list[Commit], most_popular: int
+    state: dict[str, Item], history: list[Commit], most_popular: int, merged_at: int | None
 ) -> None:
     base = base_of(state)
-    fold = Fold(base)
-    for commit in history:
+    fold = Fold(CatalogVersion(0, base), base.live)
+    for number, commit in enumerate(history):
+        if number == merged_at:  # one layer more
+            below = CatalogVersion(1, base, fold.delta(most_popular + len(IDS)))
+            fold = Fold(below, fold.live)
         changes = changes_of(commit)
         before = state
         try:
@@ -119,7 +122,8 @@ def test_any_history_of_changes_gives_what_a_dict_would_hold(
             continue
         moved = fold.apply(changes)
         assert moved.tolist() == sorted(codes_that_changed(before, state))
-    version = CatalogVersion(7, base, fold.delta(most_popular))
+    version = CatalogVersion(7, base, *fold.below.deltas, fold.delta(most_popular))
+    assert fold.live == sum(available for _, _, available in state.values())
     assert_holds(version, state)
     assert version.popular_rows.size == min(most_popular, sum(available for _, _, available in state.values()))
 
@@ -140,7 +144,7 @@ def test_what_was_saved_answers_as_what_was_built(state: dict[str, Item], commit
     import tempfile
 
     base = base_of(state)
-    fold = Fold(base)
+    fold = Fold(CatalogVersion(0, base), base.live)
     try:
         after = applied(state, commit)
     except KeyError:

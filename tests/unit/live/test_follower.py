@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -123,12 +124,19 @@ def test_masks_keep_what_the_version_before_needs(tmp_path: Path) -> None:
     assert masks.allows(np.array([1, 2])).all()
 
 
-@given(st.lists(st.one_of(commits, st.sampled_from(["refused", "compact", "restart", "look"])), max_size=12))
+@given(
+    st.lists(st.one_of(commits, st.sampled_from(["refused", "compact", "restart", "look"])), max_size=12),
+    st.sampled_from([0, 3, 4096]),
+)
 @settings(max_examples=30)
-def test_any_history_ends_with_what_the_store_holds(tmp_path_factory: Any, history: list[Any]) -> None:
-    root = tmp_path_factory.mktemp("published")
+def test_any_history_ends_with_what_the_store_holds(tmp_path_factory: Any, history: list[Any], fresh: int) -> None:
+    with patch.object(follower, "_MOST_FRESH", fresh):
+        assert_any_history(tmp_path_factory.mktemp("published"), history)
+
+
+def assert_any_history(root: Path, history: list[Any]) -> None:
     store, log = MemoryStore(FIRST), list[str]()
-    follower = start(store, root, log)
+    running = start(store, root, log)
     for event in history:
         if event == "refused":
             store.states.append(store.states[-1])
@@ -136,17 +144,17 @@ def test_any_history_ends_with_what_the_store_holds(tmp_path_factory: Any, histo
         elif event == "compact":
             store.compact()
         elif event == "restart":
-            follower = start(store, root, log)
+            running = start(store, root, log)
         elif event == "look":
-            follower.look()
+            running.look()
             assert_serves(root, store, store.latest(), exactly=False)
         else:
             try:
                 store.commit(event)
             except KeyError:
                 continue
-    follower.look()
-    follower.look()
+    running.look()
+    running.look()
     assert_serves(root, store, store.latest())
     assert sum("refused" in line for line in log) == 0 or "an id comes twice" in "".join(log)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,14 +133,9 @@ def new_store(location: Path, state: Mapping[str, Item], **options: Any) -> Cata
 
 def data_files(location: Path, version: int) -> list[Path]:
     """Files that a commit added."""
-    import json
-
     lines = entry_file(location, version).read_text().splitlines()
     return [location / json.loads(line)["add"]["path"] for line in lines if '"add"' in line]
 
 
 def entry_file(location: Path, version: int) -> Path:
     return location / "_delta_log" / f"{version:020}.json"
-
-
-Edit = Callable[[bytes], bytes | None]

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from genrec.bundle import TENSORRT_LLM, Bundle
+from genrec.catalog import PrefixTable
 from genrec.engines import open_engine
 from genrec.engines.tensorrt_llm.contract import CODES, LLM_ARGUMENTS, SCORES
 from genrec.errors import Cancelled, DeadlineExceeded
@@ -179,6 +180,30 @@ def test_closing_cancels_what_is_in_flight(
     future = engine.submit(prompts[0])  # type: ignore[attr-defined]
     engine.close()
     assert future.cancelled()
+
+
+def test_masks_change_inside_the_model(start: Start, exported: Bundle, prompts: list[np.ndarray]) -> None:
+    engine, untouched = start(), start()
+    codes = np.unique(exported.space.encode(exported.catalog.sids))
+    table = PrefixTable.build(exported.space, codes[::2])
+    expected = open_engine(exported, "torch", device="cpu")
+    before = expected.draft(prompts[:8])
+    engine.set_masks(table)
+    expected.set_masks(table)
+    assert_same_drafts(engine.draft(prompts[:8]), expected.draft(prompts[:8]))
+    table.add(codes[1::2])
+    engine.update_masks(table.slots(codes[1::2]))
+    for each in (engine, untouched):
+        assert_same_drafts(each.draft(prompts[:8]), before)
+
+
+def test_masks_of_a_model_in_another_process_cannot_change(
+    start: Start, exported: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start()
+    monkeypatch.setattr(engine, "_models", set())
+    with pytest.raises(RuntimeError, match="do not set TLLM_WORKER_USE_SINGLE_PROCESS to 0"):
+        engine.set_masks(exported.masks)
 
 
 def test_drafts_without_masks_are_refused(start: Start, prompts: list[np.ndarray]) -> None:
