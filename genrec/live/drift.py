@@ -41,11 +41,11 @@ def added_codes(catalog: CatalogVersion, trained: Catalog) -> np.ndarray:
     """Codes of the live items of a version that are added: int64 [m]."""
     found = [np.empty(0, np.int64)]
     for part, counts, live in catalog.current():
-        rows = np.flatnonzero(counts & live)
-        for start in range(0, rows.size, _SLICE):
-            some = rows[start : start + _SLICE]
-            codes = part.codes[some].astype(np.int64)
-            found.append(codes[is_added(trained, catalog.space, part.item_ids[some], codes)])
+        for start in range(0, len(part), _SLICE):
+            end = start + _SLICE
+            rows = start + np.flatnonzero(counts[start:end] & live[start:end])
+            codes = part.codes[rows].astype(np.int64)
+            found.append(codes[is_added(trained, catalog.space, part.item_ids[rows], codes)])
     return np.concatenate(found)
 
 
