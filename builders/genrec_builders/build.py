@@ -60,7 +60,7 @@ from genrec_builders.preflight import (
     require_places,
     work_of,
 )
-from genrec_builders.semantic_ids import collision_report, fit_residual_kmeans
+from genrec_builders.semantic_ids import collision_report, fit_residual_kmeans, measure_fit
 from genrec_builders.training.checkpoint import open_backbone, print_line
 from genrec_builders.training.examples import PackedWindows, QueryPrompts, Source, make_windows
 from genrec_builders.training.loop import Curves, require_same_state, train
@@ -310,6 +310,8 @@ def _semantic_ids(
         quantizer = fit_residual_kmeans(
             items.embeddings, config.levels, config.training.seed, lambda done, total: task(done, total, "")
         )
+        fit = measure_fit(quantizer, items.embeddings, config.training.seed)
+    quantizer = ResidualQuantizer(quantizer.codebooks, fit)
     return quantizer.encode(items.embeddings), config.levels, quantizer
 
 

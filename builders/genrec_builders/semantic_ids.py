@@ -9,10 +9,13 @@ import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from genrec.catalog import QuantizerError, ResidualQuantizer
+from genrec.catalog import Fit, QuantizerError, ResidualQuantizer
 
 # Above this many items, whole-data Lloyd iterations give way to mini-batches.
 FULL_KMEANS_ITEMS = 100_000
+# With so many items a code or more, items that were fitted on lie hardly closer to their codes than others do.
+ITEMS_PER_CODE = 100
+HELD_OUT = 10_000
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,28 @@ def fit_residual_kmeans(
     if progress is not None:
         progress(len(levels), len(levels))
     return ResidualQuantizer(codebooks)
+
+
+def measure_fit(quantizer: ResidualQuantizer, embeddings: np.ndarray, seed: int = 0) -> Fit | None:
+    """How well `fit_residual_kmeans` of these embeddings, which gave `quantizer`, fits items that it does not know.
+
+    Codebooks lie closer to the items that they were fitted on, with few items a code much closer. So a tenth of the
+    items, `HELD_OUT` at most, is measured by codebooks that are fitted on the others; with `ITEMS_PER_CODE` items a
+    code, by the quantiser itself.
+
+    embeddings: float [n, D], finite. Returns None for fewer than 10 items.
+    """
+    count = len(embeddings)
+    if count < 10:
+        return None
+    held = np.zeros(count, bool)
+    held[np.random.default_rng(seed).permutation(count)[: min(count // 10, HELD_OUT)]] = True
+    if count < ITEMS_PER_CODE * max(quantizer.levels):
+        quantizer = fit_residual_kmeans(embeddings[~held], quantizer.levels, seed)
+    sample = embeddings[held]
+    error = quantizer.squared_errors(sample, quantizer.encode(sample)).mean()
+    spread = embeddings[:: max(1, count // HELD_OUT)]  # enough for a variance
+    return Fit(float(error), float(np.var(spread, axis=0, dtype=np.float64).sum()))
 
 
 def _codebook(points: np.ndarray, size: int, seed: int) -> np.ndarray:

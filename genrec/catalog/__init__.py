@@ -6,7 +6,7 @@ from genrec.catalog.item_index import ItemIndex
 from genrec.catalog.items import MAX_ID_BYTES, Catalog
 from genrec.catalog.prefix_table import PrefixTable, TableFull
 from genrec.catalog.prefix_trie import PrefixTrie
-from genrec.catalog.quantizer import QuantizerError, ResidualQuantizer
+from genrec.catalog.quantizer import Fit, QuantizerError, ResidualQuantizer
 from genrec.catalog.semantic_id import SemanticIdSpace
 from genrec.catalog.version import CatalogVersion, Delta
 from genrec.catalog.views import BucketView, CatalogView
@@ -19,6 +19,7 @@ __all__ = [
     "CatalogVersion",
     "CatalogView",
     "Delta",
+    "Fit",
     "HashTable",
     "ItemIndex",
     "PrefixTable",

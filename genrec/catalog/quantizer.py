@@ -8,8 +8,11 @@ Level l quantises what the levels before it left over: `r_1 = x`, `c_l = argmin_
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,18 +24,33 @@ class QuantizerError(ValueError):
     """Codebooks, embeddings or files that cannot be used; the message names what and where."""
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How well codebooks describe the catalogue that they were made of.
+
+    error: mean squared distance between an embedding and the centroids of its codes, for items of that catalogue that
+    the codebooks have not seen: as large as a new item's while nothing drifts. variance: mean squared distance of its
+    embeddings from their mean.
+    """
+
+    error: float
+    variance: float
+
+
 class ResidualQuantizer:
     """Codebooks of L levels.
 
-    codebooks: L arrays, level l float32 [T_l, D], finite. Raises QuantizerError for others.
+    codebooks: L arrays, level l float32 [T_l, D], finite. fit: None if it was not measured.
+    Raises QuantizerError for other codebooks.
     """
 
-    def __init__(self, codebooks: Sequence[np.ndarray]) -> None:
+    def __init__(self, codebooks: Sequence[np.ndarray], fit: Fit | None = None) -> None:
         if not codebooks:
             raise QuantizerError("no codebooks; a quantiser needs at least one level")
         for level, book in enumerate(codebooks):
             _check_codebook(f"codebook {level}", book, codebooks[0].shape[-1])
         self.codebooks = [np.ascontiguousarray(book) for book in codebooks]
+        self.fit = fit
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -91,10 +109,21 @@ class ResidualQuantizer:
             total += book[codes[:, level]]
         return total.astype(np.float32)
 
+    def squared_errors(self, embeddings: np.ndarray, codes: np.ndarray, chunk: int = 4096) -> np.ndarray:
+        """Squared distances between embeddings, float [n, D], and the centroids of their codes, integer [n, L].
+
+        Returns float64 [n]. Raises QuantizerError for codes that are not the quantiser's.
+        """
+        errors = np.empty(len(embeddings))
+        for start in range(0, len(embeddings), chunk):
+            part = slice(start, start + chunk)
+            errors[part] = np.square(embeddings[part].astype(np.float64) - self.decode(codes[part])).sum(axis=1)
+        return errors
+
     def save(self, directory: Path | str) -> None:
         """Writes `quantizer.json` and `codebook_0.npy` .. into `directory`, replacing an earlier quantiser there.
 
-        The same codebooks always give the same bytes.
+        The same codebooks and fit always give the same bytes.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -103,6 +132,8 @@ class ResidualQuantizer:
         for level, book in enumerate(self.codebooks):
             np.save(directory / f"codebook_{level}.npy", book, allow_pickle=False)
         meta = {"format": FORMAT_VERSION, "levels": list(self.levels), "dim": self.dim}
+        if self.fit is not None:
+            meta["fit"] = asdict(self.fit)
         (directory / _META).write_text(json.dumps(meta) + "\n", encoding="utf-8")
 
     @classmethod
@@ -112,7 +143,7 @@ class ResidualQuantizer:
         Raises QuantizerError for missing, truncated or foreign files, a newer format, or contents that disagree.
         """
         directory = Path(directory)
-        levels, dim = _read_meta(directory / _META)
+        levels, dim, fit = _read_meta(directory / _META)
         books = []
         for level, size in enumerate(levels):
             path = directory / f"codebook_{level}.npy"
@@ -121,7 +152,7 @@ class ResidualQuantizer:
             if len(book) != size:
                 raise QuantizerError(f"{path}: holds {len(book)} codes where {_META} says {size}")
             books.append(book)
-        return cls(books)
+        return cls(books, fit)
 
 
 def _nearest(residual: np.ndarray, book: np.ndarray) -> np.ndarray:
@@ -149,7 +180,7 @@ def _check_codebook(name: str, book: np.ndarray, dim: int) -> None:
         raise QuantizerError(f"{name}: holds values that are not finite")
 
 
-def _read_meta(path: Path) -> tuple[list[int], int]:
+def _read_meta(path: Path) -> tuple[list[int], int, Fit | None]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -164,7 +195,17 @@ def _read_meta(path: Path) -> tuple[list[int], int]:
     if not all(type(size) is int and size > 0 for size in sizes):
         raise QuantizerError(f"{path}: levels {levels!r} and dim {dim!r} must be positive whole numbers")
     assert isinstance(levels, list) and isinstance(dim, int)
-    return levels, dim
+    return levels, dim, _read_fit(path, meta.get("fit"))
+
+
+def _read_fit(path: Path, fit: object) -> Fit | None:
+    """The fit that a quantiser was saved with; None for those of before it was measured."""
+    if fit is None:
+        return None
+    values: list[Any] = [fit.get(name) for name in ("error", "variance")] if isinstance(fit, dict) else [None]
+    if not all(type(value) in (int, float) and math.isfinite(value) and value >= 0 for value in values):
+        raise QuantizerError(f"{path}: fit {fit!r} must have an error and a variance, finite and at least 0")
+    return Fit(*values)
 
 
 def _read_npy(path: Path) -> np.ndarray:

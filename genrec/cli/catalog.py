@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -107,6 +108,47 @@ def compact(
     """Write the whole content as a new base of a live catalogue, and remove what old versions alone need."""
     newest = _open(location, storage_option, bundle).compact(keep_versions)
     typer.echo(f"version {newest}: compacted; the newest {keep_versions} versions are kept")
+
+
+def inspect(
+    location: Location,
+    bundle: Annotated[
+        Optional[Path], typer.Option(help="The bundle that it was made of: for drift, and for the longest answer.")
+    ] = None,
+    version: Annotated[Optional[int], typer.Option(min=0, help="A version to look at, in place of the newest.")] = None,
+    plot: Annotated[Optional[Path], typer.Option(help="Draw it, too: an .svg file; needs matplotlib.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+    storage_option: StorageOptions = None,
+) -> None:
+    """Show what is in a live catalogue, whether all of it can be recommended, and whether it is time to train again."""
+    options = storage_options(storage_option)
+    store_class = _store_class()
+    from genrec.bundle import Bundle
+    from genrec.cli.inspection import print_inspection
+    from genrec.live.init import quantizer_of
+    from genrec.live.inspection import TOP_K, inspect_catalog
+
+    trained = None if bundle is None else Bundle(bundle)
+    if plot is not None:
+        if plot.suffix != ".svg" or not plot.parent.is_dir():
+            raise ValueError(f"--plot {plot}: name a file that ends in .svg, in a folder that is there")
+        from genrec.live.plots import inspection_figure
+        from genrec.reporting.page import save_figure
+    store = store_class.open(location, None if trained is None else quantizer_of(trained), options)
+    if trained is not None and trained.space != store.space:
+        raise ValueError(
+            f"--bundle {bundle}: has levels {list(trained.space.levels)}, {location} has {list(store.space.levels)}; "
+            "name the bundle that it was made of"
+        )
+    newest = store.latest()
+    catalog, top_k = (None, TOP_K) if trained is None else (trained.catalog, trained.manifest.limits.top_k)
+    found = inspect_catalog(store, newest if version is None else version, catalog, top_k)
+    if as_json:
+        typer.echo(json.dumps(found.figures(), indent=2))
+    else:
+        print_inspection(found)
+    if plot is not None:
+        save_figure(inspection_figure(found), plot.parent, plot.stem)
 
 
 def _open(location: str, storage_option: list[str] | None, bundle: Path | None = None) -> CatalogStore:

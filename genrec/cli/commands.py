@@ -27,6 +27,7 @@ COMMANDS = {
     "catalog.log": OWN,
     "catalog.rollback": OWN,
     "catalog.compact": OWN,
+    "catalog.inspect": OWN,
     "evaluate": BUILDERS,
     "compare": BUILDERS,
     "compare-report": BUILDERS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -28,12 +29,14 @@ from genrec.live.bases import (
     usable_bases,
 )
 from genrec.live.changes import Changes
+from genrec.live.drift import LEAST_ITEMS
 from genrec.live.fold import Fold
 from genrec.live.status import Status
 
 if TYPE_CHECKING:
-    from genrec.live.store import CatalogStore
+    from genrec.live.store import CatalogStore, Commits
 
+DRIFT_EVERY_S, _DRIFT_REST = 60.0, 20.0  # the second: in times of what the last measurement took
 _MOST_FRESH = 4096  # touched items of the delta that is made for every version; more are merged into the one below
 
 
@@ -41,18 +44,26 @@ class Follower:
     """Follows one store into the folder `root`, of which it is the only writer.
 
     most_popular: rows of the popularity fallback that any answer can need. keep_s: for how long a version can be asked
-    for after another took its place. log: takes lines for the operator.
+    for after another took its place. log: takes lines for the operator. bundle: what drift is measured against, None if
+    it is not.
     """
 
     def __init__(
-        self, store: CatalogStore, root: Path, most_popular: int, keep_s: float, log: Callable[[str], None] = print
+        self,
+        store: CatalogStore,
+        root: Path,
+        most_popular: int,
+        keep_s: float,
+        log: Callable[[str], None] = print,
+        bundle: Path | None = None,
     ) -> None:
         """Publishes the store's newest version. Raises CatalogStoreError if the store cannot be read."""
         self._store, self._root, self._most_popular, self._keep_s, self._log = store, root, most_popular, keep_s, log
-        self._space = store.space
+        self._space, self._bundle = store.space, bundle
         self._status = Status(0, -1, None, time.time())
         self._emptied: list[tuple[float, np.ndarray]] = []  # codes that lost their last item, and since when
         self._rebase: _Rebase | None = None
+        self._drift = _DriftMeasured()
         for folder in (BASES, MERGED, VERSIONS):
             (root / folder).mkdir(parents=True, exist_ok=True)
         remove_unfinished(root)
@@ -129,6 +140,9 @@ class Follower:
             self.look()
             # A second of work is followed by one of rest: the steps need the processor more.
             stop.wait(max(poll_s, time.monotonic() - begun))
+        if self._drift.process is not None:
+            self._drift.process.kill()
+            self._drift.process.wait()
 
     def look(self) -> None:
         """Look at the store once, publish what is new, tidy up. Never raises for what the store or its files do."""
@@ -151,6 +165,7 @@ class Follower:
             if problem != known:
                 self._log(f"catalogue: stays at version {self._status.published}: {problem}")
             self._status = replace(self._status, problem=problem)
+        self._measure_drift()
         self._status.save(self._root)
 
     def _waiting_since(self, folded: int) -> float | None:
@@ -175,6 +190,7 @@ class Follower:
             self._log(f"catalogue: version {version} is refused, it counts as empty: {refusal}")
             note = f"version {version}: {refusal}"
             self._status = replace(self._status, refused=self._status.refused + 1, last_refusal=note)
+        self._note_errors(commits)
         if self._folded > self._status.published:
             self._publish(moved)
         if commits.blocked is not None:
@@ -213,6 +229,38 @@ class Follower:
             self._emptied.append((time.monotonic(), moved[~there]))
         self._status = replace(self._status, published=version, waiting_since=self._waiting_since(version))
         self._begin_rebase(catalog)
+
+    # How far the catalogue is from what the bundle was trained on.
+
+    def _note_errors(self, commits: Commits) -> None:
+        quantizer, drift = self._store.quantizer, self._drift
+        drift.embeddings += commits.embeddings
+        drift.squared_error += commits.squared_error
+        if quantizer is None or quantizer.fit is None or drift.embeddings < LEAST_ITEMS:
+            return
+        if trained := quantizer.fit.error:
+            ratio = drift.squared_error / drift.embeddings / trained
+            self._status = replace(self._status, error_ratio=ratio)
+
+    def _measure_drift(self) -> None:
+        """Have what is published measured, now and then: that reads all of it, so a process of its own does it."""
+        now, drift = time.monotonic(), self._drift
+        if drift.process is not None and drift.process.poll() is not None:
+            process, drift.process = drift.process, None
+            drift.due = now + max(DRIFT_EVERY_S, _DRIFT_REST * (now - drift.begun))
+            assert process.stdout is not None
+            with process.stdout as said:
+                answer = said.read()
+            if process.returncode:
+                self._log(f"catalogue: its drift could not be measured (status {process.returncode})")
+            else:
+                self._status = replace(self._status, drift=json.loads(answer))
+        published = self._status.published
+        if self._bundle is None or drift.process is not None or now < drift.due or published == drift.version:
+            return
+        arguments = [str(self._root), str(self._bundle)]
+        process = subprocess.Popen([sys.executable, "-m", "genrec.live.drift", *arguments], stdout=subprocess.PIPE)
+        drift.process, drift.version, drift.begun = process, published, now
 
     # What comes after.
 
@@ -273,3 +321,18 @@ class _Rebase:
 
     process: subprocess.Popen[bytes]
     missed: list[Changes] = field(default_factory=list)
+
+
+@dataclass
+class _DriftMeasured:
+    """How drift is kept up. process: that measures the version `version`, since `begun`. due: when the next one may.
+
+    embeddings, squared_error: of all commits that were read, as in `Commits`.
+    """
+
+    process: subprocess.Popen[bytes] | None = None
+    version: int = -1
+    begun: float = 0.0
+    due: float = 0.0
+    embeddings: int = 0
+    squared_error: float = 0.0

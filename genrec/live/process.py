@@ -151,7 +151,7 @@ def follow(options: FollowerOptions, stop: threading.Event) -> None:
                 f"{options.location}: has semantic IDs of levels {list(store.space.levels)}, the bundle "
                 f"{options.bundle} of {list(bundle.space.levels)}; give the catalogue that was made for it"
             )
-        begin = partial(Follower, store, root, options.most_popular, options.keep_s, log)
+        begin = partial(Follower, store, root, options.most_popular, options.keep_s, log, bundle.path)
         follower = _as_soon_as_possible(begin, root, stop, log)
         if follower is not None:
             follower.run(stop, options.poll_s)

@@ -148,6 +148,18 @@ def quantized(rows: pa.Table, quantizer: ResidualQuantizer) -> pa.Table:
     return rows.set_column(SCHEMA.get_field_index("sid"), SCHEMA.field("sid"), both.take(pa.array(source)))
 
 
+def squared_errors(rows: pa.Table, quantizer: ResidualQuantizer) -> np.ndarray:
+    """Squared distances of embeddings from the centroids of their rows' sids: float64 [n], NaN where one is missing."""
+    errors = np.full(rows.num_rows, np.nan)
+    at = np.flatnonzero(pc.and_(rows["sid"].is_valid(), rows["embedding"].is_valid()).to_numpy() & ~removals(rows))
+    if at.size:
+        sids, embeddings = (
+            _values(rows[name].take(pa.array(at))).reshape(at.size, -1) for name in ("sid", "embedding")
+        )
+        errors[at] = quantizer.squared_errors(embeddings, sids)
+    return errors
+
+
 def changes_of(rows: pa.Table, space: SemanticIdSpace) -> Changes:
     """Rows without problems, and with a sid where they say a code, as `Changes`."""
     given = says_code(rows) & rows["sid"].is_valid().to_numpy()

@@ -16,7 +16,9 @@ class Status:
     seen: the newest version of the store. published: the version that the server answers from. waiting_since: when the
     oldest commit that is not published was committed, None if there is none. reached_at: when the store was last read.
     refused: commits that count as empty because a row of them is invalid; last_refusal says why. problem: why it does
-    not go on, "" if it does.
+    not go on, "" if it does. drift: the larger stability index of `genrec.live.drift`, of what was added to the bundle.
+    error_ratio: mean squared quantisation error of the embeddings that the follower read in commits, over the trained
+    ones'. Both are None while they are not known.
     """
 
     seen: int
@@ -26,6 +28,8 @@ class Status:
     refused: int = 0
     last_refusal: str = ""
     problem: str = ""
+    drift: float | None = None
+    error_ratio: float | None = None
 
     def lag_s(self, now: float) -> float:
         """For how long what is served may have been older than the store.

@@ -9,7 +9,7 @@ commit that cannot be read writes, has s = c: what lies before it does not lead 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -38,6 +38,7 @@ from genrec.live.rows import (
     removals,
     rows_of,
     says_code,
+    squared_errors,
 )
 
 _NAME, _FORMAT = "genrec catalogue", 1
@@ -53,13 +54,31 @@ class Commits:
 
     changes: of all commits up to `version`, in order. refused: commits that count as empty, and why. blocked: the
     commit behind `version` that cannot be read, or that begins anew, and why; None if all were read. Changes behind it
-    are found by a base whose `base_version` is no smaller than it.
+    are found by a base whose `base_version` is no smaller than it. embeddings: how many changes came with one;
+    squared_error: the sum of their squared quantisation errors. Both are 0 without a quantiser.
     """
 
     changes: Changes
     version: int
     refused: list[tuple[int, str]]
     blocked: tuple[int, str] | None
+    embeddings: int = 0
+    squared_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a catalogue holds at a version.
+
+    base: the version of its newest base. commits: others that its state is made of. refused: those of them that count
+    as empty, and why. parts: the items, each once and with every field set, and their squared quantisation errors:
+    float64, NaN for items without an embedding, and for all without a quantiser. Read one after the other.
+    """
+
+    base: int
+    commits: int
+    refused: list[tuple[int, str]]
+    parts: Iterator[tuple[Changes, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -105,13 +124,14 @@ class _Judged:
 class CatalogStore:
     """A live catalogue. One process may write while others read; what an instance has read is not shared by threads.
 
-    space: the semantic IDs of its items. width: of the embeddings that it takes, None for none.
+    space: the semantic IDs of its items. width: of the embeddings that it takes, None for none. quantizer: the
+    bundle's, None if it was not given.
     """
 
     def __init__(
         self, log: DeltaLog, space: SemanticIdSpace, width: int | None, quantizer: ResidualQuantizer | None
     ) -> None:
-        self._log, self.space, self.width, self._quantizer = log, space, width, quantizer
+        self._log, self.space, self.width, self.quantizer = log, space, width, quantizer
 
     @classmethod
     def create(
@@ -219,9 +239,11 @@ class CatalogStore:
                 base = self._base(after)
             start, known = base.state, self._in_base(base)
         judged = self._settled(self._read(start, upto), known)
-        wanted = judged.rows.filter(pa.array(judged.versions > after))
+        wanted = self.with_sids(judged.rows.filter(pa.array(judged.versions > after)))
         refused = [(version, why) for version, why in sorted(judged.refused.items()) if version > after]
-        return Commits(self._changes(wanted), judged.reached, refused, judged.blocked)
+        errors = self._errors(wanted)
+        errors = errors[~np.isnan(errors)]
+        return Commits(self._changes(wanted), judged.reached, refused, judged.blocked, errors.size, float(errors.sum()))
 
     def lookup(self, item_ids: pa.Array, version: int) -> pa.Table:
         """The rows of those of `item_ids` (large_string) that exist at `version`, with everything that is known.
@@ -236,9 +258,25 @@ class CatalogStore:
         rows = pa.concat_tables([held, judged.rows])
         return merged(rows.filter(pc.is_in(rows["item_id"], value_set=item_ids)))
 
+    def contents(self, version: int) -> Contents:
+        """All items of a version, which are never in memory at once.
+
+        Raises CatalogStoreError if the version cannot be read, also while its parts are.
+        """
+        self._require(version, self.latest())
+        base = self._base(version)
+        read = self._read(base.state, version)
+        if read.blocked is not None:
+            raise self._unread(read)
+        judged = self._settled(read, self._in_base(base))
+        columns = _SERVED if self.quantizer is None else (*_SERVED, "embedding")
+        parts = ((self._changes(rows), self._errors(rows)) for rows in self._snapshot(base, judged.rows, columns))
+        commits = version - base.state - (base.version > base.state)
+        return Contents(base.version, commits, sorted(judged.refused.items()), parts)
+
     def with_sids(self, rows: pa.Table) -> pa.Table:
         """`rows` with a sid where there is only an embedding, as far as there is a quantiser."""
-        return rows if self._quantizer is None else quantized(rows, self._quantizer)
+        return rows if self.quantizer is None else quantized(rows, self.quantizer)
 
     def codes(self, rows: pa.Table) -> np.ndarray:
         """Codes of rows, int64 [n], -1 for those that say none. Raises CatalogStoreError if a quantiser is missing."""
@@ -269,8 +307,7 @@ class CatalogStore:
         there or not kept, and if the store cannot be written to.
         """
         newest = self.latest()
-        if not 0 <= version <= newest:
-            raise CatalogStoreError(f"{self._log.location}: has no version {version}; the newest is {newest}")
+        self._require(version, newest)
         base = self._base(version)
         read = self._read(base.state, newest)
         if read.reached < version:
@@ -317,6 +354,11 @@ class CatalogStore:
             else:
                 entries.append(LogEntry(version, entry.time, entry.operation, entry.rows, entry.message))
         return entries
+
+    def _require(self, version: int, newest: int) -> None:
+        """Raises CatalogStoreError for a version that cannot be there."""
+        if not 0 <= version <= newest:
+            raise CatalogStoreError(f"{self._log.location}: has no version {version}; the newest is {newest}")
 
     def _kept(self) -> list[int]:
         """The versions that are kept, rising: those of the first base that is in the log, and behind it."""
@@ -430,10 +472,17 @@ class CatalogStore:
             )
         return changes_of(rows, self.space)
 
-    def _snapshot(self, base: _Base, rows: pa.Table) -> Iterator[pa.Table]:
-        """The items of a base and of the commits behind it, with what is known of them, part by part."""
+    def _errors(self, rows: pa.Table) -> np.ndarray:
+        """Squared quantisation errors of rows that have their sids: float64 [n], NaN where one is not known."""
+        return np.full(rows.num_rows, np.nan) if self.quantizer is None else squared_errors(rows, self.quantizer)
+
+    def _snapshot(self, base: _Base, rows: pa.Table, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
+        """The items of a base and of the commits behind it, with what is known of them, part by part.
+
+        columns: that the items of the base are read with.
+        """
         touched, held = pc.unique(rows["item_id"]), []
-        for part in self._base_rows(base, SCHEMA.names):
+        for part in self._base_rows(base, columns):
             changed = pc.is_in(part["item_id"], value_set=touched)
             held.append(part.filter(changed))
             yield self.with_sids(part.filter(pc.invert(changed)))

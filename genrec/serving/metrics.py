@@ -11,6 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.catalog.published import OneVersion, Published
+from genrec.live.drift import ERROR_LIMIT, PSI_LIMIT
 from genrec.live.status import Status
 from genrec.serving.step import open_folder
 
@@ -31,6 +32,10 @@ _LIVE_GAUGES = {
     "genrec_catalog_lag_seconds": "For how long what is served may have been older than the store",
     "genrec_catalog_refused_commits": "Commits since the follower's start that count as empty, for an invalid row",
     "genrec_catalog_stuck": "1 while the follower cannot go on: the store or a version cannot be read",
+    "genrec_catalog_drift": "Population stability index of the codes of the items that were added to the bundle's: "
+    f"from {PSI_LIMIT:g} on train again. 0 while it is not known",
+    "genrec_catalog_error_ratio": "Quantisation error of the embeddings that came since the follower's start, over the "
+    f"trained ones': from {ERROR_LIMIT:g} on train again. 0 while it is not known",
 }
 PUBLISH_EVERY_S = 0.5
 
@@ -94,6 +99,8 @@ class Metrics:
                     "genrec_catalog_lag_seconds": status.lag_s(time.time()),
                     "genrec_catalog_refused_commits": status.refused,
                     "genrec_catalog_stuck": float(bool(status.problem)),
+                    "genrec_catalog_drift": status.drift or 0.0,
+                    "genrec_catalog_error_ratio": status.error_ratio or 0.0,
                 }
         for name, value in values.items():
             if self._shown.get(name) != value:

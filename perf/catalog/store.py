@@ -1,4 +1,4 @@
-"""What the live catalogue's store takes: making it, commits, what a follower reads of them, rollback, compaction.
+"""What the live catalogue's store takes: making it, commits, what a follower reads, inspection, rollback, compaction.
 
 python -m perf.catalog.store build/catalog-bench --sizes 1000000,10000000
 """
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from genrec.catalog import SemanticIdSpace
 from genrec.live.changes import Changes
+from genrec.live.inspection import inspect_catalog
 from genrec.live.store import CatalogStore
 from genrec.reporting.machine import provenance
 
@@ -87,6 +88,7 @@ def measure(location: Path, count: int, changes: int, rounds: int) -> dict[str, 
         timed("read the commit", reader.read_commits, after, newest, everything)
     timed("poll, nothing new", reader.latest)
     timed(f"read {rounds} commits at once", reader.read_commits, 0, writer.version, everything)
+    timed("inspect", inspect_catalog, reader, writer.version)
     for back in (1, rounds):
         timed(f"rollback over {back}", writer.rollback, writer.version - back)
     timed("compact", writer.compact)

@@ -250,6 +250,7 @@ def test_a_refused_commit_changes_nothing_and_is_counted(live: Live) -> None:
             while "genrec_catalog_refused_commits" not in text and time.monotonic() < deadline:
                 time.sleep(0.2)
         assert "genrec_catalog_lag_seconds" in text and "genrec_catalog_store_version" in text
+        assert "genrec_catalog_drift{" in text and "genrec_catalog_error_ratio{" in text
 
 
 def test_what_is_published_is_what_the_store_says(live: Live) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from genrec.bundle import CHECKPOINT, Bundle
+from genrec.bundle import CHECKPOINT, QUANTIZER, Bundle
 from genrec.bundle.checkpoint_shapes import HeadShape
+from genrec.catalog import ResidualQuantizer
 from genrec.cli.main import app
 from genrec.engines import open_engine
 from genrec.model.checkpoint import load_checkpoint
@@ -84,6 +85,14 @@ def test_a_beam_too_narrow_to_be_served_is_refused(
     with pytest.raises(ValueError, match="use at least 60"):
         build_bundle(dataset, tmp_path / "narrow", replace(config, beam_width=20), track)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_knows_how_well_its_semantic_ids_fit(bundle: Bundle, dataset: Dataset) -> None:
+    quantizer, embeddings = ResidualQuantizer.load(bundle.path / QUANTIZER), dataset.items.embeddings
+    assert embeddings is not None and quantizer.fit is not None
+    assert quantizer.fit.variance == pytest.approx(np.var(embeddings, axis=0).sum(), rel=1e-4)
+    fitted = quantizer.squared_errors(embeddings, quantizer.encode(embeddings)).mean()
+    assert fitted < quantizer.fit.error < quantizer.fit.variance  # that of items that were fitted on is smaller
 
 
 def test_everyone_may_read_a_bundle(bundle: Bundle) -> None:

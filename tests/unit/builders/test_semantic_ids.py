@@ -7,7 +7,7 @@ import pytest
 
 from genrec.catalog import QuantizerError
 from genrec_builders.data.demo_shop import make_demo_shop
-from genrec_builders.semantic_ids import CollisionReport, collision_report, fit_residual_kmeans
+from genrec_builders.semantic_ids import CollisionReport, collision_report, fit_residual_kmeans, measure_fit
 
 
 def clustered(n: int = 600, dim: int = 16, seed: int = 0) -> np.ndarray:
@@ -36,6 +36,30 @@ def test_fit_is_deterministic_and_leaves_its_input_alone() -> None:
         np.testing.assert_array_equal(a, b)
     assert any((a != b).any() for a, b in zip(one.codebooks, other.codebooks, strict=True))
     assert one.levels == (8, 16) and one.dim == 16
+
+
+@pytest.mark.parametrize("codes", [16, 64])
+def test_the_error_is_that_of_items_that_were_not_fitted_on(codes: int) -> None:
+    embeddings = clustered(5000)
+    old, new = embeddings[:1500], embeddings[1500:]
+    quantizer = fit_residual_kmeans(old, (codes,) * 2)
+    fit = measure_fit(quantizer, old)
+    assert fit is not None and fit == measure_fit(quantizer, old)
+    later = quantizer.squared_errors(new, quantizer.encode(new)).mean()
+    assert fit.error == pytest.approx(later, rel=0.1)
+    assert fit.variance == pytest.approx(np.square(old - old.mean(axis=0)).sum() / len(old), rel=1e-5)
+
+
+def test_the_error_of_many_items_a_code_needs_no_other_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings = clustered(3000)
+    quantizer = fit_residual_kmeans(embeddings, (16, 16))
+    monkeypatch.setattr("genrec_builders.semantic_ids.fit_residual_kmeans", lambda *arguments: pytest.fail("fits"))
+    fit = measure_fit(quantizer, embeddings)
+    assert fit is not None
+    assert fit.error == pytest.approx(
+        quantizer.squared_errors(embeddings, quantizer.encode(embeddings)).mean(), rel=0.1
+    )
+    assert measure_fit(quantizer, embeddings[:9]) is None
 
 
 def test_mini_batches_for_large_catalogues(monkeypatch: pytest.MonkeyPatch) -> None:

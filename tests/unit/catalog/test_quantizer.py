@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from genrec.catalog import QuantizerError, ResidualQuantizer
+from genrec.catalog import Fit, QuantizerError, ResidualQuantizer
 
 
 def brute_force(quantizer: ResidualQuantizer, embeddings: np.ndarray) -> np.ndarray:
@@ -123,9 +123,38 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == first
 
 
+def test_how_well_it_fits_is_kept_beside_and_may_be_missing(tmp_path: Path) -> None:
+    books = codebooks(8, 4, 2).codebooks
+    ResidualQuantizer(books, Fit(0.25, 1.5)).save(tmp_path)
+    assert ResidualQuantizer.load(tmp_path).fit == Fit(0.25, 1.5)
+    meta = json.loads((tmp_path / "quantizer.json").read_text())
+    assert meta.pop("fit") == {"error": 0.25, "variance": 1.5}
+    (tmp_path / "quantizer.json").write_text(json.dumps(meta | {"of a later version": [1]}))
+    assert ResidualQuantizer.load(tmp_path).fit is None  # of before, and what is not known is left alone
+    ResidualQuantizer(books).save(tmp_path)
+    assert json.loads((tmp_path / "quantizer.json").read_text()) == meta
+
+
+@given(problems(), st.integers(1, 13))
+def test_squared_errors_are_those_of_each_item(problem: tuple[list[np.ndarray], np.ndarray], chunk: int) -> None:
+    books, embeddings = problem
+    quantizer = ResidualQuantizer(books)
+    codes = quantizer.encode(embeddings)
+    found = quantizer.squared_errors(embeddings, codes, chunk)
+    decoded = quantizer.decode(codes)
+    expected = [
+        sum((float(x) - float(y)) ** 2 for x, y in zip(*pair, strict=True))
+        for pair in zip(embeddings, decoded, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def trap(path: Path) -> None:
     """An .npy file that would run code if it were unpickled."""
     np.save(path, np.array([Bomb()], dtype=object), allow_pickle=True)
+
+
+FITTED = '{"format": 1, "levels": [4, 4], "dim": 3, "fit": %s}'
 
 
 class Bomb:
@@ -144,6 +173,13 @@ class Bomb:
         (lambda d: (d / "quantizer.json").write_text('{"format": 1, "levels": [4], "dim": true}'), "positive whole"),
         (lambda d: (d / "quantizer.json").write_text('{"format": 1, "levels": [4, 5], "dim": 3}'), "holds 4 codes"),
         (lambda d: (d / "quantizer.json").write_text('{"format": 1, "levels": [4, 4], "dim": 9}'), r"expected .*T, 9"),
+        (lambda d: (d / "quantizer.json").write_text(FITTED % "3"), "fit 3 must have an error and a variance"),
+        (lambda d: (d / "quantizer.json").write_text(FITTED % '{"error": 1}'), "must have an error and a variance"),
+        (
+            lambda d: (d / "quantizer.json").write_text(FITTED % '{"error": NaN, "variance": 1}'),
+            "finite and at least 0",
+        ),
+        (lambda d: (d / "quantizer.json").write_text(FITTED % '{"error": -1, "variance": 1}'), "finite and at least 0"),
         (lambda d: (d / "codebook_1.npy").unlink(), r"codebook_1\.npy: not a readable"),
         (lambda d: (d / "codebook_1.npy").write_bytes(b""), r"codebook_1\.npy: not a readable"),
         (lambda d: (d / "codebook_1.npy").write_bytes((d / "codebook_1.npy").read_bytes()[:-1]), "not a readable"),

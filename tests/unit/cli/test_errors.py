@@ -28,7 +28,8 @@ from genrec.serving.triton.ports import choose_ports
 Run = Callable[..., tuple[int, str]]
 # What a command cannot do without, and is neither a path nor a number: a right value.
 RIGHT = {("compare", "model"): "model={blocked}", ("plan", "device"): "l4"}
-RIGHT |= {(f"catalog.{name}", "location"): "{blocked}" for name in ("init", "apply", "log", "rollback", "compact")}
+LIVE = ("init", "apply", "log", "rollback", "compact", "inspect")
+RIGHT |= {(f"catalog.{name}", "location"): "{blocked}" for name in LIVE}
 RIGHT[("serve", "catalog")] = "{blocked}"
 # Text that may be anything, as far as the command line can tell. All other text options judge theirs.
 ANY_TEXT = {("serve", "host"), ("serve", "catalog"), ("catalog.apply", "message"), ("catalog.rollback", "message")}

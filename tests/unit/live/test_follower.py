@@ -36,6 +36,7 @@ class MemoryStore:
         self.states = [first]
         self.commits: list[Fields | str] = ["the base"]
         self.base = 0
+        self.quantizer = None
         self.down = ""
         self.unreadable: set[int] = set()
 
