@@ -62,6 +62,7 @@ from genrec_builders.preflight import (
 )
 from genrec_builders.semantic_ids import collision_report, fit_residual_kmeans, measure_fit
 from genrec_builders.training.checkpoint import open_backbone, print_line
+from genrec_builders.training.checkpoint_facts import read_facts, require_usable
 from genrec_builders.training.examples import PackedWindows, QueryPrompts, Source, make_windows
 from genrec_builders.training.loop import Curves, require_same_state, train
 from genrec_builders.training.objective import AutoregressiveObjective, NezhaObjective, Objective
@@ -90,6 +91,9 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
     split = split_leave_one_out(dataset.interactions)
     print_line(require_data(dataset, split, config))
+    if config.checkpoint is not None:
+        facts = read_facts(config.checkpoint)
+        require_usable(facts.folder, facts.findings)  # the semantic IDs of many items take minutes
     if not config.training.epochs:
         print_line("not trained: with 0 epochs the weights stay as they are, random where no checkpoint has them")
     torch.manual_seed(config.training.seed)

@@ -228,3 +228,9 @@ def test_the_demo_shows_a_user_of_any_data() -> None:
     """It ended with an IndexError, after the training, where no history has 8 to 12 items."""
     assert demo._shown(np.array([30, 13, 9, 10])) == 2  # the first with 8 to 12
     assert demo._shown(np.array([2, 5, 5, 40])) == 1
+
+
+def test_a_checkpoint_that_cannot_be_used_is_refused_before_any_stage(tmp_path: Path) -> None:
+    config = BuildConfig(checkpoint=tmp_path / "typo")
+    with pytest.raises(ValueError, match="typo: there is no such folder"):
+        build_bundle(histories_of(*[6] * 12), tmp_path / "out", config, no_stage)
