@@ -1,0 +1,129 @@
+"""The masks of rules: made once for each filter and kept up with the catalogue, so that no beam is wasted.
+
+Whether a beam is narrowed is decided by how many items a filter leaves. Where it leaves nearly all of them, enough
+drafts survive it anyway. Where it leaves very many, making the mask takes long.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec.catalog import CatalogView, SemanticIdSpace
+from genrec.catalog.rule_masks import RuleMasks
+from genrec.rules.bound import Filter
+from genrec.rules.matching import Kept
+from genrec.rules.scan import SAMPLE, allowed_rows, holds, share_of
+
+WIDE = 0.5  # the share of the items from which on drafts are only checked
+MOST_ROWS = 300_000  # allowed items of a filter that is pushed down: making its mask takes some 25 ms
+_MOST_KNOWN = 4096
+
+
+@dataclass
+class _Known:
+    """What is known of a filter. version: of the catalogue that it holds for. mask: None if it has none.
+
+    items: that it leaves, by a sample if exact is False. made_of, added: items when the mask was made, and since.
+    """
+
+    version: int
+    items: int
+    exact: bool
+    mask: np.ndarray | None = None
+    made_of: int = 0
+    added: int = 0
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """What a beam is narrowed by: mask as of `RuleMasks`, None to draft from all items. items: that the rules leave."""
+
+    mask: np.ndarray | None
+    items: int
+    exact: bool
+
+
+class Narrowing:
+    """Masks of filters, the ones that were used last within the memory of `masks`."""
+
+    def __init__(self, space: SemanticIdSpace, masks: RuleMasks, wide: float = WIDE, most_rows: int = MOST_ROWS) -> None:
+        self._space, self._masks, self._wide, self._most_rows = space, masks, wide, most_rows
+        self._known: OrderedDict[frozenset[Filter], _Known] = OrderedDict()
+        self._kept = Kept()
+
+    def of_batch(self, view: CatalogView, version: int, batch: Sequence[frozenset[Filter]]) -> list[Narrowed]:
+        """What each request of a batch is narrowed by. The masks are good until the next call.
+
+        view: of the catalogue's version. batch: the filters of each request, empty for one without.
+        """
+        wanted = set(batch) - {frozenset()}
+        found = {frozenset[Filter](): Narrowed(None, len(view), True)}
+        for filters in wanted:
+            known = self._up_to(view, version, filters, wanted)
+            found[filters] = Narrowed(known.mask, known.items, known.exact)
+        return [found[filters] for filters in batch]
+
+    def _up_to(
+        self, view: CatalogView, version: int, filters: frozenset[Filter], wanted: set[frozenset[Filter]]
+    ) -> _Known:
+        known = self._known.get(filters)
+        if known is not None and known.version != version:
+            known = self._kept_up(view, version, filters, known)
+        if known is None:
+            known = self._made(view, version, filters, wanted)
+            while len(self._known) >= _MOST_KNOWN:
+                self._forget(next(iter(self._known)))
+            self._known[filters] = known
+        self._known.move_to_end(filters)
+        return known
+
+    def _made(
+        self, view: CatalogView, version: int, filters: frozenset[Filter], wanted: set[frozenset[Filter]]
+    ) -> _Known:
+        every = list(filters)
+        named = [one.allow for one in every if one.allow is not None]
+        if not named:
+            share = share_of(view, every, self._kept)
+            # A sample of few hits says little: then all are counted.
+            if share >= self._wide or share * len(view) > 2 * self._most_rows and share * SAMPLE > 100:
+                return _Known(version, round(share * len(view)), False)
+        rows = allowed_rows(view, every, self._kept)
+        if rows.size > self._most_rows:
+            return _Known(version, rows.size, True)
+        codes = np.unique(view.codes_of(rows))
+        mask = self._masks.build(codes)
+        while mask is None and (oldest := next((one for one in self._known if self._may_go(one, wanted)), None)):
+            self._forget(oldest)
+            mask = self._masks.build(codes)
+        return _Known(version, rows.size, True, mask, codes.size)
+
+    def _kept_up(
+        self, view: CatalogView, version: int, filters: frozenset[Filter], known: _Known
+    ) -> _Known | None:
+        """`known` for another version; None if it has to be made anew. A mask may allow too much, never too little."""
+        changed = view.changed_since(known.version)
+        if changed is None or (known.mask is None and not known.exact):
+            return self._dropped(filters)
+        if known.mask is not None and changed.size:
+            rows = changed[holds(view, list(filters), changed, self._kept)]
+            known.added += rows.size
+            if known.added > max(1000, known.made_of):
+                return self._dropped(filters)
+            self._masks.add(known.mask, np.unique(view.codes_of(rows)))
+        known.version = version
+        return known
+
+    def _may_go(self, filters: frozenset[Filter], wanted: set[frozenset[Filter]]) -> bool:
+        return filters not in wanted and self._known[filters].mask is not None
+
+    def _dropped(self, filters: frozenset[Filter]) -> None:
+        self._forget(filters)
+
+    def _forget(self, filters: frozenset[Filter]) -> None:
+        known = self._known.pop(filters)
+        if known.mask is not None:
+            self._masks.free(known.mask)
