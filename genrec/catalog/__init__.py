@@ -1,6 +1,7 @@
 """The catalogue: items, their semantic IDs, and the sets that drafts are looked up in. Numpy only."""
 
 from genrec.catalog.base import CatalogBase
+from genrec.catalog.columns import KINDS, NO_TIME, Column, Columns
 from genrec.catalog.hash_table import HashTable
 from genrec.catalog.item_index import ItemIndex
 from genrec.catalog.items import MAX_ID_BYTES, Catalog
@@ -12,12 +13,16 @@ from genrec.catalog.version import CatalogVersion, Delta
 from genrec.catalog.views import BucketView, CatalogView
 
 __all__ = [
+    "KINDS",
     "MAX_ID_BYTES",
+    "NO_TIME",
     "BucketView",
     "Catalog",
     "CatalogBase",
     "CatalogVersion",
     "CatalogView",
+    "Column",
+    "Columns",
     "Delta",
     "Fit",
     "HashTable",
