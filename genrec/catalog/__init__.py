@@ -7,6 +7,7 @@ from genrec.catalog.items import MAX_ID_BYTES, Catalog
 from genrec.catalog.prefix_table import PrefixTable, TableFull
 from genrec.catalog.prefix_trie import PrefixTrie
 from genrec.catalog.quantizer import Fit, QuantizerError, ResidualQuantizer
+from genrec.catalog.rule_masks import RuleMasks
 from genrec.catalog.semantic_id import SemanticIdSpace
 from genrec.catalog.version import CatalogVersion, Delta
 from genrec.catalog.views import BucketView, CatalogView
@@ -26,6 +27,7 @@ __all__ = [
     "PrefixTrie",
     "QuantizerError",
     "ResidualQuantizer",
+    "RuleMasks",
     "SemanticIdSpace",
     "TableFull",
 ]
