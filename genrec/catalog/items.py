@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from genrec.arrays import load_array, save_array
+from genrec.catalog.columns import Columns
 from genrec.catalog.hash_table import HashTable
 from genrec.catalog.semantic_id import SemanticIdSpace
 
 MAX_ID_BYTES = 128
+ATTRIBUTES = "attributes"  # the folder of a catalogue's columns, beside its arrays
+SLICE = 1 << 20  # rows that are scanned together
 _FOLD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -21,7 +25,7 @@ class Catalog:
 
     item_ids: bytes S[w] [n], distinct. sids: int32 [n, L]. popularity: int64 [n], interactions in the training data.
     available: bool [n]; items that are not live stay known (they occur in histories) but are never returned.
-    popular_rows: int32 [m], the available rows by falling popularity, then row.
+    popular_rows: int32 [m], the available rows by falling popularity, then row. columns: attributes of the n items.
     """
 
     item_ids: np.ndarray
@@ -29,6 +33,7 @@ class Catalog:
     popularity: np.ndarray
     available: np.ndarray
     popular_rows: np.ndarray
+    columns: Columns
     _row_of_id: HashTable
 
     @classmethod
@@ -38,6 +43,7 @@ class Catalog:
         sids: np.ndarray,
         popularity: np.ndarray,
         available: np.ndarray | None = None,
+        columns: Columns | None = None,
     ) -> Catalog:
         """Catalogue of `n` items; see the class for shapes. Raises ValueError that names the item at fault."""
         encoded = [item_id.encode() for item_id in item_ids]
@@ -59,6 +65,7 @@ class Catalog:
             popularity=popularity,
             available=available,
             popular_rows=live[np.argsort(-popularity[live], kind="stable")].astype(np.int32),
+            columns=Columns({}, ids.size) if columns is None else columns,
             _row_of_id=HashTable.build(id_keys(ids), np.arange(ids.size, dtype=np.int32)),
         )
 
@@ -77,11 +84,27 @@ class Catalog:
         """Semantic IDs of existing `rows` (integers [m]): int32 [m, L]."""
         return self.sids[rows]
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        return self.columns.kinds
+
+    def attributes_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Columns, np.ndarray]]:
+        """One part, which holds all rows."""
+        yield np.arange(rows.size), self.columns, rows
+
+    def live_slices(self, space: SemanticIdSpace) -> Iterator[tuple[Columns, np.ndarray, np.ndarray]]:
+        """See `CatalogView`."""
+        for begin in range(0, len(self), SLICE):
+            end = min(begin + SLICE, len(self))
+            codes = self.sids[begin:end].astype(np.int64) @ space.radix
+            yield self.columns.slice(begin, end), self.available[begin:end], codes
+
     def save(self, folder: Path) -> None:
         """Write the catalogue's arrays into `folder`."""
         for name in ("item_ids", "sids", "popularity", "available", "popular_rows"):
             save_array(folder / f"{name}.npy", getattr(self, name))
         self._row_of_id.save(folder / "id_keys.npy", folder / "id_rows.npy")
+        self.columns.save(folder / ATTRIBUTES)
 
     @classmethod
     def load(cls, folder: Path, space: SemanticIdSpace) -> Catalog:
@@ -94,6 +117,7 @@ class Catalog:
             popularity=load_array(folder / "popularity.npy", np.int64, (count,)),
             available=load_array(folder / "available.npy", bool, (count,)),
             popular_rows=load_array(folder / "popular_rows.npy", np.int32, (None,)),
+            columns=Columns.load(folder / ATTRIBUTES, count),
             _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_rows.npy"),
         )
 

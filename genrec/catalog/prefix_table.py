@@ -338,7 +338,7 @@ def _placed(
     """Bucket and slot of distinct keys, int64 [n] each, in an empty table for `room` of them, and that table."""
     groups = ceil(room / _LOAD / SLOTS / GROUP)
     while True:
-        groups = _prime(groups)
+        groups = prime(groups)
         placed = _place(*_homes(keys, groups * GROUP), np.zeros(groups * GROUP, np.uint8))
         if placed is not None:
             return placed, _no_keys(groups, dtype)
@@ -370,7 +370,7 @@ def _place(first: np.ndarray, second: np.ndarray, taken: np.ndarray) -> tuple[np
     return bucket, slot
 
 
-def _prime(least: int) -> int:
+def prime(least: int) -> int:
     """The smallest prime of at least `least`; 1 counts as one."""
     number = max(1, least)
     while any(number % divisor == 0 for divisor in range(2, isqrt(number) + 1)):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
+
+from genrec.catalog.columns import Columns
+from genrec.catalog.semantic_id import SemanticIdSpace
 
 
 class CatalogView(Protocol):
@@ -25,6 +29,23 @@ class CatalogView(Protocol):
 
     def sids_of(self, rows: np.ndarray) -> np.ndarray:
         """Semantic IDs of existing `rows` (integers [m]): integers [m, L]."""
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """The kind of each attribute by its name."""
+
+    def attributes_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Columns, np.ndarray]]:
+        """Attributes of existing `rows` (integers [m]), of each part of the version that holds any of them.
+
+        Gives where the part's rows are among `rows`, integers [k]; the part's columns; the rows in these, integers [k].
+        """
+
+    def live_slices(self, space: SemanticIdSpace) -> Iterator[tuple[Columns, np.ndarray, np.ndarray]]:
+        """All live items, slice by slice, without a copy of the columns.
+
+        space: of the catalogue's semantic IDs. Gives columns of k items; bool [k], which of them are live in this
+        version; and their codes, integers [k], those of the others being of no use.
+        """
 
 
 class BucketView(Protocol):
