@@ -92,12 +92,31 @@ class Catalog:
         """One part, which holds all rows."""
         yield np.arange(rows.size), self.columns, rows
 
-    def live_slices(self, space: SemanticIdSpace) -> Iterator[tuple[Columns, np.ndarray, np.ndarray]]:
+    def popularity_of(self, rows: np.ndarray) -> np.ndarray:
+        """Popularity of existing `rows` (integers [m]): int64 [m]."""
+        return self.popularity[rows]
+
+    def are_live(self, rows: np.ndarray) -> np.ndarray:
+        """Which of existing `rows` (integers [m]) are available: bool [m]."""
+        return self.available[rows]
+
+    def live_slices(self) -> Iterator[tuple[int, Columns, np.ndarray]]:
         """See `CatalogView`."""
         for begin in range(0, len(self), SLICE):
             end = min(begin + SLICE, len(self))
-            codes = self.sids[begin:end].astype(np.int64) @ space.radix
-            yield self.columns.slice(begin, end), self.available[begin:end], codes
+            yield begin, self.columns.slice(begin, end), self.available[begin:end]
+
+    def popular_slices(self) -> Iterator[np.ndarray]:
+        """See `CatalogView`."""
+        yield from growing_slices(self.popular_rows)
+
+    def sample_rows(self, count: int) -> np.ndarray:
+        """See `CatalogView`."""
+        return evenly_of(self.popular_rows, count)
+
+    def changed_since(self, version: int) -> np.ndarray | None:
+        """See `CatalogView`; a bundle's catalogue does not change."""
+        return np.empty(0, np.int64)
 
     def save(self, folder: Path) -> None:
         """Write the catalogue's arrays into `folder`."""
@@ -120,6 +139,19 @@ class Catalog:
             columns=Columns.load(folder / ATTRIBUTES, count),
             _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_rows.npy"),
         )
+
+
+def growing_slices(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """`rows`, [n], in turn, in slices that double: who needs few looks at few."""
+    begin, size = 0, 1024
+    while begin < rows.size:
+        yield rows[begin : begin + size]
+        begin, size = begin + size, 2 * size
+
+
+def evenly_of(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of `rows`, [n], at even distances."""
+    return rows if rows.size <= count else rows[np.arange(count) * rows.size // count]
 
 
 def rows_of_ids(item_ids: np.ndarray, known: np.ndarray, row_of_id: HashTable) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 
 from genrec.catalog.columns import Columns
-from genrec.catalog.semantic_id import SemanticIdSpace
 
 
 class CatalogView(Protocol):
@@ -40,12 +39,26 @@ class CatalogView(Protocol):
         Gives where the part's rows are among `rows`, integers [k]; the part's columns; the rows in these, integers [k].
         """
 
-    def live_slices(self, space: SemanticIdSpace) -> Iterator[tuple[Columns, np.ndarray, np.ndarray]]:
-        """All live items, slice by slice, without a copy of the columns.
+    def popularity_of(self, rows: np.ndarray) -> np.ndarray:
+        """Popularity of existing `rows` (integers [m]): int64 [m]."""
 
-        space: of the catalogue's semantic IDs. Gives columns of k items; bool [k], which of them are live in this
-        version; and their codes, integers [k], those of the others being of no use.
+    def are_live(self, rows: np.ndarray) -> np.ndarray:
+        """Which of existing `rows` (integers [m]) can be recommended in this version: bool [m]."""
+
+    def live_slices(self) -> Iterator[tuple[int, Columns, np.ndarray]]:
+        """All items, slice by slice, without a copy of the columns.
+
+        Gives the first row, the columns of k items from there on, and which of them are live in this version, bool [k].
         """
+
+    def popular_slices(self) -> Iterator[np.ndarray]:
+        """All live rows by falling popularity, in slices that grow: integers [m] each."""
+
+    def sample_rows(self, count: int) -> np.ndarray:
+        """About `count` live rows, evenly chosen; all if there are fewer."""
+
+    def changed_since(self, version: int) -> np.ndarray | None:
+        """Live rows of which something may have changed since `version`, [m]; None if that is not known any more."""
 
 
 class BucketView(Protocol):

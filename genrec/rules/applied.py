@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,7 +14,7 @@ from genrec.rules.bound import BoundRules
 from genrec.rules.caps import first_within_caps
 from genrec.rules.form import MAX_BOOST
 from genrec.rules.matching import Kept, matches, numbers_of, values_of
-from genrec.rules.popular import popular_rows
+from genrec.rules.scan import popular_rows, rows_of
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -50,9 +50,7 @@ class Applied:
         self._order = next((one.order for one in rules.values() if one.order is not None), None)
         self.explain = any(one.explain for one in rules.values())
 
-    def answer(
-        self, rows: np.ndarray, scores: np.ndarray, draft: np.ndarray, blocked: np.ndarray, top_k: int
-    ) -> Ruled:
+    def answer(self, rows: np.ndarray, scores: np.ndarray, draft: np.ndarray, blocked: np.ndarray, top_k: int) -> Ruled:
         """The items of one request.
 
         rows: int32 [n], of its drafts, in their order; within one by falling popularity. scores: float32 [n]. draft:
@@ -69,7 +67,7 @@ class Applied:
         boosts = self._boosts(rows)
         order = np.lexsort((self._within_bucket(rows), draft, -(scores + boosts)))
         rows, scores, boosts = rows[order], scores[order], boosts[order]
-        taken = first_within_caps(self._values(rows), self._limits, top_k)
+        taken = self._within_caps(rows, top_k)
         for name, count in self._capped(rows, taken, top_k):
             dropped[name] = count
         moved = int((order[taken] != np.sort(order)[: taken.size]).sum())
@@ -88,7 +86,7 @@ class Applied:
             more = np.concatenate([more, fresh])
             # The drafts stay as they are: they were within the caps, and come first.
             rows = np.concatenate([found.rows, more])
-            taken = first_within_caps(self._values(rows), self._limits, top_k)
+            taken = self._within_caps(rows, top_k)
             if taken.size == top_k:
                 break
         rows = np.concatenate([found.rows, more])[taken]
@@ -108,7 +106,9 @@ class Applied:
 
     @cached_property
     def _allowed(self) -> list[np.ndarray | None]:
-        return [None if one.filter.allow is None else rows_of(self._view, one.filter.allow) for one in self._rules.values()]
+        return [
+            None if one.filter.allow is None else rows_of(self._view, one.filter.allow) for one in self._rules.values()
+        ]
 
     @cached_property
     def _denied(self) -> list[np.ndarray]:
@@ -137,26 +137,18 @@ class Applied:
         assert order.lowest is not None
         return numbers_of(order.lowest, self._view, rows)
 
-    @property
-    def _limits(self) -> list[int]:
-        return [items for _, items in self._caps]
-
-    def _values(self, rows: np.ndarray) -> list[np.ndarray]:
-        return [values_of(name, self._view, rows) for name, _ in self._caps]
+    def _within_caps(self, rows: np.ndarray, top_k: int) -> np.ndarray:
+        """The places of the first `top_k` of `rows` that the caps allow."""
+        if not self._caps:
+            return np.arange(min(rows.size, top_k))
+        values = [values_of(name, self._view, rows) for name, _ in self._caps]
+        return first_within_caps(values, [items for _, items in self._caps], top_k)
 
     def _capped(self, rows: np.ndarray, taken: np.ndarray, top_k: int) -> Iterator[tuple[str, int]]:
         """How many items before the last one that was taken each cap left out."""
         if self._caps:
             last = int(taken[-1]) + 1 if taken.size == top_k else rows.size
             yield "at_most", last - taken.size
-
-
-def rows_of(view: CatalogView, ids: Sequence[bytes] | frozenset[bytes]) -> np.ndarray:
-    """Rows of those of some ids that are known: int32 [m], rising."""
-    wanted = np.empty(len(ids), object)
-    wanted[:] = list(ids)
-    rows = view.rows_of(wanted)
-    return np.sort(rows[rows >= 0])
 
 
 def _first_of_each(rows: np.ndarray) -> np.ndarray:

@@ -152,7 +152,9 @@ class _Binding:
             known = ", ".join(sorted(self.kinds)) or "none: it was made without attributes"
             raise self.refuse(place, f"attribute {name!r} is unknown; the catalogue's attributes are {known}")
         if suitable and kind not in suitable:
-            raise self.refuse(place, f"attribute {name!r} is of kind {kind}; one of {', '.join(suitable)} is needed here")
+            raise self.refuse(
+                place, f"attribute {name!r} is of kind {kind}; this takes one of kind {' or '.join(suitable)}"
+            )
         return kind
 
     def test(self, place: str, condition: Condition) -> Test:
@@ -208,6 +210,8 @@ class _Binding:
 def _range(name: str, ends: Mapping[str, float]) -> Between:
     """The range of all of some bounds."""
     # Of two bounds with one value the open one is the narrower.
-    low, not_closed = max(((ends[name], name == ">") for name in (">", ">=") if name in ends), default=(-math.inf, False))
+    low, not_closed = max(
+        ((ends[name], name == ">") for name in (">", ">=") if name in ends), default=(-math.inf, False)
+    )
     high, closed = min(((ends[name], name == "<=") for name in ("<", "<=") if name in ends), default=(math.inf, True))
     return Between(name, low, high, not_closed, not closed)

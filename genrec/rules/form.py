@@ -211,8 +211,10 @@ def _first(error: ValidationError) -> str:
             place += f".{step}" if place else step
     if one["type"] == "extra_forbidden":
         return f"{place}: is unknown; known here are {', '.join(_KNOWN[_room(one['loc'])])}"
-    kinds = sorted({_EXPECTED[each["type"]] for each in found if each["type"] in _EXPECTED and each["loc"][:1] == one["loc"][:1]})
-    message = one["msg"].removeprefix("Value error, ")
+    kinds = sorted(
+        {_EXPECTED[each["type"]] for each in found if each["type"] in _EXPECTED and each["loc"][:1] == one["loc"][:1]}
+    )
+    message = one["msg"].removeprefix("Value error, ").replace("Tuple", "a list").replace("String", "text")
     if one["type"] in _EXPECTED:
         message = f"is no {' and no '.join(kinds)}"
     value = one.get("input")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial, reduce
 
 import numpy as np
 
 from genrec.catalog import CatalogView
-from genrec.catalog.columns import Column, Columns
+from genrec.catalog.columns import NO_TIME, Column, Columns
 from genrec.catalog.ragged import runs
-from genrec.rules.bound import Among, Between, Every, Inverse, Some, Test
+from genrec.rules.bound import Between, Every, Inverse, Some, Test
 
 Rows = np.ndarray | slice
 Match = Callable[[Rows], np.ndarray]
@@ -35,7 +35,8 @@ def matcher(test: Test, columns: Columns) -> Match:
     if isinstance(test, Between):
         return partial(_between, column.values, test, column.kind == "timestamp")
     if column.kind in ("string", "strings"):
-        codes = _codes(column, test)
+        codes = column.codes_of(test.values)
+        codes = codes[codes > 0].astype(column.values.dtype)
         return partial(_any_among, column, codes) if column.kind == "strings" else partial(_among, column.values, codes)
     return partial(_among, column.values, np.array(test.values, column.values.dtype))
 
@@ -74,9 +75,11 @@ def values_of(name: str, view: CatalogView, rows: np.ndarray) -> np.ndarray:
     for at, columns, own in view.attributes_of(rows):
         column = columns[name]
         stored = column.values[own]
-        there = ~column.absent(stored)
+        there = ~_absent(column, stored)
         absent[at[there]] = False
-        values[at[there]] = column.words[stored[there].astype(np.int64) - 1] if column.kind == "string" else stored[there]
+        values[at[there]] = (
+            column.words[stored[there].astype(np.int64) - 1] if column.kind == "string" else stored[there]
+        )
     numbers = np.full(rows.size, -1)
     numbers[~absent] = np.unique(values[~absent], return_inverse=True)[1]
     return numbers
@@ -88,8 +91,15 @@ def numbers_of(name: str, view: CatalogView, rows: np.ndarray) -> np.ndarray:
     for at, columns, own in view.attributes_of(rows):
         column = columns[name]
         stored = column.values[own]
-        found[at] = np.where(column.absent(stored), math.nan, stored)
+        found[at] = np.where(_absent(column, stored), math.nan, stored)
     return found
+
+
+def _absent(column: Column, stored: np.ndarray) -> np.ndarray:
+    """Which of the values of a column that is no list stand for none: bool [m]."""
+    if column.kind == "number":
+        return np.isnan(stored)
+    return stored == {"string": 0, "boolean": -1, "timestamp": NO_TIME}[column.kind]
 
 
 def _joined(join: np.ufunc, parts: list[Match], rows: Rows) -> np.ndarray:
@@ -97,17 +107,6 @@ def _joined(join: np.ufunc, parts: list[Match], rows: Rows) -> np.ndarray:
         return join(found, part(rows), out=found)
 
     return reduce(both, parts[1:], parts[0](rows))
-
-
-def _codes(column: Column, test: Among) -> np.ndarray:
-    """The codes of the values that the column's dictionary has."""
-    words = column.words
-    wanted = np.array([value for value in test.values if b"\0" not in value], object)
-    fitting = wanted[[len(value) <= words.dtype.itemsize for value in wanted]].astype(words.dtype)
-    at = np.searchsorted(words, fitting)
-    there = at < len(words)
-    there[there] = words[at[there]] == fitting[there]
-    return (at[there] + 1).astype(column.values.dtype)
 
 
 def _among(stored: np.ndarray, wanted: np.ndarray, rows: Rows) -> np.ndarray:
@@ -142,7 +141,7 @@ def _any_among(column: Column, wanted: np.ndarray, rows: Rows) -> np.ndarray:
 def _between(stored: np.ndarray, test: Between, is_time: bool, rows: Rows) -> np.ndarray:
     values = stored[rows]  # NaN, of an absent number, lies in no range
     if is_time and test.low == -math.inf:  # the smallest number is that of an absent time
-        found = values != np.iinfo(np.int64).min
+        found = values != NO_TIME
     else:
         found = values > test.low if test.low_open else values >= test.low
     if test.high < math.inf:

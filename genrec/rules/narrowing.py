@@ -50,7 +50,9 @@ class Narrowed:
 class Narrowing:
     """Masks of filters, the ones that were used last within the memory of `masks`."""
 
-    def __init__(self, space: SemanticIdSpace, masks: RuleMasks, wide: float = WIDE, most_rows: int = MOST_ROWS) -> None:
+    def __init__(
+        self, space: SemanticIdSpace, masks: RuleMasks, wide: float = WIDE, most_rows: int = MOST_ROWS
+    ) -> None:
         self._space, self._masks, self._wide, self._most_rows = space, masks, wide, most_rows
         self._known: OrderedDict[frozenset[Filter], _Known] = OrderedDict()
         self._kept = Kept()
@@ -72,7 +74,9 @@ class Narrowing:
     ) -> _Known:
         known = self._known.get(filters)
         if known is not None and known.version != version:
-            known = self._kept_up(view, version, filters, known)
+            if not self._keep_up(view, version, filters, known):
+                self._forget(filters)
+                known = None
         if known is None:
             known = self._made(view, version, filters, wanted)
             while len(self._known) >= _MOST_KNOWN:
@@ -89,39 +93,40 @@ class Narrowing:
         if not named:
             share = share_of(view, every, self._kept)
             # A sample of few hits says little: then all are counted.
-            if share >= self._wide or share * len(view) > 2 * self._most_rows and share * SAMPLE > 100:
+            if share >= self._wide or (share * len(view) > 2 * self._most_rows and share * SAMPLE > 100):
                 return _Known(version, round(share * len(view)), False)
         rows = allowed_rows(view, every, self._kept)
         if rows.size > self._most_rows:
             return _Known(version, rows.size, True)
-        codes = np.unique(view.codes_of(rows))
+        codes = self._codes(view, rows)
         mask = self._masks.build(codes)
         while mask is None and (oldest := next((one for one in self._known if self._may_go(one, wanted)), None)):
             self._forget(oldest)
             mask = self._masks.build(codes)
         return _Known(version, rows.size, True, mask, codes.size)
 
-    def _kept_up(
-        self, view: CatalogView, version: int, filters: frozenset[Filter], known: _Known
-    ) -> _Known | None:
-        """`known` for another version; None if it has to be made anew. A mask may allow too much, never too little."""
+    def _keep_up(self, view: CatalogView, version: int, filters: frozenset[Filter], known: _Known) -> bool:
+        """Make `known` good for another version; False if that takes making it anew.
+
+        A mask may allow too much, never too little: so what left is not looked for.
+        """
         changed = view.changed_since(known.version)
-        if changed is None or (known.mask is None and not known.exact):
-            return self._dropped(filters)
+        if changed is None or not known.exact:
+            return False
         if known.mask is not None and changed.size:
             rows = changed[holds(view, list(filters), changed, self._kept)]
             known.added += rows.size
             if known.added > max(1000, known.made_of):
-                return self._dropped(filters)
-            self._masks.add(known.mask, np.unique(view.codes_of(rows)))
+                return False
+            self._masks.add(known.mask, self._codes(view, rows))
         known.version = version
-        return known
+        return True
+
+    def _codes(self, view: CatalogView, rows: np.ndarray) -> np.ndarray:
+        return np.unique(self._space.encode(view.sids_of(rows)))
 
     def _may_go(self, filters: frozenset[Filter], wanted: set[frozenset[Filter]]) -> bool:
         return filters not in wanted and self._known[filters].mask is not None
-
-    def _dropped(self, filters: frozenset[Filter]) -> None:
-        self._forget(filters)
 
     def _forget(self, filters: frozenset[Filter]) -> None:
         known = self._known.pop(filters)

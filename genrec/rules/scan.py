@@ -34,7 +34,10 @@ def holds(view: CatalogView, filters: Sequence[Filter], rows: np.ndarray, kept: 
 
 
 def allowed_rows(view: CatalogView, filters: Sequence[Filter], kept: Kept | None = None) -> np.ndarray:
-    """The live rows that all filters leave: int64 [n], rising. It reads every item's attributes, unless ids are named."""
+    """The live rows that all filters leave: int64 [n], rising.
+
+    It reads every item's attributes, unless the filters name ids.
+    """
     named = [rows_of(view, one.allow) for one in filters if one.allow is not None]
     if named:
         rows = np.asarray(min(named, key=len), np.int64)
