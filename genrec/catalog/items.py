@@ -85,6 +85,10 @@ class Catalog:
         return self.sids[rows]
 
     @property
+    def live_items(self) -> int:
+        return self.popular_rows.size
+
+    @property
     def kinds(self) -> dict[str, str]:
         return self.columns.kinds
 

@@ -30,6 +30,10 @@ class CatalogView(Protocol):
         """Semantic IDs of existing `rows` (integers [m]): integers [m, L]."""
 
     @property
+    def live_items(self) -> int:
+        """How many items can be recommended."""
+
+    @property
     def kinds(self) -> Mapping[str, str]:
         """The kind of each attribute by its name."""
 

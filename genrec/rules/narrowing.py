@@ -63,7 +63,7 @@ class Narrowing:
         view: of the catalogue's version. batch: the filters of each request, empty for one without.
         """
         wanted = set(batch) - {frozenset()}
-        found = {frozenset[Filter](): Narrowed(None, len(view), True)}
+        found = {frozenset[Filter](): Narrowed(None, view.live_items, True)}
         for filters in wanted:
             known = self._up_to(view, version, filters, wanted)
             found[filters] = Narrowed(known.mask, known.items, known.exact)
@@ -93,8 +93,8 @@ class Narrowing:
         if not named:
             share = share_of(view, every, self._kept)
             # A sample of few hits says little: then all are counted.
-            if share >= self._wide or (share * len(view) > 2 * self._most_rows and share * SAMPLE > 100):
-                return _Known(version, round(share * len(view)), False)
+            if share >= self._wide or (share * view.live_items > 2 * self._most_rows and share * SAMPLE > 100):
+                return _Known(version, round(share * view.live_items), False)
         rows = allowed_rows(view, every, self._kept)
         if rows.size > self._most_rows:
             return _Known(version, rows.size, True)

@@ -1,0 +1,48 @@
+"""The rules that requests are answered by: a deployment's own, and each request's beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from genrec.rules.bound import BoundRules, Filter, bind
+from genrec.rules.form import Rules, parse
+
+DEPLOYMENT, REQUEST = "deployment", "request"
+_MOST_KEPT = 1024
+_NOTHING = Rules().canonical()
+
+
+class RuleBook:
+    """Reads rules, and keeps those that came last.
+
+    kinds: of the catalogue's attributes. deployment: the rules that hold for every request, as JSON; "" for none.
+    """
+
+    def __init__(self, kinds: Mapping[str, str], deployment: str = "") -> None:
+        """Raises InvalidRequest for a deployment's rules that are wrong, or do not fit the catalogue."""
+        self._kinds = dict(kinds)
+        self._deployment = {}
+        if deployment:
+            self._deployment[DEPLOYMENT] = bind(
+                parse(deployment, "the deployment's rules"), kinds, "the deployment's rules"
+            )
+        self.read = lru_cache(_MOST_KEPT)(self._read)
+        self.of = lru_cache(_MOST_KEPT)(self._of)
+        self.filters = lru_cache(_MOST_KEPT)(self._filters)
+
+    def _read(self, text: bytes) -> bytes:
+        """The canonical form of a request's rules; empty if they say nothing. Raises InvalidRequest."""
+        rules = parse(text)
+        bind(rules, self._kinds)
+        canonical = rules.canonical()
+        return b"" if canonical == _NOTHING else canonical.encode()
+
+    def _of(self, text: bytes) -> dict[str, BoundRules]:
+        """All rules for a request whose own are `text`, by who gave them; those of the deployment first."""
+        own = {REQUEST: bind(parse(text), self._kinds)} if text else {}
+        return self._deployment | own
+
+    def _filters(self, text: bytes) -> frozenset[Filter]:
+        """What the rules for a request leave, however they order it."""
+        return frozenset(one.filter for one in self._of(text).values()) - {Filter(None, None)}
