@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
+from genrec.catalog import CatalogView
+from genrec.rules.applied import Applied
 from genrec.rules.bound import BoundRules, Filter, bind
 from genrec.rules.form import Rules, parse
+from genrec.rules.matching import Kept
 
 DEPLOYMENT, REQUEST = "deployment", "request"
 _MOST_KEPT = 1024
@@ -27,6 +30,7 @@ class RuleBook:
             self._deployment[DEPLOYMENT] = bind(
                 parse(deployment, "the deployment's rules"), kinds, "the deployment's rules"
             )
+        self._kept = Kept()
         self.read = lru_cache(_MOST_KEPT)(self._read)
         self.of = lru_cache(_MOST_KEPT)(self._of)
         self.filters = lru_cache(_MOST_KEPT)(self._filters)
@@ -42,6 +46,11 @@ class RuleBook:
         """All rules for a request whose own are `text`, by who gave them; those of the deployment first."""
         own = {REQUEST: bind(parse(text), self._kinds)} if text else {}
         return self._deployment | own
+
+    def applied(self, view: CatalogView, text: bytes) -> Applied | None:
+        """The rules for a request on a version of the catalogue; None if there are none."""
+        rules = self.of(text)
+        return Applied(view, rules, self._kept) if rules else None
 
     def _filters(self, text: bytes) -> frozenset[Filter]:
         """What the rules for a request leave, however they order it."""

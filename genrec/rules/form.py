@@ -199,8 +199,8 @@ def _require_size(rules: Rules, what: str) -> None:
 def _first(error: ValidationError) -> str:
     """What is wrong first, with its position and value."""
     found = error.errors(include_url=False)
-    # Of the forms that a value may have, the one that it came closest to.
-    one = max(found, key=lambda each: len(each["loc"]))
+    # A name that is unknown explains one that is missing; of the forms that a value may have, the closest one counts.
+    one = max(found, key=lambda each: (each["type"] == "extra_forbidden", len(each["loc"])))
     if one["type"] == "json_invalid":
         return f"is not readable as JSON: {one['ctx']['error']}"
     place, names = "", Rules.model_fields | Condition.model_fields

@@ -46,6 +46,10 @@ class Narrowed:
     items: int
     exact: bool
 
+    def tensor(self) -> np.ndarray:
+        """Whether there is a mask, and the items: int64 [1, 2]."""
+        return np.array([[self.mask is not None, self.items]], np.int64)
+
 
 class Narrowing:
     """Masks of filters, the ones that were used last within the memory of `masks`."""

@@ -36,6 +36,7 @@ class Deployment:
     knowledge: a knowledge folder, whose texts the model `knowledge` then writes, `texts_at_once` of them together;
     verification: of their drafts, "greedy" or "relaxed".
     catalog: the folder that a live catalogue is published in; None for the bundle's own catalogue.
+    rules: that hold for every request, as JSON; "" for none. rules_memory_mb: MiB for the masks of rules, per engine.
     """
 
     engine: str = "onnx"
@@ -48,6 +49,8 @@ class Deployment:
     verification: str = "relaxed"
     texts_at_once: int = 8
     catalog: Path | None = None
+    rules: str = ""
+    rules_memory_mb: int = 256
 
     def __post_init__(self) -> None:
         if self.instances < 1:
@@ -108,6 +111,8 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
         "threads": str(deployment.threads),
         "masked": "true" if deployment.masked else "false",
         "timeout_ms": str(deployment.timeout_ms),
+        "rules": deployment.rules,
+        "rules_memory_mb": str(deployment.rules_memory_mb),
         "catalog": "" if deployment.catalog is None else _absolute(deployment.catalog),
     }
     if config.name == "backbone":

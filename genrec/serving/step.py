@@ -26,6 +26,7 @@ from genrec.bundle import Bundle
 from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable
 from genrec.catalog.published import MASKS, Entry, OneVersion, Published, keep_versions_s
 from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, StaleVersion
+from genrec.rules import RuleBook
 
 Input = TypeVar("Input")
 Made = TypeVar("Made")
@@ -64,11 +65,19 @@ class Step(ABC, Generic[Input]):
         self.parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self.max_batch_size = int(config["max_batch_size"])
         self.bundle = Bundle(open_folder(self.parameters["bundle"]))
+        self._books: dict[tuple[tuple[str, str], ...], RuleBook] = {}
         self.setup()
 
     @abstractmethod
     def setup(self) -> None:
         """Prepare the step from `self.bundle`, and answer the golden request; raises if it cannot serve."""
+
+    def rule_book(self, view: CatalogView) -> RuleBook:
+        """What reads rules for a version of the catalogue. Raises InvalidRequest if the deployment's do not fit it."""
+        kinds = tuple(sorted(view.kinds.items()))
+        if kinds not in self._books:
+            self._books[kinds] = RuleBook(view.kinds, self.parameters["rules"])
+        return self._books[kinds]
 
     @abstractmethod
     def read(self, request: Any) -> Input:

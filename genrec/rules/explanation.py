@@ -1,0 +1,29 @@
+"""What rules did to an answer, in words that a program can read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from genrec.rules.applied import Ruled
+
+
+def explanation(ruled: Ruled, narrowed: bool, items: int, drafted: int, valid: int) -> bytes:
+    """JSON of one answer.
+
+    narrowed: whether the beam drafted allowed items only. items: that the rules leave of the catalogue, about, as they
+    are counted by a sample where they are many. drafted, valid: as in `counts`.
+    """
+    told: dict[str, Any] = {
+        "narrowed": narrowed,
+        "allowed_items": items,
+        "drafted": drafted,
+        "valid": valid,
+        "dropped": {name: count for name, count in ruled.dropped.items() if count},
+        "moved": ruled.moved,
+        "filled": int(ruled.rows.size - ruled.drafted),
+        "boosts": np.round(ruled.boosts.astype(np.float64), 6).tolist(),
+    }
+    return json.dumps(told).encode()
