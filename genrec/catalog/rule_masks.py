@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from genrec.catalog.semantic_id import SemanticIdSpace
 CHUNK = 256  # codes of a row
 OCTETS = CHUNK // 8  # bytes of a row
 _SPREAD = 2  # rows of a level for each key of it
-_DENSE = 16  # flags of a level for each code that is set, up to which they are all set at once and packed
 
 
 class RuleMasks:
@@ -79,6 +79,24 @@ class RuleMasks:
         if mask[0, 0]:  # nothing is missing in row 0
             self._set(mask, self._checked(codes))
 
+    def stacked(self, masks: Sequence[np.ndarray | None]) -> np.ndarray:
+        """The masks of a batch as a graph takes them, `all` where there is none: int64 [B, 2 L], C order.
+
+        Raises ValueError for one that is no mask of this arena.
+        """
+        rows = np.empty((len(masks), *self.all.shape), np.int64)
+        rows[:] = self.all
+        given = [at for at, mask in enumerate(masks) if mask is not None]
+        if given:
+            shapes = {mask.shape for mask in masks if mask is not None}
+            if shapes != {self.all.shape}:
+                raise ValueError(f"a rule's mask must have the shape {self.all.shape}, got {sorted(shapes)}")
+            rows[given] = np.stack([mask for mask in masks if mask is not None])
+            first, count = rows[given].transpose(2, 0, 1)
+            if first.min() < 0 or count.min() < 1 or (first + count).max() > len(self.bits):
+                raise ValueError(f"a rule's mask has rows outside of the {len(self.bits)} that there are")
+        return rows.reshape(len(rows), self.all.size)
+
     def rows(self, mask: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
         """The rows that `build` has written, or `add` of these codes, int64 [n]: a copy on a device needs them anew."""
         if codes is None:
@@ -118,7 +136,7 @@ class RuleMasks:
         return None
 
     def _size(self, level: int, codes: np.ndarray) -> int:
-        """Rows for the prefixes that `codes` have at a level: one for each key there can be, unless that is too many."""
+        """Rows for the prefixes of `codes` at a level: one for each key there can be, unless that is too many."""
         chunks = chunks_of(self.space.levels[level])
         most = int(self.space.radix[level]) * chunks
         if most <= _SPREAD:

@@ -177,8 +177,8 @@ def test_a_malformed_manifest(
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"format_version": FORMAT_VERSION + 1}, f"this genrec reads 2 and {FORMAT_VERSION}; upgrade genrec"),
-        ({"format_version": 1}, f"this genrec reads 2 and {FORMAT_VERSION}; rebuild the bundle"),
+        ({"format_version": FORMAT_VERSION + 1}, f"this genrec reads 2 to {FORMAT_VERSION}; upgrade genrec"),
+        ({"format_version": 1}, f"this genrec reads 2 to {FORMAT_VERSION}; rebuild the bundle"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted, got red"),
         ({"beam_width": "wide"}, "beam_width: Input should be a valid integer"),
         ({"beam_width": 1}, "beam_width: Input should be greater than or equal to 2"),
