@@ -89,11 +89,9 @@ class Catalog:
         return self.columns.kinds
 
     def attributes_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Columns, np.ndarray]]:
-        """One part, which holds all rows."""
         yield np.arange(rows.size), self.columns, rows
 
     def live_slices(self, space: SemanticIdSpace) -> Iterator[tuple[Columns, np.ndarray, np.ndarray]]:
-        """See `CatalogView`."""
         for begin in range(0, len(self), SLICE):
             end = min(begin + SLICE, len(self))
             codes = self.sids[begin:end].astype(np.int64) @ space.radix

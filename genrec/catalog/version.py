@@ -13,8 +13,9 @@ import numpy as np
 
 from genrec.arrays import load_array, save_array
 from genrec.catalog.base import CatalogBase
+from genrec.catalog.columns import Columns
 from genrec.catalog.hash_table import HashTable
-from genrec.catalog.items import id_keys, rows_of_ids
+from genrec.catalog.items import ATTRIBUTES, SLICE, id_keys, rows_of_ids
 from genrec.catalog.ragged import runs
 from genrec.catalog.semantic_id import SemanticIdSpace
 
@@ -31,6 +32,7 @@ class Delta:
     offsets: int64 [b + 1]; bucket_rows: int32, the rows of bucket i at offsets[i]:offsets[i + 1], from below or of
     these, by falling popularity; empty for a code that has no live item any more.
     popular_rows: int32, the most popular live rows of both, as many as any answer can need.
+    columns: attributes of the m items; those that are GONE have none.
     """
 
     item_ids: np.ndarray
@@ -40,6 +42,7 @@ class Delta:
     offsets: np.ndarray
     bucket_rows: np.ndarray
     popular_rows: np.ndarray
+    columns: Columns
     _row_of_id: HashTable
     _bucket_of_code: HashTable
 
@@ -51,6 +54,7 @@ class Delta:
         state: np.ndarray,
         codes: np.ndarray,
         popularity: np.ndarray,
+        columns: Columns,
         most_popular: int,
     ) -> Delta:
         """The delta over `below` with these touched items; see the class.
@@ -88,6 +92,7 @@ class Delta:
             offsets=np.concatenate([[0], sizes.cumsum()]),
             bucket_rows=rows[order].astype(np.int32),
             popular_rows=popular[np.argsort(-sold, kind="stable")][:most_popular].astype(np.int32),
+            columns=columns,
             _row_of_id=HashTable.build(id_keys(item_ids), np.arange(item_ids.size, dtype=np.int32), _LOAD),
             _bucket_of_code=HashTable.build(touched, np.arange(touched.size, dtype=np.int32), _LOAD),
         )
@@ -120,6 +125,7 @@ class Delta:
             save_array(folder / f"{name}.npy", getattr(self, name))
         for name, table in (("id", self._row_of_id), ("code", self._bucket_of_code)):
             table.save(folder / f"{name}_keys.npy", folder / f"{name}_values.npy")
+        self.columns.save(folder / ATTRIBUTES)
 
     @classmethod
     def load(cls, folder: Path) -> Delta:
@@ -133,6 +139,7 @@ class Delta:
             offsets=load_array(folder / "offsets.npy", np.int64, (None,)),
             bucket_rows=load_array(folder / "bucket_rows.npy", np.int32, (None,)),
             popular_rows=load_array(folder / "popular_rows.npy", np.int32, (None,)),
+            columns=Columns.load(folder / ATTRIBUTES, len(ids)),
             _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_values.npy"),
             _bucket_of_code=HashTable.load(folder / "code_keys.npy", folder / "code_values.npy"),
         )
@@ -221,6 +228,32 @@ class CatalogVersion:
             mine = layer == number
             rows[mine] = delta.bucket_rows[rows[mine]]
         return rows.astype(np.int32), source
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return self.base.columns.kinds
+
+    def attributes_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Columns, np.ndarray]]:
+        at = np.flatnonzero(rows < len(self.base))
+        if at.size:
+            yield at, self.base.columns, rows[at]
+        for at, delta, first in self._in_deltas(rows):
+            yield at, delta.columns, rows[at] - first
+
+    def columns_of(self, rows: np.ndarray) -> Columns:
+        """Attributes of existing `rows` (integers [m]), in that order."""
+        parts, places = [Columns.empty(self.kinds)], [np.empty(0, np.int64)]
+        for at, columns, own in self.attributes_of(rows):
+            parts.append(columns.take(own))
+            places.append(at)
+        return Columns.concatenate(parts).take(np.argsort(np.concatenate(places)))
+
+    def live_slices(self, space: SemanticIdSpace) -> Iterator[tuple[Columns, np.ndarray, np.ndarray]]:
+        for part, counts, live in self.current():
+            end = part.live if isinstance(part, CatalogBase) else len(part)
+            for begin in range(0, end, SLICE):
+                rows = slice(begin, min(begin + SLICE, end))
+                yield part.columns.slice(rows.start, rows.stop), counts[rows] & live[rows], part.codes[rows]
 
     def touched_codes(self) -> np.ndarray:
         """Codes of which items came or went since the base: int64 [k]."""
