@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from genrec.arrays import load_array, save_array
+from genrec.catalog.columns import Columns
 from genrec.catalog.hash_table import HashTable
-from genrec.catalog.items import id_keys, rows_of_ids
+from genrec.catalog.items import ATTRIBUTES, id_keys, rows_of_ids
 from genrec.catalog.ragged import runs
 from genrec.catalog.semantic_id import SemanticIdSpace
 
@@ -23,7 +24,7 @@ class CatalogBase:
 
     codes: uint32 or int64 (`code_dtype`) [n]. popularity: int64 [n]. item_ids: bytes S[w] [n], distinct.
     live: rows [0, live) are available; the rest are known only. popular_rows: int32 [live], by falling popularity, then
-    row.
+    row. columns: attributes of the n items.
     """
 
     space: SemanticIdSpace
@@ -32,6 +33,7 @@ class CatalogBase:
     item_ids: np.ndarray
     live: int
     popular_rows: np.ndarray
+    columns: Columns
     _row_of_code: HashTable
     _row_of_id: HashTable
 
@@ -43,6 +45,7 @@ class CatalogBase:
         codes: np.ndarray,
         popularity: np.ndarray,
         available: np.ndarray,
+        columns: Columns | None = None,
     ) -> CatalogBase:
         """Base of n items: bytes S[w] [n], int64 [n], int64 [n], bool [n]. Raises ValueError for repeated ids."""
         available = np.asarray(available, bool)
@@ -65,6 +68,7 @@ class CatalogBase:
             item_ids=ids,
             live=live,
             popular_rows=popular_rows,
+            columns=Columns({}, ids.size) if columns is None else columns.take(order),
             _row_of_code=HashTable.build(sorted_codes[firsts], firsts.astype(np.int32)),
             _row_of_id=HashTable.build(id_keys(ids), np.arange(ids.size, dtype=np.int32)),
         )
@@ -104,6 +108,7 @@ class CatalogBase:
             save_array(folder / f"{name}.npy", getattr(self, name))
         for name, table in (("code", self._row_of_code), ("id", self._row_of_id)):
             table.save(folder / f"{name}_keys.npy", folder / f"{name}_rows.npy")
+        self.columns.save(folder / ATTRIBUTES)
 
     @classmethod
     def load(cls, folder: Path, space: SemanticIdSpace) -> CatalogBase:
@@ -117,6 +122,7 @@ class CatalogBase:
             item_ids=load_array(folder / "item_ids.npy", "S", codes.shape),
             live=len(popular_rows),
             popular_rows=popular_rows,
+            columns=Columns.load(folder / ATTRIBUTES, len(codes)),
             _row_of_code=HashTable.load(folder / "code_keys.npy", folder / "code_rows.npy"),
             _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_rows.npy"),
         )

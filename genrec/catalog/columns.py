@@ -34,8 +34,8 @@ MAX_STRING_BYTES = 256  # nor may a string end in NUL
 EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # timestamps: the years 1 to 9999
 
 NO_TIME = int(np.iinfo(np.int64).min)
-_FIXED = {NUMBER: np.dtype(np.float64), BOOLEAN: np.dtype(np.int8), TIMESTAMP: np.dtype(np.int64)}
-_ABSENT = {NUMBER: np.nan, BOOLEAN: -1, TIMESTAMP: NO_TIME}
+_FIXED: dict[str, type] = {NUMBER: np.float64, BOOLEAN: np.int8, TIMESTAMP: np.int64}
+_ABSENT: dict[str, Any] = {NUMBER: np.nan, BOOLEAN: -1, TIMESTAMP: NO_TIME}
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NOTE = "kinds.json"
 
@@ -159,7 +159,7 @@ class Column:
             words = sorted({text for text in encoded if text is not None})
             code = {text: place for place, text in enumerate(words)} | {None: -1}
             codes = np.array([code[text] for text in encoded], np.int64)
-            return cls.of_words(STRING, codes, np.array(words, np.bytes_ if words else "S1"))
+            return cls.of_words(STRING, codes, np.array(words, np.bytes_) if words else np.empty(0, "S1"))
         plain = {NUMBER: _number, BOOLEAN: _boolean, TIMESTAMP: _microseconds}[kind]
         absent = _ABSENT[kind]
         found = [absent if value is None else plain(at, value) for at, value in enumerate(values)]
@@ -282,7 +282,7 @@ class Columns(Mapping[str, Column]):
 def _load(folder: Path, place: int, kind: str, count: int) -> Column:
     path = folder / f"{place}.values.npy"
     if kind in _FIXED:
-        return Column(kind, load_array(path, _FIXED[kind].type, (count,)))
+        return Column(kind, load_array(path, _FIXED[kind], (count,)))
     words = load_array(folder / f"{place}.words.npy", "S", (None,))
     codes = code_type(len(words)).type
     if kind == STRING:

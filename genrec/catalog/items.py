@@ -93,7 +93,6 @@ class Catalog:
         return self.columns.kinds
 
     def attributes_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Columns, np.ndarray]]:
-        """One part, which holds all rows."""
         yield np.arange(rows.size), self.columns, rows
 
     def popularity_of(self, rows: np.ndarray) -> np.ndarray:

@@ -13,8 +13,9 @@ import numpy as np
 
 from genrec.arrays import load_array, save_array
 from genrec.catalog.base import CatalogBase
+from genrec.catalog.columns import Columns
 from genrec.catalog.hash_table import HashTable
-from genrec.catalog.items import id_keys, rows_of_ids
+from genrec.catalog.items import ATTRIBUTES, SLICE, evenly_of, growing_slices, id_keys, rows_of_ids
 from genrec.catalog.ragged import runs
 from genrec.catalog.semantic_id import SemanticIdSpace
 
@@ -31,6 +32,8 @@ class Delta:
     offsets: int64 [b + 1]; bucket_rows: int32, the rows of bucket i at offsets[i]:offsets[i + 1], from below or of
     these, by falling popularity; empty for a code that has no live item any more.
     popular_rows: int32, the most popular live rows of both, as many as any answer can need.
+    columns: attributes of the m items; those that are GONE have none.
+    changed: int64 [m], the version that touched each item last. void: int32, rising, the live rows below of these ids.
     """
 
     item_ids: np.ndarray
@@ -40,6 +43,9 @@ class Delta:
     offsets: np.ndarray
     bucket_rows: np.ndarray
     popular_rows: np.ndarray
+    columns: Columns
+    changed: np.ndarray
+    void: np.ndarray
     _row_of_id: HashTable
     _bucket_of_code: HashTable
 
@@ -51,6 +57,8 @@ class Delta:
         state: np.ndarray,
         codes: np.ndarray,
         popularity: np.ndarray,
+        columns: Columns,
+        changed: np.ndarray,
         most_popular: int,
     ) -> Delta:
         """The delta over `below` with these touched items; see the class.
@@ -88,6 +96,9 @@ class Delta:
             offsets=np.concatenate([[0], sizes.cumsum()]),
             bucket_rows=rows[order].astype(np.int32),
             popular_rows=popular[np.argsort(-sold, kind="stable")][:most_popular].astype(np.int32),
+            columns=columns,
+            changed=changed.astype(np.int64),
+            void=void.astype(np.int32),
             _row_of_id=HashTable.build(id_keys(item_ids), np.arange(item_ids.size, dtype=np.int32), _LOAD),
             _bucket_of_code=HashTable.build(touched, np.arange(touched.size, dtype=np.int32), _LOAD),
         )
@@ -120,6 +131,9 @@ class Delta:
             save_array(folder / f"{name}.npy", getattr(self, name))
         for name, table in (("id", self._row_of_id), ("code", self._bucket_of_code)):
             table.save(folder / f"{name}_keys.npy", folder / f"{name}_values.npy")
+        save_array(folder / "changed.npy", self.changed)
+        save_array(folder / "void.npy", self.void)
+        self.columns.save(folder / ATTRIBUTES)
 
     @classmethod
     def load(cls, folder: Path) -> Delta:
@@ -133,6 +147,9 @@ class Delta:
             offsets=load_array(folder / "offsets.npy", np.int64, (None,)),
             bucket_rows=load_array(folder / "bucket_rows.npy", np.int32, (None,)),
             popular_rows=load_array(folder / "popular_rows.npy", np.int32, (None,)),
+            changed=load_array(folder / "changed.npy", np.int64, ids.shape),
+            void=load_array(folder / "void.npy", np.int32, (None,)),
+            columns=Columns.load(folder / ATTRIBUTES, len(ids)),
             _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_values.npy"),
             _bucket_of_code=HashTable.load(folder / "code_keys.npy", folder / "code_values.npy"),
         )
@@ -142,10 +159,12 @@ class CatalogVersion:
     """A base with deltas over it, each over those before it, as `CatalogView` and `BucketView`.
 
     A bucket is the first row of one of the base's, or a number behind them for those of the deltas, in turn.
+    base_version: that the base holds, `version` if None.
     """
 
-    def __init__(self, version: int, base: CatalogBase, *deltas: Delta) -> None:
+    def __init__(self, version: int, base: CatalogBase, *deltas: Delta, base_version: int | None = None) -> None:
         self.version, self.base, self.deltas = version, base, deltas
+        self.base_version = version if base_version is None else base_version
         sizes, buckets = [len(base)], [len(base)]
         for delta in deltas:
             sizes.append(sizes[-1] + len(delta))
@@ -221,6 +240,75 @@ class CatalogVersion:
             mine = layer == number
             rows[mine] = delta.bucket_rows[rows[mine]]
         return rows.astype(np.int32), source
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return self.base.columns.kinds
+
+    def attributes_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Columns, np.ndarray]]:
+        at = np.flatnonzero(rows < len(self.base))
+        if at.size:
+            yield at, self.base.columns, rows[at]
+        for at, delta, first in self._in_deltas(rows):
+            yield at, delta.columns, rows[at] - first
+
+    def columns_of(self, rows: np.ndarray) -> Columns:
+        """Attributes of existing `rows` (integers [m]), in that order."""
+        parts, places = [Columns.empty(self.kinds)], [np.empty(0, np.int64)]
+        for at, columns, own in self.attributes_of(rows):
+            parts.append(columns.take(own))
+            places.append(at)
+        return Columns.concatenate(parts).take(np.argsort(np.concatenate(places)))
+
+    @property
+    def live_items(self) -> int:
+        if not self.deltas:
+            return self.base.live
+        return self.base.live + sum(int((delta.state == LIVE).sum()) - delta.void.size for delta in self.deltas)
+
+    def are_live(self, rows: np.ndarray) -> np.ndarray:
+        live = self.states_of(rows) == LIVE
+        for delta in self.deltas:
+            live &= ~_is_in(rows, delta.void)
+        return live
+
+    def live_slices(self) -> Iterator[tuple[int, Columns, np.ndarray]]:
+        for begin in range(0, self.base.live, SLICE):
+            end = min(begin + SLICE, self.base.live)
+            yield begin, self.base.columns.slice(begin, end), np.ones(end - begin, bool)
+        for delta, first in zip(self.deltas, self._first_rows, strict=True):
+            yield first, delta.columns, delta.state == LIVE
+
+    def popular_slices(self) -> Iterator[np.ndarray]:
+        own = [first + np.flatnonzero(delta.state == LIVE) for delta, first in zip(self.deltas, self._first_rows, strict=True)]
+        rest = np.concatenate([np.empty(0, np.int64), *own])
+        rest = rest[self.are_live(rest)]
+        rest = rest[np.argsort(-self.popularity_of(rest), kind="stable")]
+        sold = -self.popularity_of(rest)
+        for rows in growing_slices(self.base.popular_rows):
+            rows = rows[self.are_live(rows)].astype(np.int64)
+            if not rows.size:
+                continue
+            # What of the deltas sells as well as the least of these comes with them.
+            count = int(np.searchsorted(sold, -self.base.popularity[rows[-1]], side="right"))
+            both = np.concatenate([rows, rest[:count]])
+            yield both[np.argsort(-self.popularity_of(both), kind="stable")]
+            rest, sold = rest[count:], sold[count:]
+        yield rest
+
+    def sample_rows(self, count: int) -> np.ndarray:
+        """See `CatalogView`; of the base, which is most of it."""
+        count = min(count, self.base.live)
+        return np.arange(count) * self.base.live // max(1, count)
+
+    def changed_since(self, version: int) -> np.ndarray | None:
+        if version < self.base_version:
+            return None
+        rows = [
+            first + np.flatnonzero((delta.changed > version) & (delta.state == LIVE))
+            for delta, first in zip(self.deltas, self._first_rows, strict=True)
+        ]
+        return np.concatenate([np.empty(0, np.int64), *rows])
 
     def touched_codes(self) -> np.ndarray:
         """Codes of which items came or went since the base: int64 [k]."""

@@ -52,7 +52,8 @@ class CatalogView(Protocol):
     def live_slices(self) -> Iterator[tuple[int, Columns, np.ndarray]]:
         """All items, slice by slice, without a copy of the columns.
 
-        Gives the first row, the columns of k items from there on, and which of them are live in this version, bool [k].
+        Gives the first row, the columns of k items from there on, and which of them may be live, bool [k]: in a version
+        over a base some are not, which `are_live` tells.
         """
 
     def popular_slices(self) -> Iterator[np.ndarray]:

@@ -122,7 +122,7 @@ class Follower:
             self._merged = unused_name(self._root / MERGED, self._folded)
             with new_folder(self._root / MERGED / self._merged) as folder:
                 delta.save(folder)
-            below = CatalogVersion(self._folded, below.base, delta)
+            below = CatalogVersion(self._folded, below.base, delta, base_version=self._base.version)
         self._fresh = Fold(below, self._fold.live)
 
     def _published(self) -> Record | None:
@@ -178,14 +178,14 @@ class Follower:
         changes = commits.changes.last_of_each()
         # Also codes that are named and come to nothing: a follower before this one may have set their bits.
         named = commits.changes.codes[commits.changes.codes >= 0]
-        moved = np.union1d(self._fold.apply(changes), named)
+        moved = np.union1d(self._fold.apply(changes, commits.version), named)
         self._folded = commits.version
         if len(self._fresh) + len(changes) > _MOST_FRESH:
             self._merge()
         else:
-            self._fresh.apply(changes)
+            self._fresh.apply(changes, commits.version)
         if self._rebase is not None:
-            self._rebase.missed.append(changes)
+            self._rebase.missed.append((commits.version, changes))
         for version, refusal in commits.refused:
             self._log(f"catalogue: version {version} is refused, it counts as empty: {refusal}")
             note = f"version {version}: {refusal}"
@@ -201,7 +201,9 @@ class Follower:
         """Publish what is folded; moved: codes of which an item came or went since the masks were last changed."""
         version, before = self._folded, self._published()
         delta, below = self._fresh.delta(self._most_popular), self._fresh.below
-        self._catalog = catalog = CatalogVersion(version, below.base, *below.deltas, delta)
+        self._catalog = catalog = CatalogVersion(
+            version, below.base, *below.deltas, delta, base_version=self._base.version
+        )
         there = catalog.buckets_of(moved) >= 0
         if before is None or before.version < version:
             folder = self._root / VERSIONS / str(version)
@@ -283,7 +285,7 @@ class Follower:
         assert rebase.process.stdout is not None
         base = LocalBase.load(self._root, rebase.process.stdout.read().decode().strip(), self._space)
         fold = Fold(CatalogVersion(base.version, base.items), base.items.live)
-        moved = [np.empty(0, np.int64), *(fold.apply(changes) for changes in rebase.missed)]
+        moved = [np.empty(0, np.int64), *(fold.apply(changes, version) for version, changes in rebase.missed)]
         codes = np.unique(np.concatenate(moved))
         self._stand_on(base, fold)
         self._catalog = self._fresh.below
@@ -320,7 +322,7 @@ class _Rebase:
     """A base that is being made of a version. missed: commits since."""
 
     process: subprocess.Popen[bytes]
-    missed: list[Changes] = field(default_factory=list)
+    missed: list[tuple[int, Changes]] = field(default_factory=list)
 
 
 @dataclass

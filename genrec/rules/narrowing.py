@@ -99,7 +99,7 @@ class Narrowing:
             # A sample of few hits says little: then all are counted.
             if share >= self._wide or (share * view.live_items > 2 * self._most_rows and share * SAMPLE > 100):
                 return _Known(version, round(share * view.live_items), False)
-        rows = allowed_rows(view, every, self._kept)
+        rows = allowed_rows(view, every, self._kept, exact=False)
         if rows.size > self._most_rows:
             return _Known(version, rows.size, True)
         codes = self._codes(view, rows)

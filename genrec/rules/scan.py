@@ -33,10 +33,13 @@ def holds(view: CatalogView, filters: Sequence[Filter], rows: np.ndarray, kept: 
     return found
 
 
-def allowed_rows(view: CatalogView, filters: Sequence[Filter], kept: Kept | None = None) -> np.ndarray:
+def allowed_rows(
+    view: CatalogView, filters: Sequence[Filter], kept: Kept | None = None, *, exact: bool = True
+) -> np.ndarray:
     """The live rows that all filters leave: int64 [n], rising.
 
-    It reads every item's attributes, unless the filters name ids.
+    It reads every item's attributes, unless the filters name ids. exact: False where some rows more do not matter, of
+    items that changed since the catalogue's base was made.
     """
     named = [rows_of(view, one.allow) for one in filters if one.allow is not None]
     if named:
@@ -50,7 +53,8 @@ def allowed_rows(view: CatalogView, filters: Sequence[Filter], kept: Kept | None
             if one.where is not None:
                 hit &= matcher(one.where, columns)(slice(0, columns.count))
         found.append(first + np.flatnonzero(hit))
-    return np.concatenate([np.empty(0, np.int64), *found])
+    rows = np.concatenate([np.empty(0, np.int64), *found])
+    return rows[view.are_live(rows)] if exact else rows
 
 
 def share_of(view: CatalogView, filters: Sequence[Filter], kept: Kept | None = None) -> float:
