@@ -15,7 +15,7 @@ from genrec.arrays import load_array, save_array
 from genrec.catalog.base import CatalogBase
 from genrec.catalog.columns import Columns
 from genrec.catalog.hash_table import HashTable
-from genrec.catalog.items import ATTRIBUTES, SLICE, evenly_of, growing_slices, id_keys, rows_of_ids
+from genrec.catalog.items import ATTRIBUTES, SLICE, growing_slices, id_keys, rows_of_ids
 from genrec.catalog.ragged import runs
 from genrec.catalog.semantic_id import SemanticIdSpace
 
@@ -280,7 +280,10 @@ class CatalogVersion:
             yield first, delta.columns, delta.state == LIVE
 
     def popular_slices(self) -> Iterator[np.ndarray]:
-        own = [first + np.flatnonzero(delta.state == LIVE) for delta, first in zip(self.deltas, self._first_rows, strict=True)]
+        own = [
+            first + np.flatnonzero(delta.state == LIVE)
+            for delta, first in zip(self.deltas, self._first_rows, strict=True)
+        ]
         rest = np.concatenate([np.empty(0, np.int64), *own])
         rest = rest[self.are_live(rest)]
         rest = rest[np.argsort(-self.popularity_of(rest), kind="stable")]

@@ -29,9 +29,10 @@ class Fold:
         return len(self._place)
 
     def apply(self, changes: Changes, version: int = 0) -> np.ndarray:
-        """Take in the commit of `version`, whose ids are distinct. Returns the codes of which an item came or went: int64, rising.
+        """Take in the commit of `version`, whose ids are distinct.
 
-        Raises ValueError for a new item without a code; nothing is changed then.
+        Returns the codes of which an item came or went: int64, rising. Raises ValueError for a new item without a code;
+        nothing is changed then.
         """
         ids = changes.item_ids.tolist()
         fresh = [item_id for item_id in ids if item_id not in self._place]

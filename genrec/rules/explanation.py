@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,13 @@ import numpy as np
 from genrec.rules.applied import Ruled
 
 
-def explanation(ruled: Ruled, narrowed: bool, items: int, drafted: int, valid: int) -> bytes:
-    """JSON of one answer.
+def explanation(ruled: Ruled, narrowed: bool, items: int, drafted: int, valid: int) -> dict[str, Any]:
+    """What becomes JSON, of one answer.
 
     narrowed: whether the beam drafted allowed items only. items: that the rules leave of the catalogue, about, as they
     are counted by a sample where they are many. drafted, valid: as in `counts`.
     """
-    told: dict[str, Any] = {
+    return {
         "narrowed": narrowed,
         "allowed_items": items,
         "drafted": drafted,
@@ -26,4 +25,3 @@ def explanation(ruled: Ruled, narrowed: bool, items: int, drafted: int, valid: i
         "filled": int(ruled.rows.size - ruled.drafted),
         "boosts": np.round(ruled.boosts.astype(np.float64), 6).tolist(),
     }
-    return json.dumps(told).encode()

@@ -7,7 +7,7 @@ drafts survive it anyway. Where it leaves very many, making the mask takes long.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,11 +40,10 @@ class _Known:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """What a beam is narrowed by: mask as of `RuleMasks`, None to draft from all items. items: that the rules leave."""
+    """What a beam is narrowed by: mask as of `RuleMasks`, None to draft from all items. items: left by rules, about."""
 
     mask: np.ndarray | None
     items: int
-    exact: bool
 
     def tensor(self) -> np.ndarray:
         """Whether there is a mask, and the items: int64 [1, 2]."""
@@ -52,45 +51,62 @@ class Narrowed:
 
 
 class Narrowing:
-    """Masks of filters, the ones that were used last within the memory of `masks`."""
+    """Masks of filters, the ones that were used last within the memory of `masks`.
+
+    masks: None for an engine that takes none; drafts are then only checked. written: is told of rows of `masks` that
+    were written, int64 [n], where an engine drafts with a copy.
+    """
 
     def __init__(
-        self, space: SemanticIdSpace, masks: RuleMasks, wide: float = WIDE, most_rows: int = MOST_ROWS
+        self,
+        space: SemanticIdSpace,
+        masks: RuleMasks | None,
+        written: Callable[[np.ndarray], None] | None = None,
+        wide: float = WIDE,
+        most_rows: int = MOST_ROWS,
     ) -> None:
-        self._space, self._masks, self._wide, self._most_rows = space, masks, wide, most_rows
+        self._space, self._masks, self._written = space, masks, written
+        self._wide, self._most_rows = wide, most_rows
         self._known: OrderedDict[frozenset[Filter], _Known] = OrderedDict()
         self._kept = Kept()
 
-    def of_batch(self, view: CatalogView, version: int, batch: Sequence[frozenset[Filter]]) -> list[Narrowed]:
+    def of_batch(
+        self,
+        view: CatalogView,
+        version: int,
+        batch: Sequence[frozenset[Filter]],
+        in_use: Collection[frozenset[Filter]] = (),
+    ) -> list[Narrowed]:
         """What each request of a batch is narrowed by. The masks are good until the next call.
 
-        view: of the catalogue's version. batch: the filters of each request, empty for one without.
+        view: of the catalogue's version. batch: the filters of each request, empty for one without. in_use: filters
+        whose masks have to stay good for longer.
         """
-        wanted = set(batch) - {frozenset()}
-        found = {frozenset[Filter](): Narrowed(None, view.live_items, True)}
-        for filters in wanted:
-            known = self._up_to(view, version, filters, wanted)
-            found[filters] = Narrowed(known.mask, known.items, known.exact)
+        stay = {*batch, *in_use}
+        found = {frozenset[Filter](): Narrowed(None, view.live_items)}
+        for filters in set(batch) - found.keys():
+            known = self._up_to(view, version, filters, stay)
+            found[filters] = Narrowed(known.mask, known.items)
         return [found[filters] for filters in batch]
 
     def _up_to(
-        self, view: CatalogView, version: int, filters: frozenset[Filter], wanted: set[frozenset[Filter]]
+        self, view: CatalogView, version: int, filters: frozenset[Filter], stay: set[frozenset[Filter]]
     ) -> _Known:
         known = self._known.get(filters)
-        if known is not None and known.version != version:
+        if known is not None and known.version < version:
             if not self._keep_up(view, version, filters, known):
                 self._forget(filters)
                 known = None
         if known is None:
-            known = self._made(view, version, filters, wanted)
+            known = self._made(view, version, filters, stay)
             while len(self._known) >= _MOST_KNOWN:
-                self._forget(next(iter(self._known)))
+                self._forget(next(one for one in self._known if one not in stay))
             self._known[filters] = known
         self._known.move_to_end(filters)
         return known
 
     def _made(
-        self, view: CatalogView, version: int, filters: frozenset[Filter], wanted: set[frozenset[Filter]]
+        self, view: CatalogView, version: int, filters: frozenset[Filter], stay: set[frozenset[Filter]]
     ) -> _Known:
         every = list(filters)
         named = [one.allow for one in every if one.allow is not None]
@@ -103,11 +119,20 @@ class Narrowing:
         if rows.size > self._most_rows:
             return _Known(version, rows.size, True)
         codes = self._codes(view, rows)
-        mask = self._masks.build(codes)
-        while mask is None and (oldest := next((one for one in self._known if self._may_go(one, wanted)), None)):
+        return _Known(version, rows.size, True, self._built(codes, stay), codes.size)
+
+    def _built(self, codes: np.ndarray, stay: set[frozenset[Filter]]) -> np.ndarray | None:
+        """A mask of codes; those go for it that were not used for the longest time."""
+        if self._masks is None:
+            return None
+        while (mask := self._masks.build(codes)) is None:
+            oldest = next((one for one in self._known if self._may_go(one, stay)), None)
+            if oldest is None:
+                return None
             self._forget(oldest)
-            mask = self._masks.build(codes)
-        return _Known(version, rows.size, True, mask, codes.size)
+        if self._written is not None:
+            self._written(self._masks.rows(mask))
+        return mask
 
     def _keep_up(self, view: CatalogView, version: int, filters: frozenset[Filter], known: _Known) -> bool:
         """Make `known` good for another version; False if that takes making it anew.
@@ -117,22 +142,25 @@ class Narrowing:
         changed = view.changed_since(known.version)
         if changed is None or not known.exact:
             return False
-        if known.mask is not None and changed.size:
+        if known.mask is not None and self._masks is not None and changed.size:
             rows = changed[holds(view, list(filters), changed, self._kept)]
             known.added += rows.size
             if known.added > max(1000, known.made_of):
                 return False
-            self._masks.add(known.mask, self._codes(view, rows))
+            codes = self._codes(view, rows)
+            self._masks.add(known.mask, codes)
+            if self._written is not None:
+                self._written(self._masks.rows(known.mask, codes))
         known.version = version
         return True
 
     def _codes(self, view: CatalogView, rows: np.ndarray) -> np.ndarray:
         return np.unique(self._space.encode(view.sids_of(rows)))
 
-    def _may_go(self, filters: frozenset[Filter], wanted: set[frozenset[Filter]]) -> bool:
-        return filters not in wanted and self._known[filters].mask is not None
+    def _may_go(self, filters: frozenset[Filter], stay: set[frozenset[Filter]]) -> bool:
+        return filters not in stay and self._known[filters].mask is not None
 
     def _forget(self, filters: frozenset[Filter]) -> None:
         known = self._known.pop(filters)
-        if known.mask is not None:
+        if known.mask is not None and self._masks is not None:
             self._masks.free(known.mask)

@@ -1,7 +1,9 @@
 """Step 2 of `recommend`: one prefill and the draft head's beam -> drafted semantic IDs."""
 
+import threading
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,19 +16,24 @@ from genrec.engines import open_engine
 from genrec.engines.base import Drafts, InFlightEngine
 from genrec.errors import InvalidRequest
 from genrec.golden import check_drafts
-from genrec.rules import RuleBook
+from genrec.rules import Filter, RuleBook
 from genrec.rules.narrowing import Narrowed, Narrowing
 from genrec.serving.step import Step, checked_stamp, tensor
 
 _NOT_NARROWED = np.array([[0, -1]])
+Drafted = tuple[Drafts, Narrowed | None]
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What the step needs of a version of the catalogue. masks: None for the bundle's own, which the engine has."""
+    """What the step needs of a version of the catalogue.
+
+    live, masks: of a live one, None for the bundle's own, whose masks the engine has already.
+    """
 
     items: CatalogView
     book: RuleBook
+    live: CatalogVersion | None
     masks: PrefixTable | None
 
 
@@ -42,7 +49,9 @@ class Prompt:
 
 class TritonPythonModel(Step[Prompt]):
     def setup(self) -> None:
-        options = {"threads": int(self.parameters["threads"])} if self.parameters["engine"] == "onnx" else {}
+        options = {"rule_bytes": int(self.parameters["rules_memory_mb"]) << 20}
+        if self.parameters["engine"] == "onnx":
+            options["threads"] = int(self.parameters["threads"])
         self.engine = open_engine(self.bundle, self.parameters["engine"], **options)
         self.masked = self.parameters["masked"] == "true"
         golden = self.bundle.golden
@@ -50,10 +59,15 @@ class TritonPythonModel(Step[Prompt]):
         check_drafts(golden, self.engine)
         self.catalogues = self.versions(self.catalogue)
         self.drafted_with: Catalogue | None = None
-        self.narrowing = Narrowing(self.bundle.space, self.engine.rule_masks)
+        masks = self.engine.rule_masks if self.engine.takes_rules else None
+        written = self.engine.update_rules if self.engine.copies_masks else None
+        self.narrowing = Narrowing(self.bundle.space, masks, written)
+        self.in_flight = InFlight()
 
     def catalogue(self, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> Catalogue:
-        return Catalogue(items, self.rule_book(items), masks() if isinstance(items, CatalogVersion) else None)
+        if isinstance(items, CatalogVersion):
+            return Catalogue(items, self.rule_book(items), items, masks())
+        return Catalogue(items, self.rule_book(items), None, None)
 
     def read(self, request: Any) -> Prompt:
         stamp = checked_stamp(request)
@@ -64,7 +78,7 @@ class TritonPythonModel(Step[Prompt]):
         narrowed = self.narrowed(inputs)
         rules = None if narrowed is None else [one.mask for one in narrowed]
         drafts = self.engine.draft([prompt.token_ids for prompt in inputs], masked=self.masked, rules=rules)
-        return [tensors(drafts, i, None if narrowed is None else narrowed[i]) for i in range(len(inputs))]
+        return [tensors(i, (drafts, None if narrowed is None else narrowed[i])) for i in range(len(inputs))]
 
     def narrowed(self, inputs: list[Prompt]) -> list[Narrowed] | None:
         """What rules narrow each request to, None where none has any: by the newest version of the batch.
@@ -74,40 +88,81 @@ class TritonPythonModel(Step[Prompt]):
         version = max(prompt.version for prompt in inputs)
         entry = self.catalogues.at(version) or self.catalogues.current
         filters = [entry.made.book.filters(prompt.rules) for prompt in inputs]
-        return self.narrowing.of_batch(entry.made.items, entry.version, filters) if any(filters) else None
+        if not any(filters):
+            return None
+        return self.narrowing.of_batch(entry.made.items, entry.version, filters, self.in_flight.filters)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         self.follow()
         if isinstance(self.engine, InFlightEngine):
-            return self.execute_in_flight(requests, partial(begin, self.engine), tensors)
+            return self.execute_in_flight(requests, partial(self.begin, self.engine), partial(tensors, 0))
         return super().execute(requests)
 
     def follow(self) -> None:
         """Draft with the masks of the current version: they hold what every version needs that can be asked for."""
         made = self.catalogues.current.made
-        if made.masks is None or made is self.drafted_with:
+        if made.live is None or made.masks is None or made is self.drafted_with:
             return
         if self.drafted_with is None or made.masks is not self.drafted_with.masks:  # those of one base change in place
             self.engine.set_masks(made.masks)
         if self.engine.copies_masks:
-            self.engine.update_masks(made.masks.slots(made.items.touched_codes()))
+            self.engine.update_masks(made.masks.slots(made.live.touched_codes()))
         self.drafted_with = made
+
+    def begin(self, engine: InFlightEngine, prompt: Prompt, cancelled: Callable[[], bool]) -> Future[Drafted]:
+        """Start one request on an engine that forms its own batches. Raises InvalidRequest."""
+        narrowed = self.narrowed([prompt])
+        rule = None if narrowed is None else narrowed[0].mask
+        try:
+            drafting = engine.submit(prompt.token_ids, prompt.deadline_ns, cancelled, rule)
+        except ValueError as error:
+            raise InvalidRequest(f"input_ids: {error}") from error
+        drafted: Future[Drafted] = Future()
+        filters = self.catalogues.current.made.book.filters(prompt.rules)
+        if rule is not None:
+            self.in_flight.begin(filters)
+
+        def done(drafting: Future[Drafts]) -> None:
+            if rule is not None:
+                self.in_flight.end(filters)
+            try:
+                drafted.set_result((drafting.result(), None if narrowed is None else narrowed[0]))
+            except (Exception, CancelledError) as error:
+                drafted.set_exception(error)
+
+        drafting.add_done_callback(done)
+        return drafted
 
     def finalize(self) -> None:
         self.engine.close()
         self.catalogues.close()
 
 
-def begin(engine: InFlightEngine, read: Prompt, cancelled: Callable[[], bool]) -> Future[Drafts]:
-    """Start one request on an engine that forms its own batches. Raises InvalidRequest."""
-    try:
-        return engine.submit(read.token_ids, read.deadline_ns, cancelled)
-    except ValueError as error:
-        raise InvalidRequest(f"input_ids: {error}") from error
+class InFlight:
+    """The filters of requests in flight, whose masks must stay as they are. Requests end in other threads."""
+
+    def __init__(self) -> None:
+        self._lock, self._counts = threading.Lock(), Counter[frozenset[Filter]]()
+
+    @property
+    def filters(self) -> list[frozenset[Filter]]:
+        with self._lock:
+            return [*self._counts]
+
+    def begin(self, filters: frozenset[Filter]) -> None:
+        with self._lock:
+            self._counts[filters] += 1
+
+    def end(self, filters: frozenset[Filter]) -> None:
+        with self._lock:
+            self._counts[filters] -= 1
+            if not self._counts[filters]:
+                del self._counts[filters]
 
 
-def tensors(drafts: Drafts, i: int = 0, narrowed: Narrowed | None = None) -> list[Any]:
+def tensors(i: int, drafted: Drafted) -> list[Any]:
     """The outputs of the i-th request of a batch."""
+    drafts, narrowed = drafted
     return [
         pb.Tensor("draft_codes", drafts.codes[i : i + 1]),
         pb.Tensor("draft_scores", drafts.scores[i : i + 1]),

@@ -1,5 +1,6 @@
 """Step 3 of `recommend`: drafted semantic IDs -> items that exist, ranked."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -79,7 +80,7 @@ class TritonPythonModel(Step[Draft]):
             one = applied[number]
             if one is not None and one.explain:
                 narrowed, items = narrowing[number].tolist()
-                told = explanation(ruled, bool(narrowed), items, *counts[number, :2].tolist())
+                told = json.dumps(explanation(ruled, bool(narrowed), items, *counts[number, :2].tolist())).encode()
                 explained[number] = np.array([[told]], object)
         bounds = zip(result.offsets[:-1].tolist(), result.offsets[1:].tolist(), strict=True)
         return [

@@ -47,10 +47,10 @@ def test_masks_allow_what_the_rules_leave(seed: int, items: int, memory: int) ->
         assert found[-1].mask is None
         for rules, one in zip(batch[:-1], found, strict=False):
             rows = [row for row in range(items) if shop.catalog.available[row] and allowed(rules, shop, row)]
-            assert one.items == len(rows) or not one.exact
             if one.mask is None:
                 assert not memory or memory < 1 << 20 or len(rows) >= 0.9 * shop.catalog.available.sum()
                 continue
+            assert one.items == len(rows)
             codes = np.unique(SPACE.encode(shop.catalog.sids[rows]))
             allows = allowed_by(masks, one.mask, np.arange(SPACE.size))
             assert np.isin(codes, np.flatnonzero(allows)).all()
