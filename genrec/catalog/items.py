@@ -15,7 +15,6 @@ from genrec.catalog.semantic_id import SemanticIdSpace
 
 MAX_ID_BYTES = 128
 ATTRIBUTES = "attributes"  # the folder of a catalogue's columns, beside its arrays
-SLICE = 1 << 20  # rows that are scanned together
 _FOLD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -103,11 +102,9 @@ class Catalog:
         """Which of existing `rows` (integers [m]) are available: bool [m]."""
         return self.available[rows]
 
-    def live_slices(self) -> Iterator[tuple[int, Columns, np.ndarray]]:
+    def parts(self) -> Iterator[tuple[int, Columns, np.ndarray | None, int]]:
         """See `CatalogView`."""
-        for begin in range(0, len(self), SLICE):
-            end = min(begin + SLICE, len(self))
-            yield begin, self.columns.slice(begin, end), self.available[begin:end]
+        yield 0, self.columns, None if self.available.all() else self.available, len(self)
 
     def popular_slices(self) -> Iterator[np.ndarray]:
         """See `CatalogView`."""

@@ -15,7 +15,7 @@ from genrec.arrays import load_array, save_array
 from genrec.catalog.base import CatalogBase
 from genrec.catalog.columns import Columns
 from genrec.catalog.hash_table import HashTable
-from genrec.catalog.items import ATTRIBUTES, SLICE, growing_slices, id_keys, rows_of_ids
+from genrec.catalog.items import ATTRIBUTES, growing_slices, id_keys, rows_of_ids
 from genrec.catalog.ragged import runs
 from genrec.catalog.semantic_id import SemanticIdSpace
 
@@ -272,12 +272,10 @@ class CatalogVersion:
             live &= ~_is_in(rows, delta.void)
         return live
 
-    def live_slices(self) -> Iterator[tuple[int, Columns, np.ndarray]]:
-        for begin in range(0, self.base.live, SLICE):
-            end = min(begin + SLICE, self.base.live)
-            yield begin, self.base.columns.slice(begin, end), np.ones(end - begin, bool)
+    def parts(self) -> Iterator[tuple[int, Columns, np.ndarray | None, int]]:
+        yield 0, self.base.columns, None, self.base.live
         for delta, first in zip(self.deltas, self._first_rows, strict=True):
-            yield first, delta.columns, delta.state == LIVE
+            yield first, delta.columns, delta.state == LIVE, len(delta)
 
     def popular_slices(self) -> Iterator[np.ndarray]:
         own = [

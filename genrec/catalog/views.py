@@ -49,11 +49,11 @@ class CatalogView(Protocol):
     def are_live(self, rows: np.ndarray) -> np.ndarray:
         """Which of existing `rows` (integers [m]) can be recommended in this version: bool [m]."""
 
-    def live_slices(self) -> Iterator[tuple[int, Columns, np.ndarray]]:
-        """All items, slice by slice, without a copy of the columns.
+    def parts(self) -> Iterator[tuple[int, Columns, np.ndarray | None, int]]:
+        """All items that may be live, part by part.
 
-        Gives the first row, the columns of k items from there on, and which of them may be live, bool [k]: in a version
-        over a base some are not, which `are_live` tells.
+        Gives the first row; the columns; which of these rows may be live, bool [m], None for all; and m. In a version
+        over a base some of them are not, which `are_live` tells.
         """
 
     def popular_slices(self) -> Iterator[np.ndarray]:

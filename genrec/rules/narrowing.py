@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genrec.catalog import CatalogView, SemanticIdSpace
+from genrec.catalog import CatalogVersion, CatalogView, SemanticIdSpace
 from genrec.catalog.rule_masks import RuleMasks
 from genrec.rules.bound import Filter
 from genrec.rules.matching import Kept
@@ -155,7 +155,14 @@ class Narrowing:
         return True
 
     def _codes(self, view: CatalogView, rows: np.ndarray) -> np.ndarray:
-        return np.unique(self._space.encode(view.sids_of(rows)))
+        """The distinct semantic IDs of rows, rising."""
+        if isinstance(view, CatalogVersion):
+            codes = view.codes_of(rows)
+            if rows.size and rows[-1] < len(view.base):  # a base is in their order
+                return codes[np.concatenate([[True], codes[1:] != codes[:-1]])]
+        else:
+            codes = self._space.encode(view.sids_of(rows))
+        return np.unique(codes)
 
     def _may_go(self, filters: frozenset[Filter], stay: set[frozenset[Filter]]) -> bool:
         return filters not in stay and self._known[filters].mask is not None

@@ -11,6 +11,7 @@ from genrec.rules.bound import Filter
 from genrec.rules.matching import Kept, matcher, matches
 
 SAMPLE = 4096
+_TOGETHER = 1 << 17  # rows whose attributes are looked at together: what is made of them stays in the cache
 _SEARCHED = 50_000  # popular rows that are looked at before all rows are: by then few items are left
 
 
@@ -47,12 +48,14 @@ def allowed_rows(
         rows = rows[view.are_live(rows)]
         return rows[holds(view, filters, rows, kept)]
     found = []
-    for first, columns, live in view.live_slices():
-        hit = live.copy()
-        for one in filters:
-            if one.where is not None:
-                hit &= matcher(one.where, columns)(slice(0, columns.count))
-        found.append(first + np.flatnonzero(hit))
+    for first, columns, live, count in view.parts():
+        tests = [matcher(one.where, columns) for one in filters if one.where is not None]
+        for begin in range(0, count, _TOGETHER):
+            rows = slice(begin, min(begin + _TOGETHER, count))
+            hit = np.ones(rows.stop - begin, bool) if live is None else live[rows].copy()
+            for test in tests:
+                hit &= test(rows)
+            found.append(first + begin + np.flatnonzero(hit))
     rows = np.concatenate([np.empty(0, np.int64), *found])
     return rows[view.are_live(rows)] if exact else rows
 
