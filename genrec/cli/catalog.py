@@ -42,7 +42,7 @@ def apply(
         Optional[Path],
         typer.Option(
             help="Parquet, CSV or JSON Lines of items, new or known: item_id, sid or embedding, popularity, available, "
-            "attributes. What is not said stays as it is."
+            "attributes, or a column for each attribute. What is not said stays as it is."
         ),
     ] = None,
     remove: Annotated[Optional[Path], typer.Option(help="Ids to forget, one a line.")] = None,

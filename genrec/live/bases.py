@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from genrec.catalog import CatalogBase, CatalogVersion, PrefixTable, SemanticIdSpace
+from genrec.catalog import CatalogBase, CatalogVersion, Columns, PrefixTable, SemanticIdSpace
+from genrec.catalog.columns import Kinds
 from genrec.catalog.published import BASES, MASKS, load_version
 from genrec.live.changes import Changes
 
@@ -39,21 +41,28 @@ class LocalBase:
         return cls(name, _version_of(name), CatalogBase.load(folder, space), masks)
 
 
-def usable_bases(root: Path, table: str, space: SemanticIdSpace) -> list[str]:
+def usable_bases(root: Path, table: str, space: SemanticIdSpace, kinds: Kinds) -> list[str]:
     """Names of the whole local bases of the store's table with this id, the newest last."""
     found = []
     for note in (root / BASES).glob(f"*/{_NOTE}"):
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(note.read_text()) == {"table": table, "levels": list(space.levels)}:
+            if json.loads(note.read_text()) == _note(table, space, kinds):
                 found.append(note.parent.name)
     return sorted(found, key=_version_of)
+
+
+def _note(table: str, space: SemanticIdSpace, kinds: Kinds) -> dict[str, Any]:
+    note: dict[str, Any] = {"table": table, "levels": list(space.levels)}
+    return note | {"attributes": dict(kinds)} if kinds else note
 
 
 def _version_of(name: str) -> int:
     return int(name.partition(".")[0])
 
 
-def base_of_batches(root: Path, table: str, space: SemanticIdSpace, version: int, batches: Iterable[Changes]) -> str:
+def base_of_batches(
+    root: Path, table: str, space: SemanticIdSpace, version: int, batches: Iterable[Changes], kinds: Kinds
+) -> str:
     """Write the base of `version` from a store's batches, in which every field is set. Returns its name."""
     parts = list(batches)
     if parts:
@@ -63,20 +72,31 @@ def base_of_batches(root: Path, table: str, space: SemanticIdSpace, version: int
         )
     else:
         ids, codes, popularity, available = np.empty(0, "S1"), *(np.empty(0, np.int64) for _ in range(3))
+    attributes = Columns.concatenate([Columns.empty(kinds), *(part.columns for part in parts)])
     del parts
-    return _write(root, table, space, version, ids, codes, popularity, available == 1)
+    return _write(root, table, space, version, ids, codes, popularity, available == 1, attributes)
 
 
 def base_of_version(root: Path, table: str, catalog: CatalogVersion) -> str:
     """Write the base of a version: what it holds, without a delta. Returns its name."""
-    ids, codes, popularity, available = [], [], [], []
+    ids, codes, popularity, available, attributes = [], [], [], [], []
     for part, counts, live in catalog.current():
         ids.append(part.item_ids[counts])
         codes.append(part.codes[counts].astype(np.int64))
         popularity.append(part.popularity[counts])
         available.append(live[counts])
-    columns = map(np.concatenate, (ids, codes, popularity, available))
-    return _write(root, table, catalog.space, catalog.version, *columns)
+        attributes.append(part.columns.take(counts))
+    return _write(
+        root,
+        table,
+        catalog.space,
+        catalog.version,
+        np.concatenate(ids),
+        np.concatenate(codes),
+        np.concatenate(popularity),
+        np.concatenate(available),
+        Columns.concatenate(attributes),
+    )
 
 
 def _write(
@@ -88,12 +108,13 @@ def _write(
     codes: np.ndarray,
     popularity: np.ndarray,
     available: np.ndarray,
+    columns: Columns,
 ) -> str:
     name = unused_name(root / BASES, version)
     with new_folder(root / BASES / name) as folder:
-        CatalogBase.build(space, ids, codes, popularity, available).save(folder)
+        CatalogBase.build(space, ids, codes, popularity, available, columns).save(folder)
         PrefixTable.build(space, np.unique(codes[available]), spare=spare_prefixes(ids.size)).save(folder / MASKS)
-        (folder / _NOTE).write_text(json.dumps({"table": table, "levels": list(space.levels)}))
+        (folder / _NOTE).write_text(json.dumps(_note(table, space, columns.kinds)))
     return name
 
 

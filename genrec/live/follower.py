@@ -75,7 +75,7 @@ class Follower:
 
     def _start(self) -> None:
         latest = self._store.latest()
-        usable = usable_bases(self._root, self._store.table_id, self._space)
+        usable = usable_bases(self._root, self._store.table_id, self._space, self._store.kinds)
         published = self._published()
         if published is not None and published.base not in usable:  # of another store
             (self._root / CURRENT).unlink()
@@ -101,7 +101,7 @@ class Follower:
         """Go on from the store's own newest base."""
         version = self._store.base_version()
         batches = self._store.read_base(latest)
-        self._open(base_of_batches(self._root, self._store.table_id, self._space, version, batches))
+        self._open(base_of_batches(self._root, self._store.table_id, self._space, version, batches, self._store.kinds))
         self._catch_up(latest)
 
     def _open(self, name: str) -> None:

@@ -21,16 +21,24 @@ from genrec.live.changes import Changes
 from genrec.live.follower import Follower
 from genrec.live.status import Status
 from genrec.live.store import Commits
-from tests.unit.live.test_fold import SPACE, Item, applied, assert_holds, changes_of, commits
+from tests.unit.live.test_fold import KINDS, SPACE, Item, applied, assert_holds, changes_of, commits
 from tests.unit.live.test_fold import Commit as Fields
 
-FIRST: dict[str, Item] = {f"i{number}": (number % SPACE.size, number, number % 4 != 3) for number in range(8)}
+FIRST: dict[str, Item] = {
+    f"i{number}": (
+        number % SPACE.size,
+        number,
+        number % 4 != 3,
+        {"brand": f"b{number % 3}", "price": float(number), "tags": ["a", "b"][: number % 3]},
+    )
+    for number in range(8)
+}
 
 
 class MemoryStore:
     """A store whose table is a list. down: what reading it fails with."""
 
-    space, table_id = SPACE, "a-table"
+    space, table_id, kinds = SPACE, "a-table", KINDS
 
     def __init__(self, first: dict[str, Item]) -> None:
         self.states = [first]

@@ -30,13 +30,13 @@ from genrec.live.status import Status
 from genrec.live.store import CatalogStore
 from tests.unit.bundle.conftest import LEVELS, write_hollow
 from tests.unit.live.test_histories import ROWS, committed, is_valid
+from tests.unit.live.world import KINDS, NONE, SPACE, State, data_files, new_store, write_raw
 from tests.unit.live.world import QUANTIZER as SMALL
-from tests.unit.live.world import SPACE, State, data_files, new_store, write_raw
 
 Run = Callable[..., tuple[int, str]]
 ADDED = 250
 FITTED = ResidualQuantizer(SMALL.codebooks, Fit(0.5, 2.0))
-FIRST: State = {"i0": (1, 5, True), "i1": (2, 0, False), "i2": (1, 3, True)}
+FIRST: State = {"i0": (1, 5, True, NONE), "i1": (2, 0, False, NONE), "i2": (1, 3, True, NONE)}
 
 
 def rank(sizes: list[int], share: float) -> int:
@@ -50,7 +50,7 @@ def test_figures_are_those_of_plain_python(
     tmp_path_factory: Any, history: list[Any], top_k: int, has_bundle: bool
 ) -> None:
     location = tmp_path_factory.mktemp("store") / "catalogue"
-    store, states, embeddings = new_store(location, FIRST), [FIRST], [set[str]()]
+    store, states, embeddings = new_store(location, FIRST, kinds=KINDS), [FIRST], [set[str]()]
     refused, base = [], 0
     for rows in history:
         before = states[-1]
@@ -68,7 +68,7 @@ def test_figures_are_those_of_plain_python(
     found = inspect_catalog(store, store.latest(), trained, top_k)
 
     state = states[-1]
-    live = {name: code for name, (code, _, there) in state.items() if there}
+    live = {name: code for name, (code, _, there, _) in state.items() if there}
     buckets = Counter(live.values())
     assert (found.version, found.live, found.unavailable) == (len(states) - 1, len(live), len(state) - len(live))
     assert found.base == base and found.commits == len(states) - 1 - base

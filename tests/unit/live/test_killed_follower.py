@@ -79,7 +79,7 @@ def test_a_follower_killed_at_any_step_leaves_a_whole_version(tmp_path: Path, mo
             again.look()
         assert_holds(published(root), store.states[last])
         allowed = again._base.masks.allows(np.arange(SPACE.size))
-        live = {code for code, _, available in store.states[last].values() if available}
+        live = {item[0] for item in store.states[last].values() if item[2]}
         assert set(np.flatnonzero(allowed).tolist()) == live
         assert not log
         last = store.commit({"i0": (2, 2, True)})
