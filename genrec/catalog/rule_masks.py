@@ -79,6 +79,14 @@ class RuleMasks:
         if mask[0, 0]:  # nothing is missing in row 0
             self._set(mask, self._checked(codes))
 
+    def allows(self, mask: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Whether codes, int64 [n], can be drafted under a rule, found as a graph finds it: bool [n]."""
+        allowed = np.ones(codes.shape, bool)
+        for level in range(len(mask)):
+            row, bit = np.divmod(self._places(mask, level, codes), CHUNK)
+            allowed &= (self.bits[row, bit >> 3] >> (bit & 7).astype(np.uint8) & 1) == 1
+        return allowed
+
     def stacked(self, masks: Sequence[np.ndarray | None]) -> np.ndarray:
         """The masks of a batch as a graph takes them, `all` where there is none: int64 [B, 2 L], C order.
 

@@ -1,4 +1,4 @@
-"""The masks of rules against sets of prefixes: nothing is missing, and what is too much is of prefixes that share rows."""
+"""The masks of rules against sets of prefixes: nothing is missing, and what is too much is of shared rows."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def check(arena: RuleMasks, mask: np.ndarray, live: set[int], rng: np.random.Gen
     assert allowed(arena, mask, codes).all(), "an allowed item is missing"
     near = codes[:20, None] + rng.integers(-3, 4, 8) * rng.choice(space.radix, 8)
     asked = np.unique(np.append(near[(near >= 0) & (near < space.size)], rng.integers(0, space.size, 300)))
+    np.testing.assert_array_equal(arena.allows(mask, asked), allowed(arena, mask, asked))
     others = asked[~np.isin(asked, codes)]
     for code in others[allowed(arena, mask, others)][:20].tolist():
         assert explained(space, mask, codes, code)
