@@ -117,17 +117,25 @@ def assert_holds(version: CatalogVersion, state: dict[str, Item]) -> None:
     assert codes.tolist() == [state[item_id][0] for item_id in known]
     assert dict(version.kinds) == KINDS
     assert described_by(version.columns_of(known_rows)) == [described(state[item_id]) for item_id in known]
-    live = [
-        (int(code), in_words(one))
-        for columns, counts, codes in version.live_slices(SPACE)
-        for one, code in zip(described_by(columns.take(counts)), codes[counts], strict=True)
+    live = {item_id: item for item_id, item in state.items() if item[2]}
+    parts = [(first, np.ones(count, bool) if may is None else may) for first, _, may, count in version.parts()]
+    rows = np.concatenate([first + np.flatnonzero(may) for first, may in parts])
+    rows = rows[version.are_live(rows)]
+    assert sorted(version.ids_of(rows).tolist()) == sorted(item_id.encode() for item_id in live)
+    assert described_by(version.columns_of(rows)) == [
+        described(live[item_id.decode()]) for item_id in version.ids_of(rows)
     ]
-    assert sorted(live) == sorted((item[0], in_words(described(item))) for item in state.values() if item[2])
+    assert version.live_items == len(live)
+    assert version.are_live(known_rows).tolist() == [item_id in live for item_id in known]
+    popular = np.concatenate(list(version.popular_slices()))
+    assert sorted(popular.tolist()) == sorted(rows.tolist())
+    assert (np.diff(version.popularity_of(popular)) <= 0).all()
+    sample = version.sample_rows(3)
+    assert np.unique(sample).size == sample.size == min(3, version.base.live)
     every = np.arange(SPACE.size)
     buckets = version.buckets_of(every.reshape(2, -1)).ravel()
     for code in range(SPACE.size):
-        live = {item_id: item[1] for item_id, item in state.items() if item[0] == code and item[2]}
-        assert (buckets[code] >= 0) == bool(live)
+        assert (buckets[code] >= 0) == any(item[0] == code for item in live.values())
     rows, source = version.expand(buckets[buckets >= 0])
     assert (np.diff(source) >= 0).all()
     found = [item_id.decode() for item_id in version.ids_of(rows)]
@@ -149,6 +157,7 @@ def test_any_history_of_changes_gives_what_a_dict_would_hold(
 ) -> None:
     base = base_of(state)
     fold = Fold(CatalogVersion(0, base), base.live)
+    states = {0: state}
     for number, commit in enumerate(history):
         if number == merged_at:  # one layer more
             below = CatalogVersion(1, base, fold.delta(most_popular + len(IDS)))
@@ -161,11 +170,18 @@ def test_any_history_of_changes_gives_what_a_dict_would_hold(
             with pytest.raises(ValueError, match=f"item '{error.args[0]}'|is new and has neither"):
                 fold.apply(changes)
             continue
-        moved = fold.apply(changes)
+        moved = fold.apply(changes, number + 1)
         assert moved.tolist() == sorted(codes_that_changed(before, state))
-    version = CatalogVersion(7, base, *fold.below.deltas, fold.delta(most_popular))
+        states[number + 1] = state
+    version = CatalogVersion(7, base, *fold.below.deltas, fold.delta(most_popular), base_version=0)
     assert fold.live == sum(item[2] for item in state.values())
     assert_holds(version, state)
+    for number, then in states.items():
+        rows = version.changed_since(number)
+        assert rows is not None
+        changed = {item_id for item_id, item in state.items() if item[2] and then.get(item_id) != item}
+        assert changed <= {item_id.decode() for item_id in version.ids_of(rows)}
+    assert version.changed_since(-1) is None
     assert version.popular_rows.size == min(most_popular, sum(item[2] for item in state.values()))
 
 
