@@ -14,7 +14,7 @@ from genrec.rules.bound import BoundRules
 from genrec.rules.caps import first_within_caps
 from genrec.rules.form import MAX_BOOST
 from genrec.rules.matching import Kept, matches, numbers_of, values_of
-from genrec.rules.scan import popular_rows, rows_of
+from genrec.rules.scan import is_in, popular_rows, rows_of
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -57,20 +57,27 @@ class Applied:
         int64 [n], which draft each is of, rising. blocked: int32 [b], rows that must not be returned.
         """
         dropped: dict[str, int] = {}
-        keep = ~np.isin(rows, blocked)
-        keep[keep] = _first_of_each(rows[keep])
-        dropped["blocked"] = int(keep.size - keep.sum())
+        keep = _first_of_each(rows) & ~is_in(rows, np.sort(blocked))
+        kept = int(keep.sum())
+        if kept < rows.size:
+            dropped["blocked"] = rows.size - kept
         for name, holds in self._checks(rows):
-            dropped[name] = int((keep & ~holds).sum())
             keep &= holds
+            left = int(keep.sum())
+            if left < kept:
+                dropped[name] = kept - left
+            kept = left
         rows, scores, draft = rows[keep], scores[keep], draft[keep]
-        boosts = self._boosts(rows)
-        order = np.lexsort((self._within_bucket(rows), draft, -(scores + boosts)))
-        rows, scores, boosts = rows[order], scores[order], boosts[order]
+        boosts, order = self._boosts(rows), None
+        if self._additions or self._order is not None:
+            order = np.lexsort((self._within_bucket(rows), draft, -(scores + boosts)))
+            rows, scores, boosts = rows[order], scores[order], boosts[order]
         taken = self._within_caps(rows, top_k)
-        for name, count in self._capped(rows, taken, top_k):
-            dropped[name] = count
-        moved = int((order[taken] != np.sort(order)[: taken.size]).sum())
+        if self._caps:
+            last = int(taken[-1]) + 1 if taken.size == top_k else rows.size
+            if last > taken.size:
+                dropped["at_most"] = last - taken.size
+        moved = 0 if order is None else int((order[taken] != np.sort(order[taken])).sum())
         found = Ruled(rows[taken], scores[taken], boosts[taken], taken.size, dropped, moved)
         return found if taken.size == top_k else self._filled(found, blocked, top_k)
 
@@ -98,9 +105,9 @@ class Applied:
         """Each rule that an item has to fulfil: its name, and where it holds: bool [n]."""
         for (who, one), allowed, denied in zip(self._rules.items(), self._allowed, self._denied, strict=True):
             if denied.size:
-                yield f"{who}.deny", ~np.isin(rows, denied)
+                yield f"{who}.deny", ~is_in(rows, denied)
             if allowed is not None:
-                yield f"{who}.allow", np.isin(rows, allowed)
+                yield f"{who}.allow", is_in(rows, allowed)
             if one.filter.where is not None:
                 yield f"{who}.where", matches(one.filter.where, self._view, rows, self._kept)
 
@@ -115,6 +122,8 @@ class Applied:
         return [rows_of(self._view, one.deny) for one in self._rules.values()]
 
     def _boosts(self, rows: np.ndarray) -> np.ndarray:
+        if not self._additions:
+            return np.zeros(rows.size, np.float32)
         total = np.zeros(rows.size)
         for addition in self._additions:
             if addition.where is not None:
@@ -144,14 +153,12 @@ class Applied:
         values = [values_of(name, self._view, rows) for name, _ in self._caps]
         return first_within_caps(values, [items for _, items in self._caps], top_k)
 
-    def _capped(self, rows: np.ndarray, taken: np.ndarray, top_k: int) -> Iterator[tuple[str, int]]:
-        """How many items before the last one that was taken each cap left out."""
-        if self._caps:
-            last = int(taken[-1]) + 1 if taken.size == top_k else rows.size
-            yield "at_most", last - taken.size
-
 
 def _first_of_each(rows: np.ndarray) -> np.ndarray:
+    """bool [n]: whether a row has not occurred before."""
+    ranked = np.sort(rows)
+    if not (ranked[1:] == ranked[:-1]).any():  # as nearly always
+        return np.ones(rows.size, bool)
     first = np.zeros(rows.size, bool)
     first[np.unique(rows, return_index=True)[1]] = True
     return first

@@ -15,6 +15,8 @@ def first_within_caps(values: Sequence[np.ndarray], limits: Sequence[int], most:
     """
     if not values:
         raise ValueError("no caps; take the first items")
+    if len(values) == 1:
+        return np.flatnonzero(_places_in_group(values[0]) < limits[0])[:most]
     alive = np.arange(values[0].size)
     sure = 0  # of the alive ones, how many are taken for certain
     while sure < most:

@@ -70,17 +70,19 @@ def values_of(name: str, view: CatalogView, rows: np.ndarray) -> np.ndarray:
 
     rows: existing ones, integers [m]. Returns int64 [m], -1 for items without a value.
     """
-    values: np.ndarray = np.empty(rows.size, object)
+    parts = [(at, columns[name], columns[name].values[own]) for at, columns, own in view.attributes_of(rows)]
+    numbers = np.full(rows.size, -1)
+    if len(parts) == 1 and parts[0][1].kind in ("string", "boolean"):  # the codes of one dictionary are such numbers
+        at, column, stored = parts[0]
+        numbers[at] = stored.astype(np.int64) - (column.kind == "string")
+        return numbers
     absent = np.ones(rows.size, bool)
-    for at, columns, own in view.attributes_of(rows):
-        column = columns[name]
-        stored = column.values[own]
+    values: np.ndarray = np.empty(rows.size, object)
+    for at, column, stored in parts:
         there = ~_absent(column, stored)
         absent[at[there]] = False
-        values[at[there]] = (
-            column.words[stored[there].astype(np.int64) - 1] if column.kind == "string" else stored[there]
-        )
-    numbers = np.full(rows.size, -1)
+        stored = stored[there]
+        values[at[there]] = column.words[stored.astype(np.int64) - 1] if column.kind == "string" else stored
     numbers[~absent] = np.unique(values[~absent], return_inverse=True)[1]
     return numbers
 

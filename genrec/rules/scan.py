@@ -23,12 +23,19 @@ def rows_of(view: CatalogView, ids: frozenset[bytes]) -> np.ndarray:
     return np.sort(rows[rows >= 0])
 
 
+def is_in(rows: np.ndarray, rising: np.ndarray) -> np.ndarray:
+    """bool [n]: which rows are among some that rise; for a few rows faster than `numpy.isin`."""
+    if not rising.size:
+        return np.zeros(rows.size, bool)
+    return rising.take(np.searchsorted(rising, rows), mode="clip") == rows
+
+
 def holds(view: CatalogView, filters: Sequence[Filter], rows: np.ndarray, kept: Kept | None = None) -> np.ndarray:
     """Whether all filters leave the items at existing `rows` (integers [m]): bool [m]."""
     found = np.ones(rows.size, bool)
     for one in filters:
         if one.allow is not None:
-            found &= np.isin(rows, rows_of(view, one.allow))
+            found &= is_in(rows, rows_of(view, one.allow))
         if one.where is not None:
             found &= matches(one.where, view, rows, kept)
     return found
