@@ -57,6 +57,7 @@ class CatalogSection(_Section):
     version: _Count
     items: _Count
     available: _Count
+    attributes: dict[str, str] = {}  # kinds by name, see `genrec.catalog.columns`
 
 
 class FileSection(_Section):

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
@@ -250,7 +251,9 @@ class Columns(Mapping[str, Column]):
         return cls(columns, sum(part.count for part in parts))
 
     def save(self, folder: Path) -> None:
-        """Write the columns and their kinds into `folder`; nothing if there are none."""
+        """Write the columns and their kinds as `folder`, in place of any that is there; no folder for no columns."""
+        if folder.exists():  # who has mapped its files keeps them
+            shutil.rmtree(folder)
         if not self:
             return
         for place, column in enumerate(self.values()):
