@@ -454,7 +454,8 @@ def test_the_dashboard_is_a_dashboard(chart: Rendered) -> None:
     dashboard = json.loads(one(chart(EVERYTHING), "ConfigMap")["data"]["genrec.json"])
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
     assert len(set(places)) == len(places) >= 10
-    assert "Live catalogue" in [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
+    rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
+    assert rows == ["Live catalogue", "Rules"]
     assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "namespace", "release"}
 
 
