@@ -16,6 +16,7 @@ from genrec.rules.form import MAX_BOOST
 from genrec.rules.matching import Kept, matches, numbers_of, values_of
 from genrec.rules.scan import is_in, popular_rows, rows_of
 
+KINDS = ("where", "allow", "deny", "at_most", "boost", "bucket_order", "explain")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -49,6 +50,21 @@ class Applied:
         self._additions = [addition for one in rules.values() for addition in one.additions]
         self._order = next((one.order for one in rules.values() if one.order is not None), None)
         self.explain = any(one.explain for one in rules.values())
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Which of KINDS, fields of the form, the rules have."""
+        every = self._rules.values()
+        has = (
+            any(one.filter.where is not None for one in every),
+            any(one.filter.allow is not None for one in every),
+            any(one.deny for one in every),
+            bool(self._caps),
+            bool(self._additions),
+            self._order is not None,
+            self.explain,
+        )
+        return tuple(kind for kind, there in zip(KINDS, has, strict=True) if there)
 
     def answer(self, rows: np.ndarray, scores: np.ndarray, draft: np.ndarray, blocked: np.ndarray, top_k: int) -> Ruled:
         """The items of one request.

@@ -72,6 +72,8 @@ class TritonPythonModel(Step[Draft]):
         result = catalogue.verifier.verify(np.stack(codes), np.stack(scores), blocked, top_k, applied)
         counts = np.stack([result.drafted, result.valid, unknown, result.filled], axis=1).astype(np.int32)
         self.metrics.count(counts)
+        if result.ruled:
+            self.metrics.count_rules(applied, result.ruled, [bool(narrowed) for narrowed, _ in narrowing])
         item_ids = catalogue.items.ids_of(result.rows)[None]
         names = self.bundle.manifest.bundle_version, str(entries[0].version)
         version = np.array([[name.encode() for name in names]], object)
