@@ -58,10 +58,10 @@ def allowed_rows(
     for first, columns, live, count in view.parts():
         tests = [matcher(one.where, columns) for one in filters if one.where is not None]
         for begin in range(0, count, _TOGETHER):
-            rows = slice(begin, min(begin + _TOGETHER, count))
-            hit = np.ones(rows.stop - begin, bool) if live is None else live[rows].copy()
+            together = slice(begin, min(begin + _TOGETHER, count))
+            hit = np.ones(together.stop - begin, bool) if live is None else live[together].copy()
             for test in tests:
-                hit &= test(rows)
+                hit &= test(together)
             found.append(first + begin + np.flatnonzero(hit))
     rows = np.concatenate([np.empty(0, np.int64), *found])
     return rows[view.are_live(rows)] if exact else rows
