@@ -34,6 +34,7 @@ from genrec.catalog.kinds import (
     boolean_of,
     bytes_of,
     check_kinds,
+    is_text,
     microseconds_of,
     number_of,
 )
@@ -111,7 +112,7 @@ class Column:
 
     def _of_fewer(self, values: np.ndarray, offsets: np.ndarray | None = None) -> Column:
         """The same with other values, without the words that few values leave unused."""
-        if not isbytes_of(self.kind) or len(values) >= len(self.words):
+        if not is_text(self.kind) or len(values) >= len(self.words):
             return replace(self, values=values, offsets=offsets)
         used = np.unique(values[values > 0])
         codes = np.searchsorted(used, values) + 1
@@ -158,7 +159,7 @@ class Column:
         if kind == STRINGS:
             sizes = np.concatenate([np.diff(part.offsets) for part in parts if part.offsets is not None])
             offsets = np.concatenate([[0], sizes.cumsum()])
-        if not isbytes_of(kind):
+        if not is_text(kind):
             return cls(kind, np.concatenate([part.values for part in parts]))
         # Only words in use: else those of items that were forgotten would stay for ever.
         used = [np.flatnonzero(np.bincount(part.values, minlength=len(part.words) + 1)[1:]) for part in parts]
@@ -242,13 +243,11 @@ class Columns(Mapping[str, Column]):
             return
         for place, column in enumerate(self.values()):
             save_array(folder / f"{place}.values.npy", column.values)
-            if isbytes_of(column.kind):
+            if is_text(column.kind):
                 save_array(folder / f"{place}.words.npy", column.words)
             if column.offsets is not None:
                 save_array(folder / f"{place}.offsets.npy", column.offsets)
-        (folder / _NOTE).writebytes_of(
-            json.dumps(list(self.kinds.items()), ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (folder / _NOTE).write_text(json.dumps(list(self.kinds.items()), ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, count: int) -> Columns:
@@ -260,7 +259,7 @@ class Columns(Mapping[str, Column]):
             return cls({}, count)
         note = folder / _NOTE
         try:
-            kinds = dict(json.loads(note.readbytes_of(encoding="utf-8")))
+            kinds = dict(json.loads(note.read_text(encoding="utf-8")))
             check_kinds(kinds)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{note}: cannot be read as the kinds of attributes: {error}") from error
