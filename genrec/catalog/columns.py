@@ -1,12 +1,12 @@
 """Attributes of items as typed columns, which rules are matched against. Files of them are mapped.
 
-| kind | Python value | in a column |
-| --- | --- | --- |
-| string | str | `words`, sorted; `values` hold the place in them, from 1 on; 0 for absent |
-| number | float | float64, NaN for absent |
-| boolean | bool | int8, 0 or 1, -1 for absent |
-| timestamp | datetime | int64, microseconds since 1970 UTC, `NO_TIME` for absent |
-| strings | list of str | as string, without 0, list by list; `offsets` say where each begins. Absent is empty |
+| kind | in a column |
+| --- | --- |
+| string | `words`, sorted; `values` hold the place in them, from 1 on; 0 for absent |
+| number | float64, NaN for absent |
+| boolean | int8, 0 or 1, -1 for absent |
+| timestamp | int64, microseconds since 1970 UTC, `NO_TIME` for absent |
+| strings | as string, without 0, list by list; `offsets` say where each begins. Absent is empty |
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,42 +23,27 @@ from typing import Any
 import numpy as np
 
 from genrec.arrays import load_array, save_array
+from genrec.catalog.kinds import (
+    BOOLEAN,
+    EPOCH,
+    NUMBER,
+    STRING,
+    STRINGS,
+    TIMESTAMP,
+    Kinds,
+    boolean_of,
+    bytes_of,
+    check_kinds,
+    is_text,
+    microseconds_of,
+    number_of,
+)
 from genrec.catalog.ragged import runs
-
-STRING, NUMBER, BOOLEAN, TIMESTAMP, STRINGS = KINDS = ("string", "number", "boolean", "timestamp", "strings")
-Kinds = Mapping[str, str]  # the kind of each attribute by its name
-
-# What attributes may be, wherever they come from.
-MAX_ATTRIBUTES = 64
-MAX_NAME_CHARACTERS = 64
-MAX_STRING_BYTES = 256  # nor may a string end in NUL
-EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # timestamps: the years 1 to 9999
 
 NO_TIME = int(np.iinfo(np.int64).min)
 _FIXED: dict[str, type] = {NUMBER: np.float64, BOOLEAN: np.int8, TIMESTAMP: np.int64}
 _ABSENT: dict[str, Any] = {NUMBER: np.nan, BOOLEAN: -1, TIMESTAMP: NO_TIME}
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NOTE = "kinds.json"
-
-
-def check_kinds(kinds: Kinds) -> None:
-    """Raises ValueError, in words, for more attributes, other names or other kinds than there may be."""
-    if len(kinds) > MAX_ATTRIBUTES:
-        raise ValueError(f"{len(kinds)} attributes are more than {MAX_ATTRIBUTES}; leave some out")
-    for name, kind in kinds.items():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"attribute {name!r} is not valid Unicode; rename it") from None
-        if not 0 < len(name) <= MAX_NAME_CHARACTERS:
-            raise ValueError(f"attribute {name[:80]!r} must have 1 to {MAX_NAME_CHARACTERS} characters; rename it")
-        if kind not in KINDS:
-            raise ValueError(f"attribute {name!r} has kind {kind!r}; the kinds are {', '.join(KINDS)}")
-
-
-def is_text(kind: str) -> bool:
-    """Whether columns of a kind hold words."""
-    return kind in (STRING, STRINGS)
 
 
 def code_type(words: int) -> np.dtype:
@@ -116,7 +101,7 @@ class Column:
             return [None if value < 0 else bool(value) for value in self.values.tolist()]
         if self.kind == TIMESTAMP:
             return [
-                None if value == NO_TIME else _EPOCH + timedelta(microseconds=value) for value in self.values.tolist()
+                None if value == NO_TIME else EPOCH + timedelta(microseconds=value) for value in self.values.tolist()
             ]
         words = [None, *(word.decode() for word in self.words.tolist())]
         found = [words[code] for code in self.values.tolist()]
@@ -156,12 +141,12 @@ class Column:
             flat = cls.of_values(STRING, [text for value in lists for text in value])
             return replace(flat, kind=STRINGS, offsets=offsets.astype(np.int64))
         if kind == STRING:
-            encoded = [None if value is None else _text(at, value) for at, value in enumerate(values)]
+            encoded = [None if value is None else bytes_of(at, value) for at, value in enumerate(values)]
             words = sorted({text for text in encoded if text is not None})
             code = {text: place for place, text in enumerate(words)} | {None: -1}
             codes = np.array([code[text] for text in encoded], np.int64)
             return cls.of_words(STRING, codes, np.array(words, np.bytes_) if words else np.empty(0, "S1"))
-        plain = {NUMBER: _number, BOOLEAN: _boolean, TIMESTAMP: _microseconds}[kind]
+        plain = {NUMBER: number_of, BOOLEAN: boolean_of, TIMESTAMP: microseconds_of}[kind]
         absent = _ABSENT[kind]
         found = [absent if value is None else plain(at, value) for at, value in enumerate(values)]
         return cls(kind, np.array(found, _FIXED[kind]))
@@ -300,44 +285,3 @@ def _absent(kind: str, count: int) -> Column:
     if kind == STRING:
         return Column(kind, np.zeros(count, np.uint8))
     return Column(kind, np.empty(0, np.uint8), offsets=np.zeros(count + 1, np.int64))
-
-
-def _text(at: int, value: Any) -> bytes:
-    if not isinstance(value, str):
-        raise ValueError(f"value {at}, {str(value)[:80]!r}, is no string")
-    try:
-        encoded = value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"value {at}, {value[:80]!r}, is not valid Unicode") from None
-    if len(encoded) > MAX_STRING_BYTES:
-        raise ValueError(
-            f"value {at}, {value[:80]!r}, has {len(encoded)} bytes; a string has at most {MAX_STRING_BYTES}"
-        )
-    if encoded.endswith(b"\0"):
-        raise ValueError(f"value {at}, {value[:80]!r}, ends in NUL")
-    return encoded
-
-
-def _number(at: int, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise ValueError(f"value {at}, {str(value)[:80]!r}, is no number")
-    try:
-        found = float(value)
-    except OverflowError:
-        found = np.inf
-    if abs(found) == np.inf:
-        raise ValueError(f"value {at}, {str(value)[:80]}, is not finite")
-    return found
-
-
-def _boolean(at: int, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"value {at}, {str(value)[:80]!r}, is not true or false")
-    return bool(value)
-
-
-def _microseconds(at: int, value: Any) -> int:
-    if not isinstance(value, datetime):
-        raise ValueError(f"value {at}, {str(value)[:80]!r}, is no datetime")
-    since = value.replace(tzinfo=value.tzinfo or timezone.utc) - _EPOCH
-    return since // timedelta(microseconds=1)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genrec.catalog import NO_TIME, Column
-from genrec.catalog.columns import (
+from genrec.catalog.kinds import (
     BOOLEAN,
     EARLIEST,
     LATEST,

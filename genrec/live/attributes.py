@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
 from genrec.catalog import NO_TIME, Columns
-from genrec.catalog.columns import BOOLEAN, NUMBER, STRING, STRINGS, TIMESTAMP, Kinds
+from genrec.catalog.kinds import BOOLEAN, NUMBER, STRING, STRINGS, TIMESTAMP, Kinds
 from genrec.live.arrow_columns import IS_NO, as_column, whole
 
 _TEXT = pa.large_string()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from genrec.catalog import CatalogBase, CatalogVersion, Columns, PrefixTable, SemanticIdSpace
-from genrec.catalog.columns import Kinds
+from genrec.catalog.kinds import Kinds
 from genrec.catalog.published import BASES, MASKS, load_version
 from genrec.live.changes import Changes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from genrec.catalog import CatalogVersion, Columns, Delta
-from genrec.catalog.columns import Kinds
+from genrec.catalog.kinds import Kinds
 from genrec.catalog.version import GONE, KNOWN, LIVE
 from genrec.live.changes import Changes
 

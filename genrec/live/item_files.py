@@ -16,7 +16,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from genrec.catalog import Columns
-from genrec.catalog.columns import STRING, Kinds
+from genrec.catalog.kinds import STRING, Kinds
 from genrec.errors import DataError
 from genrec.live.arrow_columns import as_column
 from genrec.live.attributes import is_no, names_in, texts_of

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genrec.catalog import MAX_ID_BYTES, Columns, ResidualQuantizer, SemanticIdSpace
-from genrec.catalog.columns import Kinds
+from genrec.catalog.kinds import Kinds
 from genrec.live.arrow_columns import fixed_bytes, whole
 from genrec.live.attributes import parse, texts_of
 from genrec.live.changes import KEEPS, Changes, last_where

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genrec.catalog import ResidualQuantizer, SemanticIdSpace
-from genrec.catalog.columns import Kinds, check_kinds
+from genrec.catalog.kinds import Kinds, check_kinds
 from genrec.errors import CatalogConflict, CatalogStoreError
 from genrec.live.arrow_columns import fixed_bytes
 from genrec.live.changes import Changes

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from genrec.catalog import KINDS
-from genrec.catalog.columns import check_kinds
+from genrec.catalog.kinds import check_kinds
 from genrec.cli.arguments import usage
 
 console = Console()

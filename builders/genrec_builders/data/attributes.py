@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from genrec.catalog import KINDS, Column, Columns
-from genrec.catalog.columns import MAX_ATTRIBUTES, check_kinds
+from genrec.catalog.kinds import MAX_ATTRIBUTES, check_kinds
 from genrec.errors import DataError
 from genrec.live.arrow_columns import IS_NO, as_column, kind_of
 from genrec_builders.data.checks import short

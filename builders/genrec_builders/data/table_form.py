@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec.catalog.columns import STRING
+from genrec.catalog.kinds import STRING
 from genrec.errors import DataError
 from genrec.reporting.kept import Fingerprint
 from genrec.reporting.outputs import Output, replaced, require_replaceable

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrec.catalog import KINDS, Column, Columns
-from genrec.catalog.columns import check_kinds, code_type
+from genrec.catalog.columns import code_type
+from genrec.catalog.kinds import check_kinds
 
 TEXT = st.text(max_size=5).filter(lambda text: not text.endswith("\0"))
 VALUES = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from genrec.catalog import Column, Columns
-from genrec.catalog.columns import BOOLEAN, NUMBER, STRING, STRINGS, TIMESTAMP
+from genrec.catalog.kinds import BOOLEAN, NUMBER, STRING, STRINGS, TIMESTAMP
 
 _MARKETS = {"de": 0.9, "fr": 0.8, "us": 0.7, "uk": 0.6, "it": 0.4, "jp": 0.2}  # and which share of the items each has
 _IN_STOCK = 0.95
