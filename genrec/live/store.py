@@ -295,8 +295,8 @@ class CatalogStore:
         if read.blocked is not None:
             raise self._unread(read)
         judged = self._settled(read, self._in_base(base))
-        columns = _SERVED if self.quantizer is None else (*_SERVED, "embedding")
-        parts = ((self._changes(rows, {}), self._errors(rows)) for rows in self._snapshot(base, judged.rows, columns))
+        columns = self._served if self.quantizer is None else (*self._served, "embedding")
+        parts = ((self._changes(rows), self._errors(rows)) for rows in self._snapshot(base, judged.rows, columns))
         commits = version - base.state - (base.version > base.state)
         return Contents(base.version, commits, sorted(judged.refused.items()), parts)
 

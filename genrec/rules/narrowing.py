@@ -23,6 +23,11 @@ MOST_ROWS = 300_000  # allowed items of a filter that is pushed down: making its
 _MOST_KNOWN = 4096
 
 
+def is_narrowed(items: int, live: int, wide: float = WIDE, most_rows: int = MOST_ROWS) -> bool:
+    """Whether a beam is narrowed for a filter that leaves so many of the live items."""
+    return items < wide * live and items <= most_rows
+
+
 @dataclass
 class _Known:
     """What is known of a filter. version: of the catalogue that it holds for. mask: None if it has none.

@@ -19,15 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.bundle import CATALOG, QUANTIZER, Bundle
-from genrec.catalog import Catalog, Fit, ResidualQuantizer
+from genrec.catalog import Catalog, Columns, Fit, ResidualQuantizer
 from genrec.errors import CatalogStoreError
 from genrec.live import follower
+from genrec.live.changes import Changes
 from genrec.live.follower import Follower
 from genrec.live.init import init_catalog, quantizer_of
 from genrec.live.inspection import Unknown, inspect_catalog
 from genrec.live.plots import inspection_figure
 from genrec.live.status import Status
 from genrec.live.store import CatalogStore
+from genrec.rules import bind, parse
 from tests.unit.bundle.conftest import LEVELS, write_hollow
 from tests.unit.live.test_histories import ROWS, committed, is_valid
 from tests.unit.live.world import KINDS, NONE, SPACE, State, data_files, new_store, write_raw
@@ -295,3 +297,27 @@ def test_a_measurement_that_fails_is_told_and_nothing_else(tmp_path: Path, monke
     assert (status.problem, status.drift) == ("", None)
     running.look()
     assert running._drift.process is None  # not again until something changes
+
+
+def test_what_a_rule_leaves(tmp_path: Path) -> None:
+    columns = Columns.of_values({"price": "number"}, {"price": [1.0, 2.0, 3.0, None, 1.0]})
+    codes = np.array([1, 1, 2, 3, 4])
+    first = Changes(
+        np.array([b"a", b"b", b"c", b"d", b"e"]),
+        np.zeros(5, bool),
+        codes,
+        np.zeros(5, np.int64),
+        np.array([1, 1, 1, 1, 0], np.int8),
+        columns,
+        np.ones(5, bool),
+    )
+    CatalogStore.create(str(tmp_path / "store"), SPACE, [first], kinds={"price": "number"})
+    store = CatalogStore.open(str(tmp_path / "store"))
+    rule = bind(parse('{"where": {"attribute": "price", "<": 3}}'), store.kinds).filter
+    found = inspect_catalog(store, 0, None, 1, rule, 64).rule
+    assert found is not None
+    assert (found.items, found.semantic_ids, found.reachable, found.share) == (2, 1, 1, 0.5)
+    assert not found.narrowed and found.drafts == 32  # half of the items: drafts are only checked
+    narrower = bind(parse('{"where": {"attribute": "price", "is": 2}}'), store.kinds).filter
+    found = inspect_catalog(store, 0, None, 1, narrower, 64).rule
+    assert found is not None and found.narrowed and found.drafts == 1
