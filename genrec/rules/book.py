@@ -36,11 +36,17 @@ class RuleBook:
         self.filters = lru_cache(_MOST_KEPT)(self._filters)
 
     def _read(self, text: bytes) -> bytes:
-        """The canonical form of a request's rules; empty if they say nothing. Raises InvalidRequest."""
+        """The canonical form of a request's rules, of a multiple of 8 bytes; empty if they say nothing.
+
+        Raises InvalidRequest.
+        """
         rules = parse(text)
         bind(rules, self._kinds)
         canonical = rules.canonical()
-        return b"" if canonical == _NOTHING else canonical.encode()
+        if canonical == _NOTHING:
+            return b""
+        encoded = canonical.encode()
+        return encoded.ljust(-(-len(encoded) // 8) * 8)
 
     def _of(self, text: bytes) -> dict[str, BoundRules]:
         """All rules for a request whose own are `text`, by who gave them; those of the deployment first."""

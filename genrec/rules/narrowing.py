@@ -50,7 +50,7 @@ class Narrowed:
     mask: np.ndarray | None
     items: int
 
-    def tensor(self) -> np.ndarray:
+    def noted(self) -> np.ndarray:
         """Whether there is a mask, and the items: int64 [1, 2]."""
         return np.array([[self.mask is not None, self.items]], np.int64)
 

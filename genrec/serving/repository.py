@@ -120,9 +120,10 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
     for name, parameter in config.parameters.items():
         parameter.string_value = values[name]
     width = bundle.space.beams(bundle.manifest.beam_width)
+    widths = {"draft_codes": width + 2, "draft_scores": width}  # behind the codes stands what rules left
     for tensor in (*config.input, *config.output):
-        if tensor.name in ("draft_codes", "draft_scores"):
-            tensor.dims[:] = [width]
+        if tensor.name in widths:
+            tensor.dims[:] = [widths[tensor.name]]
 
 
 def _absolute(path: Path) -> str:

@@ -35,23 +35,28 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Stamp:
-    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [4].
+    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [4 + r].
 
-    deadline_ns is on CLOCK_MONOTONIC, which all processes of a machine share.
+    deadline_ns is on CLOCK_MONOTONIC, which all processes of a machine share. rules: the request's in their canonical
+    form, of 8 r bytes; empty for none. One tensor, because each costs a request more than what it holds.
     """
 
     top_k: int
     unknown: int
     catalog_version: int
     deadline_ns: int
+    rules: bytes
 
     def tensor(self) -> Any:
-        values = (self.top_k, self.unknown, self.catalog_version, self.deadline_ns)
-        return pb.Tensor("stamp", np.array([values], np.int64))
+        values = np.array((self.top_k, self.unknown, self.catalog_version, self.deadline_ns), np.int64)
+        if self.rules:
+            values = np.concatenate([values, np.frombuffer(self.rules, np.int64)])
+        return pb.Tensor("stamp", values[None])
 
     @classmethod
     def of(cls, request: Any) -> Stamp:
-        return cls(*tensor(request, "stamp")[0].tolist())
+        values = tensor(request, "stamp")[0]
+        return cls(*values[:4].tolist(), rules=values[4:].tobytes())
 
 
 class Step(ABC, Generic[Input]):

@@ -20,7 +20,7 @@ from genrec.rules import Filter, RuleBook
 from genrec.rules.narrowing import Narrowed, Narrowing
 from genrec.serving.step import Step, checked_stamp, tensor
 
-_NOT_NARROWED = np.array([[0, -1]])
+_NOT_NARROWED = np.array([[0, -1]])  # nor is it known how many items are left
 Drafted = tuple[Drafts, Narrowed | None]
 
 
@@ -71,8 +71,7 @@ class TritonPythonModel(Step[Prompt]):
 
     def read(self, request: Any) -> Prompt:
         stamp = checked_stamp(request)
-        rules = tensor(request, "checked_rules")[0].tobytes()
-        return Prompt(tensor(request, "input_ids")[0], rules, stamp.catalog_version, stamp.deadline_ns)
+        return Prompt(tensor(request, "input_ids")[0], stamp.rules, stamp.catalog_version, stamp.deadline_ns)
 
     def run(self, inputs: list[Prompt]) -> list[list[Any]]:
         narrowed = self.narrowed(inputs)
@@ -161,10 +160,10 @@ class InFlight:
 
 
 def tensors(i: int, drafted: Drafted) -> list[Any]:
-    """The outputs of the i-th request of a batch."""
+    """The outputs of the i-th request of a batch: behind the codes, what rules narrowed the beam to."""
     drafts, narrowed = drafted
+    note = _NOT_NARROWED if narrowed is None else narrowed.noted()
     return [
-        pb.Tensor("draft_codes", drafts.codes[i : i + 1]),
+        pb.Tensor("draft_codes", np.concatenate([drafts.codes[i : i + 1], note], 1)),
         pb.Tensor("draft_scores", drafts.scores[i : i + 1]),
-        pb.Tensor("narrowing", _NOT_NARROWED if narrowed is None else narrowed.tensor()),
     ]

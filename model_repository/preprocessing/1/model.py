@@ -56,8 +56,7 @@ class TritonPythonModel(Step[tuple[Request, int]]):
             [
                 pb.Tensor("input_ids", one.prompt[None]),
                 pb.Tensor("blocked_rows", one.blocked[None]),
-                pb.Tensor("checked_rules", np.frombuffer(one.rules, np.uint8)[None]),
-                Stamp(one.top_k, one.unknown, entry.version, deadline).tensor(),
+                Stamp(one.top_k, one.unknown, entry.version, deadline, one.rules).tensor(),
             ]
             for one, (_, deadline) in zip(prepared, inputs, strict=True)
         ]

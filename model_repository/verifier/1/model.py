@@ -31,11 +31,14 @@ class Catalogue:
     applied: Callable[[bytes], Applied | None]
 
 
-Draft = tuple[Entry[Catalogue], Stamp, np.ndarray, np.ndarray, np.ndarray, bytes, np.ndarray]
+Draft = tuple[Entry[Catalogue], Stamp, np.ndarray, np.ndarray, np.ndarray]
 
 
 class TritonPythonModel(Step[Draft]):
-    """It reads a stamp and its catalogue, codes int64 [K], scores float32 [K] and blocked catalogue rows int32 [b]."""
+    """It reads a stamp and its catalogue, codes int64 [K + 2], scores float32 [K], blocked catalogue rows int32 [b].
+
+    Behind the codes stand whether rules narrowed the beam, and how many items they leave.
+    """
 
     def setup(self) -> None:
         bundle = self.bundle
@@ -50,8 +53,7 @@ class TritonPythonModel(Step[Draft]):
     def read(self, request: Any) -> Draft:
         stamp = checked_stamp(request)
         codes, scores = tensor(request, "draft_codes")[0], tensor(request, "draft_scores")[0]
-        blocked, rules = tensor(request, "blocked_rows")[0], tensor(request, "checked_rules")[0].tobytes()
-        return stamped(self.catalogues, stamp), stamp, codes, scores, blocked, rules, tensor(request, "narrowing")[0]
+        return stamped(self.catalogues, stamp), stamp, codes, scores, tensor(request, "blocked_rows")[0]
 
     def run(self, inputs: list[Draft]) -> list[list[Any]]:
         answers: list[list[Any]] = [[]] * len(inputs)
@@ -64,16 +66,17 @@ class TritonPythonModel(Step[Draft]):
 
     def _run(self, inputs: list[Draft]) -> list[list[Any]]:
         """As `run`, for requests of one version."""
-        entries, stamps, codes, scores, blocked, rules, narrowing = zip(*inputs, strict=True)
+        entries, stamps, drafted, scores, blocked = zip(*inputs, strict=True)
+        codes, narrowing = np.split(np.stack(drafted), [-2], 1)
         top_k = np.array([stamp.top_k for stamp in stamps])
         unknown = np.array([stamp.unknown for stamp in stamps])
         catalogue = entries[0].made
-        applied = [catalogue.applied(text) for text in rules]
-        result = catalogue.verifier.verify(np.stack(codes), np.stack(scores), blocked, top_k, applied)
+        applied = [catalogue.applied(stamp.rules) for stamp in stamps]
+        result = catalogue.verifier.verify(codes, np.stack(scores), blocked, top_k, applied)
         counts = np.stack([result.drafted, result.valid, unknown, result.filled], axis=1).astype(np.int32)
         self.metrics.count(counts)
         if result.ruled:
-            self.metrics.count_rules(applied, result.ruled, [bool(narrowed) for narrowed, _ in narrowing])
+            self.metrics.count_rules(applied, result.ruled, narrowing[:, 0].astype(bool).tolist())
         item_ids = catalogue.items.ids_of(result.rows)[None]
         names = self.bundle.manifest.bundle_version, str(entries[0].version)
         version = np.array([[name.encode() for name in names]], object)
