@@ -56,7 +56,8 @@ class Stamp:
     @classmethod
     def of(cls, request: Any) -> Stamp:
         values = tensor(request, "stamp")[0]
-        return cls(*values[:4].tolist(), rules=values[4:].tobytes())
+        top_k, unknown, version, deadline_ns = values[:4].tolist()
+        return cls(top_k, unknown, version, deadline_ns, values[4:].tobytes())
 
 
 class Step(ABC, Generic[Input]):
