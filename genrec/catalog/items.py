@@ -15,7 +15,7 @@ from genrec.catalog.semantic_id import SemanticIdSpace
 
 MAX_ID_BYTES = 128
 ATTRIBUTES = "attributes"  # the folder of a catalogue's columns, beside its arrays
-SLICE = 1 << 20  # rows that are scanned together
+SLICE = 1 << 18  # rows that are scanned together
 _FOLD = np.uint64(0x9E3779B97F4A7C15)
 
 
