@@ -41,7 +41,7 @@ from genrec.catalog.kinds import (
 from genrec.catalog.ragged import runs
 
 NO_TIME = int(np.iinfo(np.int64).min)
-_FIXED: dict[str, type] = {NUMBER: np.float64, BOOLEAN: np.int8, TIMESTAMP: np.int64}
+FIXED: dict[str, type] = {NUMBER: np.float64, BOOLEAN: np.int8, TIMESTAMP: np.int64}
 _ABSENT: dict[str, Any] = {NUMBER: np.nan, BOOLEAN: -1, TIMESTAMP: NO_TIME}
 _NOTE = "kinds.json"
 
@@ -149,7 +149,7 @@ class Column:
         plain = {NUMBER: number_of, BOOLEAN: boolean_of, TIMESTAMP: microseconds_of}[kind]
         absent = _ABSENT[kind]
         found = [absent if value is None else plain(at, value) for at, value in enumerate(values)]
-        return cls(kind, np.array(found, _FIXED[kind]))
+        return cls(kind, np.array(found, FIXED[kind]))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Column]) -> Column:
@@ -162,16 +162,9 @@ class Column:
         if not is_text(kind):
             return cls(kind, np.concatenate([part.values for part in parts]))
         # Only words in use: else those of items that were forgotten would stay for ever.
-        used = [np.flatnonzero(np.bincount(part.values, minlength=len(part.words) + 1)[1:]) for part in parts]
-        words = np.unique(np.concatenate([part.words[at] for part, at in zip(parts, used, strict=True)]))
-        codes = np.empty(sum(len(part.values) for part in parts), code_type(len(words)))
-        begin = 0
-        for part, at in zip(parts, used, strict=True):
-            moved = np.zeros(len(part.words) + 1, codes.dtype)
-            moved[at + 1] = np.searchsorted(words, part.words[at]) + 1
-            codes[begin : begin + len(part.values)] = moved[part.values]
-            begin += len(part.values)
-        return cls(kind, codes, words, offsets)
+        words, moved = merged_words([(part.words, used_words(part.values, part.words)) for part in parts])
+        codes = [become[part.values] for become, part in zip(moved, parts, strict=True)]
+        return cls(kind, np.concatenate(codes), words, offsets)
 
 
 class Columns(Mapping[str, Column]):
@@ -247,7 +240,7 @@ class Columns(Mapping[str, Column]):
                 save_array(folder / f"{place}.words.npy", column.words)
             if column.offsets is not None:
                 save_array(folder / f"{place}.offsets.npy", column.offsets)
-        (folder / _NOTE).write_text(json.dumps(list(self.kinds.items()), ensure_ascii=False) + "\n", encoding="utf-8")
+        note_kinds(folder, self.kinds)
 
     @classmethod
     def load(cls, folder: Path, count: int) -> Columns:
@@ -267,10 +260,34 @@ class Columns(Mapping[str, Column]):
         return cls({name: _load(folder, place, kind, count) for place, (name, kind) in files}, count)
 
 
+def note_kinds(folder: Path, kinds: Kinds) -> None:
+    """Write the kinds of columns beside these."""
+    (folder / _NOTE).write_text(json.dumps(list(kinds.items()), ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def used_words(codes: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Places of the words that are in use: int64 [k], rising."""
+    return np.flatnonzero(np.bincount(codes, minlength=len(words) + 1)[1:])
+
+
+def merged_words(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The words of all parts that are in use, rising, and for each part what its codes become.
+
+    parts: words, and places of those in use. Returns bytes S[w], and for each part codes [its words + 1].
+    """
+    every = np.unique(np.concatenate([np.empty(0, "S1"), *(words[used] for words, used in parts)]))
+    moved = []
+    for words, used in parts:
+        become = np.zeros(len(words) + 1, code_type(len(every)))
+        become[used + 1] = np.searchsorted(every, words[used]) + 1
+        moved.append(become)
+    return every, moved
+
+
 def _load(folder: Path, place: int, kind: str, count: int) -> Column:
     path = folder / f"{place}.values.npy"
-    if kind in _FIXED:
-        return Column(kind, load_array(path, _FIXED[kind], (count,)))
+    if kind in FIXED:
+        return Column(kind, load_array(path, FIXED[kind], (count,)))
     words = load_array(folder / f"{place}.words.npy", "S", (None,))
     codes = code_type(len(words)).type
     if kind == STRING:
@@ -280,8 +297,8 @@ def _load(folder: Path, place: int, kind: str, count: int) -> Column:
 
 
 def _absent(kind: str, count: int) -> Column:
-    if kind in _FIXED:
-        return Column(kind, np.full(count, _ABSENT[kind], _FIXED[kind]))
+    if kind in FIXED:
+        return Column(kind, np.full(count, _ABSENT[kind], FIXED[kind]))
     if kind == STRING:
         return Column(kind, np.zeros(count, np.uint8))
     return Column(kind, np.empty(0, np.uint8), offsets=np.zeros(count + 1, np.int64))

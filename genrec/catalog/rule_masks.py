@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from genrec.catalog.prefix_table import prime
+from genrec.catalog.placement import prime
 from genrec.catalog.semantic_id import SemanticIdSpace
 
 CHUNK = 256  # codes of a row

@@ -7,21 +7,23 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
-from genrec.catalog import CatalogBase, CatalogVersion, Columns, PrefixTable, SemanticIdSpace
+from genrec.arrays import in_folder
+from genrec.catalog import CatalogBase, CatalogVersion, PrefixTable, SemanticIdSpace
+from genrec.catalog.arranged import COLUMNS
 from genrec.catalog.kinds import Kinds
 from genrec.catalog.published import BASES, MASKS, load_version
 from genrec.live.changes import Changes
 
 _NOTE = "base.json"
 _UNFINISHED = ".unfinished-"
+_SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -61,60 +63,44 @@ def _version_of(name: str) -> int:
 
 
 def base_of_batches(
-    root: Path, table: str, space: SemanticIdSpace, version: int, batches: Iterable[Changes], kinds: Kinds
-) -> str:
-    """Write the base of `version` from a store's batches, in which every field is set. Returns its name."""
-    parts = list(batches)
-    if parts:
-        ids, codes, popularity, available = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("item_ids", "codes", "popularity", "available")
-        )
-    else:
-        ids, codes, popularity, available = np.empty(0, "S1"), *(np.empty(0, np.int64) for _ in range(3))
-    attributes = Columns.concatenate([Columns.empty(kinds), *(part.columns for part in parts)])
-    del parts
-    return _write(root, table, space, version, ids, codes, popularity, available == 1, attributes)
-
-
-def base_of_version(root: Path, table: str, catalog: CatalogVersion) -> str:
-    """Write the base of a version: what it holds, without a delta. Returns its name."""
-    ids, codes, popularity, available, attributes = [], [], [], [], []
-    for part, counts, live in catalog.current():
-        ids.append(part.item_ids[counts])
-        codes.append(part.codes[counts].astype(np.int64))
-        popularity.append(part.popularity[counts])
-        available.append(live[counts])
-        attributes.append(part.columns.take(counts))
-    return _write(
-        root,
-        table,
-        catalog.space,
-        catalog.version,
-        np.concatenate(ids),
-        np.concatenate(codes),
-        np.concatenate(popularity),
-        np.concatenate(available),
-        Columns.concatenate(attributes),
-    )
-
-
-def _write(
     root: Path,
     table: str,
     space: SemanticIdSpace,
     version: int,
-    ids: np.ndarray,
-    codes: np.ndarray,
-    popularity: np.ndarray,
-    available: np.ndarray,
-    columns: Columns,
+    batches: Iterable[Changes],
+    kinds: Kinds = MappingProxyType({}),
+) -> str:
+    """Write the base of `version` from a store's batches, in which every field is set. Returns its name.
+
+    kinds: of the attributes in these. What is in memory does not grow with the items, except by the masks' prefixes and
+    the attributes' words. Raises ValueError for items that do not make a catalogue, OSError where the disk has no room,
+    and what `batches` raise; nothing is left then.
+    """
+    parts = ({name: getattr(part, name) for name in (*COLUMNS, "columns")} for part in batches)
+    return _write(root, table, space, version, parts, kinds)
+
+
+def base_of_version(root: Path, table: str, catalog: CatalogVersion) -> str:
+    """Write the base of a version: what it holds, without a delta. Returns its name; otherwise as above."""
+    parts = (
+        {name: getattr(part, name)[rows] for name in COLUMNS if name != "available"}
+        | {"available": live, "columns": part.columns.take(rows)}
+        for part, rows, live in catalog.current()
+    )
+    return _write(root, table, catalog.space, catalog.version, parts, catalog.kinds)
+
+
+def _write(
+    root: Path, table: str, space: SemanticIdSpace, version: int, parts: Iterable[Mapping[str, Any]], kinds: Kinds
 ) -> str:
     name = unused_name(root / BASES, version)
     with new_folder(root / BASES / name) as folder:
-        CatalogBase.build(space, ids, codes, popularity, available, columns).save(folder)
-        PrefixTable.build(space, np.unique(codes[available]), spare=spare_prefixes(ids.size)).save(folder / MASKS)
-        (folder / _NOTE).write_text(json.dumps(_note(table, space, columns.kinds)))
+        scratch = folder / _SCRATCH
+        base = CatalogBase.write(folder, space, parts, scratch, kinds=kinds)
+        scratch.rmdir()
+        spare = spare_prefixes(len(base))
+        PrefixTable.build(space, base.codes[: base.live], spare, in_folder(folder / MASKS))
+        (folder / _NOTE).write_text(json.dumps(_note(table, space, kinds)))
     return name
 
 
@@ -135,11 +121,15 @@ def most_touched(items: int) -> int:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which is at `folder` once it is whole; one that is there goes first."""
+    """A folder to fill, which is at `folder` once it is whole; one that is there goes first. An error removes it."""
     unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    yield unfinished
+    try:
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
