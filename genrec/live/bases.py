@@ -18,10 +18,11 @@ from genrec.arrays import in_folder
 from genrec.catalog import CatalogBase, CatalogVersion, PrefixTable, SemanticIdSpace
 from genrec.catalog.arranged import COLUMNS
 from genrec.catalog.kinds import Kinds
-from genrec.catalog.published import BASES, MASKS, load_version
+from genrec.catalog.published import BASES, MASKS, load_version, version_of
 from genrec.live.changes import Changes
 
 _NOTE = "base.json"
+_FORMAT = 2  # of a base and of the deltas over it; others are made anew
 _UNFINISHED = ".unfinished-"
 _SCRATCH = "scratch"
 
@@ -40,7 +41,7 @@ class LocalBase:
         """Map the base in the folder `name`, its masks to be changed. Raises ValueError that names the bad file."""
         folder = root / BASES / name
         masks = PrefixTable.load(folder / MASKS, space, writable=True)
-        return cls(name, _version_of(name), CatalogBase.load(folder, space), masks)
+        return cls(name, version_of(name), CatalogBase.load(folder, space), masks)
 
 
 def usable_bases(root: Path, table: str, space: SemanticIdSpace, kinds: Kinds) -> list[str]:
@@ -50,16 +51,12 @@ def usable_bases(root: Path, table: str, space: SemanticIdSpace, kinds: Kinds) -
         with contextlib.suppress(OSError, ValueError):
             if json.loads(note.read_text()) == _note(table, space, kinds):
                 found.append(note.parent.name)
-    return sorted(found, key=_version_of)
+    return sorted(found, key=version_of)
 
 
 def _note(table: str, space: SemanticIdSpace, kinds: Kinds) -> dict[str, Any]:
-    note: dict[str, Any] = {"table": table, "levels": list(space.levels)}
+    note: dict[str, Any] = {"format": _FORMAT, "table": table, "levels": list(space.levels)}
     return note | {"attributes": dict(kinds)} if kinds else note
-
-
-def _version_of(name: str) -> int:
-    return int(name.partition(".")[0])
 
 
 def base_of_batches(

@@ -62,8 +62,9 @@ def test_what_is_served_is_what_the_store_holds(tmp_path: Path, monkeypatch: pyt
             assert attributes_of(served(root), names) == expected
         if step == 8:  # on what the one before left
             running = Follower(store, root, most_popular=9, keep_s=0.0, log=lambda line: None)
-    slices = served(root).live_slices(SPACE)
-    live = [price for columns, there, _ in slices for price in columns.take(there)["price"].tolist()]
+    view = served(root)
+    rows = np.concatenate(list(view.popular_slices()))
+    live = view.columns_of(rows)["price"].tolist()
     assert sorted(map(str, live)) == sorted(str(price) for _, price in expected.values())
     before = expected
     write_raw(
