@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from genrec.catalog.semantic_id import SemanticIdSpace
 CHUNK = 256  # codes of a row
 OCTETS = CHUNK // 8  # bytes of a row
 _SPREAD = 2  # rows of a level for each key of it
+_BLOCK = 1 << 13  # codes that are worked on at once
 
 
 class RuleMasks:
@@ -151,8 +153,9 @@ class RuleMasks:
             return most
         # Distinct keys, by the flags that they leave in an array that they fill but in part: exact where all fit.
         flags = np.zeros(min(most, prime(_SPREAD * codes.size)), bool)
-        keys = self._keys(level, codes)
-        flags[keys if flags.size == most else _remainder(keys, flags.size)] = True
+        for part in _blocks(codes):
+            keys = self._keys(level, part)
+            flags[keys if flags.size == most else _remainder(keys, flags.size)] = True
         filled = float(np.count_nonzero(flags)) / flags.size
         distinct = filled * most if flags.size == most else -np.log1p(-min(filled, 0.99)) * flags.size
         wanted = max(1, int(_SPREAD * distinct))
@@ -179,10 +182,16 @@ class RuleMasks:
         return row * CHUNK + (code & (CHUNK - 1))
 
     def _set(self, mask: np.ndarray, codes: np.ndarray) -> None:
-        places = np.concatenate([self._places(mask, level, codes) for level in range(len(mask))])
-        octets, bits, flat = places >> 3, (places & 7).astype(np.uint8), self.bits.reshape(-1)
-        for bit in range(8):  # those of one bit do not mind whose write is the last
-            flat[octets[bits == bit]] |= np.uint8(1 << bit)
+        flat = self.bits.reshape(-1)
+        for part, level in product(_blocks(codes), range(len(mask))):
+            places = self._places(mask, level, part)
+            octets, bits = places >> 3, np.left_shift(1, places & 7).astype(np.uint8)
+            while octets.size:
+                # Of several bits of one octet the last one is written: what is not there then is for another round, and
+                # there are never more than eight.
+                flat[octets] |= bits
+                lost = np.flatnonzero((flat[octets] & bits) == 0)
+                octets, bits = octets[lost], bits[lost]
 
     def _checked(self, codes: np.ndarray) -> np.ndarray:
         codes = np.asarray(codes, np.int64)
@@ -195,6 +204,11 @@ class RuleMasks:
 def chunks_of(size: int) -> int:
     """Rows of a prefix that one of `size` codes may follow."""
     return -(-size // CHUNK)
+
+
+def _blocks(codes: np.ndarray) -> list[np.ndarray]:
+    """The codes in parts, whose intermediate results stay in the processor's cache and need no memory of the system."""
+    return [codes[start : start + _BLOCK] for start in range(0, codes.size, _BLOCK)]
 
 
 def _remainder(values: np.ndarray, by: int) -> np.ndarray:

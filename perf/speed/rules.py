@@ -10,28 +10,24 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 from unittest.mock import patch
 
 import numpy as np
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from genrec.bundle.checkpoint_shapes import HeadShape
-from genrec.catalog import PrefixTable, RuleMasks, SemanticIdSpace
+from genrec.catalog import PrefixTable, RuleMasks
 from genrec.engines.onnx import OnnxEngine
 from genrec.model import draft_head
 from genrec.model.beam import Beams
 from genrec.model.masks import Masks
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
-from genrec_builders.config import BackboneShape
 from genrec_builders.export.onnx import export_onnx
-from perf.speed.masks import PROMPTS, Call, Items, Levels, in_turn, space_of
+from perf.speed.masks import PROMPTS, Call, Items, Levels, in_turn, random_model, space_of
 
 ARENA = 1 << 30
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -114,7 +110,7 @@ def drafts(
         for size in sizes.split(","):
             for count in map(int, items.split(",")):
                 for batch in map(int, batches.split(",")):
-                    model = random_model(size, layout, space)
+                    model = random_model(size, layout)
                     codes = np.unique(np.random.default_rng(0).integers(0, space.size, count))
                     with tempfile.TemporaryDirectory() as folder:
                         calls = draft_calls(model, layout, beam_width, codes, batch, share, Path(folder))
@@ -124,14 +120,6 @@ def drafts(
                     ratios = [f"{float(np.median(times / before)):.4f}" for times in spent.values()]
                     table.add_row(size, name, f"{count:,}", f"{batch}", *columns, *ratios)
     console.print(table)
-
-
-def random_model(size: str, layout: PromptLayout, space: SemanticIdSpace) -> NezhaModel:
-    """A model with random weights, of HIDDENxLAYERS."""
-    hidden, layers = map(int, size.split("x"))
-    torch.manual_seed(0)
-    shape = BackboneShape("qwen3", hidden, 3 * hidden, layers).config(layout)
-    return NezhaModel(shape, space.levels, **asdict(HeadShape())).eval()
 
 
 if __name__ == "__main__":
