@@ -19,7 +19,10 @@ from genrec.catalog import Catalog, ItemIndex
 from genrec.engines import open_engine
 from genrec.engines.base import Engine
 from genrec.prompt import Limits, Preprocessor, PromptLayout, QueryTokenizer, Request
-from genrec.verifier import Verifier
+from genrec.rules import Applied, RuleBook
+from genrec.rules.explanation import explanation
+from genrec.rules.narrowing import Narrowed, Narrowing
+from genrec.verifier import Verified, Verifier
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Recommendation:
 
     item_ids: k distinct ids, best first. scores: float32 [k], log-probabilities of the items' semantic IDs. source:
     uint8 [k], DRAFTED or FALLBACK. drafted, valid: drafts with a finite score, and those that are live items. unknown:
-    items of the history that are not in the catalogue. filled: items from the popularity fallback.
+    items of the history that are not in the catalogue. filled: items from the popularity fallback. explanation: of what
+    rules did, if they ask for one.
     """
 
     item_ids: list[str]
@@ -38,13 +42,14 @@ class Recommendation:
     valid: int
     unknown: int
     filled: int
+    explanation: dict[str, Any] | None = None
 
 
 class Pipeline:
     """Preprocessor, engine and verifier over one catalogue.
 
     engine: its draft width is the beam width. tokenizer: of a model that was trained with text queries. limits: of a
-    request, the defaults of `Limits` if None.
+    request, the defaults of `Limits` if None. rules: that hold for every request, as JSON.
     """
 
     def __init__(
@@ -55,23 +60,30 @@ class Pipeline:
         engine: Engine,
         tokenizer: QueryTokenizer | None = None,
         limits: Limits | None = None,
+        rules: str = "",
     ) -> None:
+        """Raises InvalidRequest for rules that are wrong, or do not fit the catalogue."""
         self.catalog, self.layout, self.engine, self.tokenizer = catalog, layout, engine, tokenizer
-        self.preprocessor = Preprocessor(catalog, layout, limits or Limits(), tokenizer)
+        self.book = RuleBook(catalog.kinds, rules)
+        self.preprocessor = Preprocessor(catalog, layout, limits or Limits(), tokenizer, self.book)
+        self.narrowing = Narrowing(layout.space, engine.rule_masks if engine.takes_rules else None)
         self.verifier = Verifier(catalog, index)
 
     @classmethod
-    def open(cls, bundle: Bundle | Path | str, engine: str | Engine = "onnx", **options: Any) -> Pipeline:
+    def open(
+        cls, bundle: Bundle | Path | str, engine: str | Engine = "onnx", rules: str = "", **options: Any
+    ) -> Pipeline:
         """The pipeline of a bundle.
 
         engine: a name of `genrec.engines.ENGINES`, whose class takes the options, or an engine over the bundle's files.
+        rules: that hold for every request, as JSON.
         Raises BundleError for a bundle that cannot be read.
         """
         if not isinstance(bundle, Bundle):
             bundle = Bundle(bundle)
         opened = open_engine(bundle, engine, **options) if isinstance(engine, str) else engine
         limits = bundle.manifest.limits
-        return cls(bundle.catalog, bundle.index, bundle.layout, opened, bundle.query_tokenizer, limits)
+        return cls(bundle.catalog, bundle.index, bundle.layout, opened, bundle.query_tokenizer, limits, rules)
 
     def recommend(
         self,
@@ -81,18 +93,19 @@ class Pipeline:
         exclude: Sequence[str] = (),
         allow_history: bool = False,
         queries: Sequence[str] | None = None,
+        rules: str = "",
         masked: bool = True,
     ) -> list[Recommendation]:
         """Items for each of `histories` (item ids, oldest first), drafted as one batch.
 
         top_k: items wanted, the limits' default if None. exclude: ids never to return, to nobody. allow_history:
         whether items of a history may come back. queries: a text for each history. masked: draft only prefixes that
-        exist. Raises InvalidRequest for what the limits do not allow.
+        exist. rules: of everybody's request, as JSON. Raises InvalidRequest for what the limits do not allow.
         """
         texts = [""] * len(histories) if queries is None else queries
         unwanted = _encoded(exclude)
         requests = [
-            Request(_encoded(history), unwanted, top_k, allow_history, text.encode())
+            Request(_encoded(history), unwanted, top_k, allow_history, text.encode(), rules.encode())
             for history, text in zip(histories, texts, strict=True)
         ]
         return self.answer(requests, masked=masked)
@@ -104,9 +117,14 @@ class Pipeline:
         for request in requests:
             self.preprocessor.validate(request)
         prepared = self.preprocessor.prepare(requests)
-        drafts = self.engine.draft([one.prompt for one in prepared], masked=masked)
+        filters = [self.book.filters(one.rules) for one in prepared]
+        narrowed = self.narrowing.of_batch(self.catalog, 0, filters)
+        masks = [one.mask for one in narrowed] if any(filters) else None
+        drafts = self.engine.draft([one.prompt for one in prepared], masked=masked, rules=masks)
         wanted = np.array([one.top_k for one in prepared])
-        found = self.verifier.verify(drafts.codes, drafts.scores, [one.blocked for one in prepared], wanted)
+        applied = [self.book.applied(self.catalog, one.rules) for one in prepared]
+        blocked = [one.blocked for one in prepared]
+        found = self.verifier.verify(drafts.codes, drafts.scores, blocked, wanted, applied)
         ids = [item_id.decode() for item_id in self.catalog.ids_of(found.rows).tolist()]
         bounds = zip(found.offsets[:-1].tolist(), found.offsets[1:].tolist(), strict=True)
         return [
@@ -118,6 +136,7 @@ class Pipeline:
                 valid=int(found.valid[number]),
                 unknown=prepared[number].unknown,
                 filled=int(found.filled[number]),
+                explanation=_explained(found, number, applied[number], narrowed[number]),
             )
             for number, (start, end) in enumerate(bounds)
         ]
@@ -125,6 +144,13 @@ class Pipeline:
     def close(self) -> None:
         """End what the engine runs outside of calls."""
         self.engine.close()
+
+
+def _explained(found: Verified, number: int, applied: Applied | None, narrowed: Narrowed) -> dict[str, Any] | None:
+    if applied is None or not applied.explain:
+        return None
+    drafted, valid = int(found.drafted[number]), int(found.valid[number])
+    return explanation(found.ruled[number], narrowed.mask is not None, narrowed.items, drafted, valid)
 
 
 def _encoded(item_ids: Sequence[str]) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from genrec.catalog import BucketView, CatalogView
+from genrec.rules import Applied, Ruled
 
 DRAFTED, FALLBACK = 0, 1
 FALLBACK_SCORE = np.float32(-1e9)
@@ -19,9 +20,10 @@ class Verified:
 
     rows: int32 [n], catalogue rows, best first. scores: float32 [n], finite. source: uint8 [n], DRAFTED or FALLBACK.
     offsets: int64 [B + 1]; request b has the items offsets[b]:offsets[b + 1]: as many as it asked for, fewer only
-    where the live catalogue has no more that are not blocked.
+    where the live catalogue has no more that are not blocked, and that its rules leave.
     drafted, valid, filled: int64 [B]: drafts with a finite score, those that are live items' semantic IDs, and
-    items filled in from the popularity fallback.
+    items filled in from the popularity fallback. boosts: float32 [n], what rules added to the scores for the order.
+    ruled: what rules did, for each request with any, by its number.
     """
 
     rows: np.ndarray
@@ -31,6 +33,8 @@ class Verified:
     drafted: np.ndarray
     valid: np.ndarray
     filled: np.ndarray
+    boosts: np.ndarray
+    ruled: Mapping[int, Ruled] = field(default_factory=dict)
 
 
 class Verifier:
@@ -42,13 +46,45 @@ class Verifier:
         self._popular = np.asarray(catalog.popular_rows, np.int64)
 
     def verify(
-        self, codes: np.ndarray, scores: np.ndarray, blocked: Sequence[np.ndarray], top_k: np.ndarray
+        self,
+        codes: np.ndarray,
+        scores: np.ndarray,
+        blocked: Sequence[np.ndarray],
+        top_k: np.ndarray,
+        rules: Sequence[Applied | None] = (),
     ) -> Verified:
         """Verify and rank a batch.
 
         codes: int64 [B, K], mixed-radix semantic IDs, best first (as `Drafts`). scores: float32 [B, K].
         blocked: B arrays of int32 catalogue rows that must not be returned. top_k: int [B], items wanted.
+        rules: of each request, None for one without; nothing at all where none has any.
         """
+        ruled = [number for number, applied in enumerate(rules) if applied is not None]
+        if not ruled:
+            return self._verified(codes, scores, blocked, top_k)
+        finite = scores > -np.inf
+        buckets = self._index.buckets_of(codes)
+        valid = finite & (buckets >= 0)
+        answers = {}
+        for number in ruled:
+            applied = rules[number]
+            assert applied is not None
+            beams = np.flatnonzero(valid[number])
+            rows, source = self._index.expand(buckets[number, beams])
+            answers[number] = applied.answer(
+                rows, scores[number, beams[source]], source, blocked[number], int(top_k[number])
+            )
+        plain = [number for number, applied in enumerate(rules) if applied is None]
+        if plain:
+            others = self._verified(codes[plain], scores[plain], [blocked[number] for number in plain], top_k[plain])
+        else:
+            others = None
+        return _together(len(codes), answers, plain, others, finite.sum(1), valid.sum(1))
+
+    def _verified(
+        self, codes: np.ndarray, scores: np.ndarray, blocked: Sequence[np.ndarray], top_k: np.ndarray
+    ) -> Verified:
+        """As `verify`, without rules."""
         batch = len(codes)
         # A request's rows live in a range of their own, so that one operation serves the whole batch.
         first_key = np.arange(batch) * self._items
@@ -76,6 +112,7 @@ class Verifier:
             drafted=finite.sum(1),
             valid=valid_count,
             filled=np.zeros(batch, np.int64),
+            boosts=np.zeros(keys.size, np.float32),
         )
         missing = top_k - found
         if missing.max() > 0:
@@ -124,7 +161,43 @@ class Verifier:
             source=np.concatenate([drafted.source, np.full(at.size, FALLBACK, np.uint8)])[order],
             offsets=drafted.offsets + np.concatenate([[0], filled.cumsum()]),
             filled=filled,
+            boosts=np.zeros(order.size, np.float32),
         )
+
+
+def _together(
+    batch: int,
+    ruled: Mapping[int, Ruled],
+    plain: Sequence[int],
+    others: Verified | None,
+    drafted: np.ndarray,
+    valid: np.ndarray,
+) -> Verified:
+    """The answers of a batch, of which some have rules. others: of the requests `plain`, in this order."""
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = [()] * batch  # type: ignore[list-item]
+    for number, one in ruled.items():
+        source = np.full(one.rows.size, FALLBACK, np.uint8)
+        source[: one.drafted] = DRAFTED
+        scores = np.where(source == DRAFTED, one.scores, FALLBACK_SCORE)
+        parts[number] = one.rows, scores, source, one.boosts
+    if others is not None:
+        for place, number in enumerate(plain):
+            own = slice(others.offsets[place], others.offsets[place + 1])
+            parts[number] = others.rows[own], others.scores[own], others.source[own], others.boosts[own]
+    rows, scores, sources, boosts = map(np.concatenate, zip(*parts, strict=True))
+    sizes = [part[0].size for part in parts]
+    filled = np.array([int(part[2].sum()) for part in parts])
+    return Verified(
+        rows=rows.astype(np.int32),
+        scores=scores.astype(np.float32),
+        source=sources,
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
+        drafted=drafted,
+        valid=valid,
+        filled=filled,
+        boosts=boosts.astype(np.float32),
+        ruled=ruled,
+    )
 
 
 def first_of_each(keys: np.ndarray) -> np.ndarray:

@@ -100,7 +100,9 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     sids, levels, quantizer = _semantic_ids(dataset, config, track)
     space = SemanticIdSpace(levels)
     require_limits(config.beam_width, config.limits, space)
-    catalog = Catalog.build(dataset.items.item_ids, sids, popularity(split, len(dataset.items)))
+    catalog = Catalog.build(
+        dataset.items.item_ids, sids, popularity(split, len(dataset.items)), columns=dataset.items.typed
+    )
     work = new_work(out)
     model, layout = _model(dataset, split, space, config, work)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -134,7 +136,12 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
             prompt={k: v for k, v in asdict(layout).items() if k != "space"},
             beam_width=config.beam_width,
             limits=config.limits,
-            catalog={"version": 1, "items": len(catalog), "available": int(catalog.available.sum())},
+            catalog={
+                "version": 1,
+                "items": len(catalog),
+                "available": int(catalog.available.sum()),
+                "attributes": catalog.kinds,
+            },
             training={
                 "config": asdict(config.training),
                 "decoder": config.decoder,

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from genrec.bundle import MANIFEST, sha256_of
+from genrec.catalog import Columns
 from genrec.reporting.kept import Fingerprint, digest, flat
 from genrec_builders.config import BuildConfig
 from genrec_builders.data import Dataset
 
 # Another one when the same input and settings come to make something else: what was kept before is then refused.
-BUILD_FORMAT, KNOWLEDGE_FORMAT, SHOP_FORMAT = "1", "1", "1"
+BUILD_FORMAT, KNOWLEDGE_FORMAT, SHOP_FORMAT = "1", "1", "2"
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*")  # not a trainer's own state
 
 
@@ -30,6 +31,7 @@ def build_fingerprint(dataset: Dataset, config: BuildConfig) -> Fingerprint:
     return {
         "code format": BUILD_FORMAT,
         **data_fingerprint(dataset),
+        **_kinds(dataset.items.typed),
         "checkpoint": "none" if config.checkpoint is None else checkpoint_fingerprint(config.checkpoint),
         **flat(settings),
     }
@@ -48,6 +50,21 @@ def data_fingerprint(dataset: Dataset) -> Fingerprint:
         f"({digest([_text(interactions.user_ids), _bytes(offsets), _bytes(interactions.rows)])})",
         "queries": "none" if queries is None else digest([_text(queries.to_pylist())]),
     }
+
+
+def _kinds(columns: Columns) -> Fingerprint:
+    """What rules filter by; nothing without it, as when it was not noted."""
+    if not columns:
+        return {}
+    kinds = ", ".join(f"{name} {kind}" for name, kind in columns.kinds.items())
+    parts = ((one.values, one.offsets, one.words.astype(object)) for one in columns.values())
+    content = (
+        _bytes(part) if part.dtype != object else b"\0".join(part.tolist())
+        for each in parts
+        for part in each
+        if part is not None
+    )
+    return {"kinds of the attributes": f"{kinds} ({digest(content)})"}
 
 
 def checkpoint_fingerprint(folder: Path) -> str:

@@ -6,9 +6,12 @@ import operator
 import re
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
+
+ItemId: TypeAlias = str | bytes | SupportsIndex
+"""An item id: text, its UTF-8 bytes, or an integer (also numpy's), which travels as decimal digits."""
 
 # gRPC and Triton count microseconds in 64 bits; this stays far below, and above any time that somebody waits.
 LONGEST_S = 1_000_000

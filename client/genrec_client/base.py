@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from genrec_client import wire
 from genrec_client.addresses import AddressPool
 from genrec_client.arguments import (
+    ItemId,
     require_count,
     require_flag,
     require_metadata,
@@ -23,8 +24,9 @@ from genrec_client.arguments import (
 )
 from genrec_client.call import Call, CallContext
 from genrec_client.channel import Channel, ChannelOpener, TlsOptions, split_urls
-from genrec_client.request import ItemId, RecommendRequest
+from genrec_client.request import RecommendRequest
 from genrec_client.retry import RetryBudget, RetryPolicy
+from genrec_client.rules import Rules
 from genrec_client.statistics import Counters, Statistics
 
 # What `recommend` returns, and `recommend_many` with and without errors in it: values, or what is awaited for them.
@@ -90,13 +92,15 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         exclude: Iterable[ItemId] | None = None,
         allow_history: bool | None = None,
         query: str | None = None,
+        rules: Rules | Mapping[str, Any] | str | None = None,
         timeout_s: float | None = None,
     ) -> One:
         """Recommend items to one user.
 
         history: item ids, oldest first; may be empty. top_k: items wanted, the bundle's default if None. exclude: item
         ids never to return. allow_history: whether items of the history may come back, no if None. query: text query,
-        for bundles that were trained with one. timeout_s: seconds for the call with all its attempts.
+        for bundles that were trained with one. rules: of the shop, for this request; a mapping or JSON text in the
+        server's own form is taken, too. timeout_s: seconds for the call with all its attempts.
 
         Raises InvalidRequest for a request that is wrong by this client's or the server's judgement, Unavailable if no
         address could answer, DeadlineExceeded if the time ran out, Overloaded if the server or a proxy refused the load
@@ -104,7 +108,7 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         RESOURCE_EXHAUSTED), RecommendError for anything else, such as an error inside the server, and RuntimeError once
         the client is closed.
         """
-        return self._answer(RecommendRequest(history, top_k, exclude, allow_history, query), timeout_s)
+        return self._answer(RecommendRequest(history, top_k, exclude, allow_history, query, rules), timeout_s)
 
     @overload
     def recommend_many(

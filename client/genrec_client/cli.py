@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import NoReturn
 
 from genrec_client.arguments import LONGEST_S
@@ -51,6 +52,7 @@ def _recommend(recommender: Recommender, arguments: argparse.Namespace) -> int:
             exclude=None if arguments.exclude is None else _ids(arguments.exclude),
             allow_history=True if arguments.allow_history else None,
             query=arguments.query,
+            rules=arguments.rules,
         )
     except RecommendError as error:
         return _complain(str(error), SERVER_ERROR if error.attempts else BAD_USAGE)
@@ -95,7 +97,19 @@ def _table(answer: Recommendations) -> str:
         f"{answer.unknown_history} unknown in the history; "
         f"{answer.latency_ms:.1f} ms, attempts: {answer.attempts}"
     )
+    if answer.explanation is not None:
+        # As JSON has it: what is not ASCII is escaped.
+        lines.append(f"explanation {json.dumps(answer.explanation)}")
     return "\n".join(lines)
+
+
+def _rules(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: cannot be read: {error}") from None
 
 
 def _milliseconds(text: str) -> float:
@@ -138,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--exclude", help="item ids never to return, commas between")
     recommend.add_argument("--allow-history", action="store_true", help="items of the history may come back")
     recommend.add_argument("--query", help="text query, for bundles that were trained with one")
+    recommend.add_argument("--rules", type=_rules, help="rules of the shop: JSON text, or @FILE that holds it")
     recommend.add_argument("--json", action="store_true", help="print JSON instead of a table")
     recommend.set_defaults(run=_recommend)
 

@@ -12,10 +12,9 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from genrec_client import wire
-from genrec_client.arguments import require_metadata, require_name, require_seconds
+from genrec_client.arguments import ItemId, require_metadata, require_name, require_seconds
 from genrec_client.channel import ChannelOpener, TlsOptions, split_urls
 from genrec_client.errors import RecommendError
-from genrec_client.request import ItemId
 from genrec_client.retry import classify, error_of
 
 # Triton then ends a stream with the status of what failed, instead of a message without one.

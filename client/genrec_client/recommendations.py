@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 
 class Source(IntEnum):
@@ -19,7 +21,8 @@ class Source(IntEnum):
 class RecommendedItem:
     """One item of the answer.
 
-    item_id: the catalogue's id. score: log-probability of the item's semantic ID, -1e9 for a fallback; always finite.
+    item_id: the catalogue's id. score: log-probability of the item's semantic ID, without what boosts added; -1e9 for a
+    fallback; always finite.
     source: drafted or fallback.
     """
 
@@ -36,7 +39,8 @@ class Recommendations:
     may be shown. unknown_history: ids of the history that the catalogue does not know. filled: items taken from the
     popularity fallback. bundle_version: the bundle that answered. catalog_version: the catalogue that the items are
     from. latency_ms: milliseconds from the call to the answer as this client saw it, all attempts and waits included.
-    attempts: requests sent for this answer.
+    attempts: requests sent for this answer. explanation: what rules did, if they asked for that; None otherwise, and
+    from a server without rules.
     """
 
     items: tuple[RecommendedItem, ...]
@@ -48,6 +52,7 @@ class Recommendations:
     catalog_version: str
     latency_ms: float
     attempts: int
+    explanation: Mapping[str, Any] | None = None
 
     @property
     def item_ids(self) -> tuple[str, ...]:

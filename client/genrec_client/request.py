@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import SupportsIndex, TypeAlias
+from typing import Any
 
-ItemId: TypeAlias = str | bytes | SupportsIndex
-"""An item id: text, its UTF-8 bytes, or an integer (also numpy's), which travels as decimal digits."""
+from genrec_client.arguments import ItemId
+from genrec_client.rules import Rules
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class RecommendRequest:
 
     history: item ids, oldest first; may be empty; ids that the catalogue does not know are skipped and counted. top_k:
     items wanted, 1 up to the bundle's limit. exclude: item ids never to return. allow_history: whether items of the
-    history may come back. query: text query, for bundles that were trained with one.
+    history may come back. query: text query, for bundles that were trained with one. rules: of the shop, for this
+    request; also as a mapping or JSON text in the server's own form, for what you already have.
     """
 
     history: Iterable[ItemId]
@@ -24,3 +25,4 @@ class RecommendRequest:
     exclude: Iterable[ItemId] | None = None
     allow_history: bool | None = None
     query: str | None = None
+    rules: Rules | Mapping[str, Any] | str | None = None

@@ -8,16 +8,18 @@ their detour over numpy object arrays, and one message then serves all attempts 
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tritonclient.grpc import service_pb2
 
-from genrec_client.arguments import is_flag, whole_number
+from genrec_client.arguments import ItemId, is_flag, whole_number
 from genrec_client.errors import InvalidRequest, RecommendError
 from genrec_client.recommendations import Recommendations, RecommendedItem, Source
-from genrec_client.request import ItemId, RecommendRequest
+from genrec_client.request import RecommendRequest
+from genrec_client.rules import Rules
 
 # The generated classes carry no types.
 InferRequest: TypeAlias = Any
@@ -47,6 +49,8 @@ def build_request(request: RecommendRequest, model: str) -> InferRequest:
         if not isinstance(request.query, str):
             raise _refuse("query", request.query, "give text, a str")
         _add(message, "query", "BYTES", 1, _pack_bytes([_encode_id("query", 0, request.query)]))
+    if request.rules is not None:
+        _add(message, "rules", "BYTES", 1, _pack_bytes([_encode_rules(request.rules)]))
     return message
 
 
@@ -106,11 +110,21 @@ def parse_response(message: InferResponse, latency_ms: float, attempts: int) -> 
             raise ValueError(f"{len(ids)} item_ids but {len(sources)} values of source")
         drafted, valid, unknown_history, filled = struct.unpack("<4i", raw["counts"])
         bundle_version, catalog_version = _unpack_text(raw["version"])
+        explanation = _unpack_explanation(raw["explanation"]) if "explanation" in raw else None  # an older server
     except (KeyError, IndexError, ValueError, struct.error) as error:
         what = f"no output {error}" if isinstance(error, KeyError) else str(error)
         raise RecommendError(f"the answer does not follow the wire contract: {what}", "INTERNAL", attempts) from error
     return Recommendations(
-        items, drafted, valid, unknown_history, filled, bundle_version, catalog_version, latency_ms, attempts
+        items,
+        drafted,
+        valid,
+        unknown_history,
+        filled,
+        bundle_version,
+        catalog_version,
+        latency_ms,
+        attempts,
+        explanation,
     )
 
 
@@ -157,6 +171,31 @@ def _encode_id(name: str, position: int, item: ItemId) -> bytes:
     if (number := whole_number(item)) is not None:
         return b"%d" % number
     raise _invalid(f"{name}[{position}]: {item!r} is a {type(item).__name__}; an item id is str, bytes or int")
+
+
+def _encode_rules(rules: Any) -> bytes:
+    """The JSON of rules. What is given as text goes as it is: the server judges it."""
+    if isinstance(rules, Rules):
+        return rules.to_json().encode()
+    if isinstance(rules, str):
+        return _encode_id("rules", 0, rules)
+    if not isinstance(rules, Mapping):
+        raise _refuse("rules", rules, "give Rules, a mapping, or JSON text")
+    try:
+        return json.dumps(dict(rules), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _invalid(f"rules: cannot be written as JSON: {error}; use text, numbers, lists and mappings") from None
+
+
+def _unpack_explanation(raw: bytes) -> Mapping[str, Any] | None:
+    """The explanation, None for an empty one; ValueError for what is no JSON object."""
+    (text,) = _unpack_text(raw)
+    if not text:
+        return None
+    told = json.loads(text)
+    if not isinstance(told, dict):
+        raise ValueError(f"the explanation is no JSON object: {text[:80]}")
+    return told
 
 
 def _pack_bytes(values: Sequence[bytes]) -> bytes:

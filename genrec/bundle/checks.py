@@ -41,6 +41,8 @@ def content_problems(bundle: Bundle) -> Iterator[str]:
         yield f"{CATALOG}: has {len(catalog)} items, the manifest says {manifest.catalog.items}"
     if catalog.available.sum() != manifest.catalog.available:
         yield f"{CATALOG}: {catalog.available.sum()} available, the manifest says {manifest.catalog.available}"
+    if catalog.kinds != manifest.catalog.attributes:
+        yield f"{CATALOG}: has the attributes {catalog.kinds}, the manifest says {manifest.catalog.attributes}"
     yield from index.problems(catalog, bundle.space)
     least = bundle.space.beams(2 * manifest.limits.top_k)
     if manifest.beam_width < least:

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genrec.prompt import Limits
 
-FORMAT_VERSION = 3
-PREFIXES_FORMAT = 2  # which is read, too: its graph takes the masks as a `PrefixTrie`
+FORMAT_VERSION = 4
+# Older ones are read, too. The graph of format 3 takes no rules, that of format 2 takes the masks as a `PrefixTrie`.
+PREFIXES_FORMAT = 2
 MANIFEST = "manifest.json"
 CATALOG, INDEX, MASKS, PREFIXES, CHECKPOINT, ONNX_GRAPH, TENSORRT_LLM, QUANTIZER = (
     "catalog",
@@ -56,6 +57,7 @@ class CatalogSection(_Section):
     version: _Count
     items: _Count
     available: _Count
+    attributes: dict[str, str] = {}  # kinds by name, see `genrec.catalog.columns`
 
 
 class FileSection(_Section):
@@ -89,9 +91,9 @@ def read_manifest(path: Path) -> Manifest:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if not isinstance(version, int):
         raise BundleError(f"{path}: has no format_version; it is not a bundle's manifest")
-    if version not in (PREFIXES_FORMAT, FORMAT_VERSION):
+    if not PREFIXES_FORMAT <= version <= FORMAT_VERSION:
         newer = "upgrade genrec" if version > FORMAT_VERSION else "rebuild the bundle"
-        readable = f"{PREFIXES_FORMAT} and {FORMAT_VERSION}"
+        readable = f"{PREFIXES_FORMAT} to {FORMAT_VERSION}"
         raise BundleError(f"{path}: format_version is {version}, this genrec reads {readable}; {newer}")
     try:
         return Manifest.model_validate(raw)

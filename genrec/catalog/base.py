@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from genrec.arrays import load_array, save_array
+from genrec.arrays import in_folder, in_memory, load_array, save_array
+from genrec.catalog.arranged import GIVEN, PART, Arranged, arranged
+from genrec.catalog.columns import Columns
 from genrec.catalog.hash_table import HashTable
-from genrec.catalog.items import id_keys, rows_of_ids
+from genrec.catalog.items import ATTRIBUTES, rows_of_ids
+from genrec.catalog.kinds import Kinds
 from genrec.catalog.ragged import runs
-from genrec.catalog.semantic_id import SemanticIdSpace
+from genrec.catalog.reordered import Reordered
+from genrec.catalog.semantic_id import SemanticIdSpace, code_dtype
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class CatalogBase:
 
     codes: uint32 or int64 (`code_dtype`) [n]. popularity: int64 [n]. item_ids: bytes S[w] [n], distinct.
     live: rows [0, live) are available; the rest are known only. popular_rows: int32 [live], by falling popularity, then
-    row.
+    as given. columns: attributes of the n items.
     """
 
     space: SemanticIdSpace
@@ -32,6 +39,7 @@ class CatalogBase:
     item_ids: np.ndarray
     live: int
     popular_rows: np.ndarray
+    columns: Columns
     _row_of_code: HashTable
     _row_of_id: HashTable
 
@@ -43,30 +51,58 @@ class CatalogBase:
         codes: np.ndarray,
         popularity: np.ndarray,
         available: np.ndarray,
+        columns: Columns | None = None,
     ) -> CatalogBase:
         """Base of n items: bytes S[w] [n], int64 [n], int64 [n], bool [n]. Raises ValueError for repeated ids."""
-        available = np.asarray(available, bool)
-        order = np.flatnonzero(available)
-        popular = order[np.argsort(-popularity[order], kind="stable")]  # of equally popular ones, as given
-        order = popular[np.argsort(codes[popular], kind="stable")]
-        live = order.size
-        rank = np.empty(len(codes), np.int32)
-        rank[order] = np.arange(live, dtype=np.int32)
-        popular_rows = rank[popular]
-        del rank, popular
-        order = np.concatenate([order, np.flatnonzero(~available)])
-        sorted_codes = codes[order].astype(code_dtype(space))
-        firsts = np.flatnonzero(np.concatenate([[True], sorted_codes[1:] != sorted_codes[:-1]])[:live])
-        ids = item_ids[order]
+        items = {"item_ids": item_ids, "codes": codes, "popularity": popularity, "available": available}
+        made = arranged(space, [items], in_memory)
+        columns = Columns({}, len(made.given)) if columns is None else columns.take(made.given)
+        return cls._of(space, made, columns)
+
+    @classmethod
+    def write(
+        cls,
+        folder: Path,
+        space: SemanticIdSpace,
+        batches: Iterable[Mapping[str, Any]],
+        scratch: Path,
+        part: int = PART,
+        kinds: Kinds = MappingProxyType({}),
+    ) -> CatalogBase:
+        """Write the base of items that come in batches into `folder`, as `build` and `save` would, and map it.
+
+        batches: each with arrays `item_ids`, `codes`, `popularity` and `available` as `build` takes, ids of any width;
+        and with `columns` of `kinds`, if there are any. Memory does not grow with their number, except by the words of
+        the columns. scratch: a folder to make and to fill with about as many bytes as all of these have; it is empty in
+        the end. part: items that are sorted at a time.
+        Raises ValueError for repeated ids and for codes outside the space, and OSError.
+        """
+        attributes = Reordered(kinds, scratch / ATTRIBUTES)
+
+        def noted() -> Iterator[Mapping[str, Any]]:
+            for batch in batches:
+                if kinds:
+                    attributes.add(batch["columns"])
+                yield batch
+
+        made = arranged(space, noted(), in_folder(folder), scratch, part)
+        attributes.write(folder / ATTRIBUTES, made.given, part)
+        (scratch / f"{GIVEN}.npy").unlink()
+        return cls._of(space, made, Columns.load(folder / ATTRIBUTES, len(made.given)))
+
+    @classmethod
+    def _of(cls, space: SemanticIdSpace, made: Arranged, attributes: Columns) -> CatalogBase:
+        columns = made.columns
         return cls(
             space=space,
-            codes=sorted_codes,
-            popularity=np.asarray(popularity, np.int64)[order],
-            item_ids=ids,
-            live=live,
-            popular_rows=popular_rows,
-            _row_of_code=HashTable.build(sorted_codes[firsts], firsts.astype(np.int32)),
-            _row_of_id=HashTable.build(id_keys(ids), np.arange(ids.size, dtype=np.int32)),
+            codes=columns["codes"],
+            popularity=columns["popularity"],
+            item_ids=columns["item_ids"],
+            live=len(made.popular_rows),
+            popular_rows=made.popular_rows,
+            columns=attributes,
+            _row_of_code=made.row_of_code,
+            _row_of_id=made.row_of_id,
         )
 
     def __len__(self) -> int:
@@ -104,6 +140,7 @@ class CatalogBase:
             save_array(folder / f"{name}.npy", getattr(self, name))
         for name, table in (("code", self._row_of_code), ("id", self._row_of_id)):
             table.save(folder / f"{name}_keys.npy", folder / f"{name}_rows.npy")
+        self.columns.save(folder / ATTRIBUTES)
 
     @classmethod
     def load(cls, folder: Path, space: SemanticIdSpace) -> CatalogBase:
@@ -117,11 +154,7 @@ class CatalogBase:
             item_ids=load_array(folder / "item_ids.npy", "S", codes.shape),
             live=len(popular_rows),
             popular_rows=popular_rows,
+            columns=Columns.load(folder / ATTRIBUTES, len(codes)),
             _row_of_code=HashTable.load(folder / "code_keys.npy", folder / "code_rows.npy"),
             _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_rows.npy"),
         )
-
-
-def code_dtype(space: SemanticIdSpace) -> type[np.unsignedinteger] | type[np.signedinteger]:
-    """The smallest type that codes of `space` are kept in."""
-    return np.uint32 if space.size <= 2**32 else np.int64

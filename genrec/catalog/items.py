@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from genrec.arrays import load_array, save_array
+from genrec.catalog.columns import Columns
 from genrec.catalog.hash_table import HashTable
 from genrec.catalog.semantic_id import SemanticIdSpace
 
 MAX_ID_BYTES = 128
+ATTRIBUTES = "attributes"  # the folder of a catalogue's columns, beside its arrays
 _FOLD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -21,7 +24,7 @@ class Catalog:
 
     item_ids: bytes S[w] [n], distinct. sids: int32 [n, L]. popularity: int64 [n], interactions in the training data.
     available: bool [n]; items that are not live stay known (they occur in histories) but are never returned.
-    popular_rows: int32 [m], the available rows by falling popularity, then row.
+    popular_rows: int32 [m], the available rows by falling popularity, then row. columns: attributes of the n items.
     """
 
     item_ids: np.ndarray
@@ -29,6 +32,7 @@ class Catalog:
     popularity: np.ndarray
     available: np.ndarray
     popular_rows: np.ndarray
+    columns: Columns
     _row_of_id: HashTable
 
     @classmethod
@@ -38,6 +42,7 @@ class Catalog:
         sids: np.ndarray,
         popularity: np.ndarray,
         available: np.ndarray | None = None,
+        columns: Columns | None = None,
     ) -> Catalog:
         """Catalogue of `n` items; see the class for shapes. Raises ValueError that names the item at fault."""
         encoded = [item_id.encode() for item_id in item_ids]
@@ -59,6 +64,7 @@ class Catalog:
             popularity=popularity,
             available=available,
             popular_rows=live[np.argsort(-popularity[live], kind="stable")].astype(np.int32),
+            columns=Columns({}, ids.size) if columns is None else columns,
             _row_of_id=HashTable.build(id_keys(ids), np.arange(ids.size, dtype=np.int32)),
         )
 
@@ -77,11 +83,47 @@ class Catalog:
         """Semantic IDs of existing `rows` (integers [m]): int32 [m, L]."""
         return self.sids[rows]
 
+    @property
+    def live_items(self) -> int:
+        return self.popular_rows.size
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return self.columns.kinds
+
+    def attributes_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Columns, np.ndarray]]:
+        yield np.arange(rows.size), self.columns, rows
+
+    def popularity_of(self, rows: np.ndarray) -> np.ndarray:
+        """Popularity of existing `rows` (integers [m]): int64 [m]."""
+        return self.popularity[rows]
+
+    def are_live(self, rows: np.ndarray) -> np.ndarray:
+        """Which of existing `rows` (integers [m]) are available: bool [m]."""
+        return self.available[rows]
+
+    def parts(self) -> Iterator[tuple[int, Columns, np.ndarray | None, int]]:
+        """See `CatalogView`."""
+        yield 0, self.columns, None if self.available.all() else self.available, len(self)
+
+    def popular_slices(self) -> Iterator[np.ndarray]:
+        """See `CatalogView`."""
+        yield from growing_slices(self.popular_rows)
+
+    def sample_rows(self, count: int) -> np.ndarray:
+        """See `CatalogView`."""
+        return evenly_of(self.popular_rows, count)
+
+    def changed_since(self, version: int) -> np.ndarray | None:
+        """See `CatalogView`; a bundle's catalogue does not change."""
+        return np.empty(0, np.int64)
+
     def save(self, folder: Path) -> None:
         """Write the catalogue's arrays into `folder`."""
         for name in ("item_ids", "sids", "popularity", "available", "popular_rows"):
             save_array(folder / f"{name}.npy", getattr(self, name))
         self._row_of_id.save(folder / "id_keys.npy", folder / "id_rows.npy")
+        self.columns.save(folder / ATTRIBUTES)
 
     @classmethod
     def load(cls, folder: Path, space: SemanticIdSpace) -> Catalog:
@@ -94,8 +136,22 @@ class Catalog:
             popularity=load_array(folder / "popularity.npy", np.int64, (count,)),
             available=load_array(folder / "available.npy", bool, (count,)),
             popular_rows=load_array(folder / "popular_rows.npy", np.int32, (None,)),
+            columns=Columns.load(folder / ATTRIBUTES, count),
             _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_rows.npy"),
         )
+
+
+def growing_slices(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """`rows`, [n], in turn, in slices that double: who needs few looks at few."""
+    begin, size = 0, 1024
+    while begin < rows.size:
+        yield rows[begin : begin + size]
+        begin, size = begin + size, 2 * size
+
+
+def evenly_of(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of `rows`, [n], at even distances."""
+    return rows if rows.size <= count else rows[np.arange(count) * rows.size // count]
 
 
 def rows_of_ids(item_ids: np.ndarray, known: np.ndarray, row_of_id: HashTable) -> np.ndarray:

@@ -68,7 +68,13 @@ def load_version(root: Path, version: int, space: SemanticIdSpace) -> CatalogVer
     folder = root / VERSIONS / str(version)
     record = Record.load(folder)
     merged = [Delta.load(root / MERGED / record.merged)] if record.merged else []
-    return CatalogVersion(version, CatalogBase.load(root / BASES / record.base, space), *merged, Delta.load(folder))
+    base = CatalogBase.load(root / BASES / record.base, space)
+    return CatalogVersion(version, base, *merged, Delta.load(folder), base_version=version_of(record.base))
+
+
+def version_of(base: str) -> int:
+    """The version that a base holds, by its name."""
+    return int(base.partition(".")[0])
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ class Published(Generic[Made]):
                     below = self._merged.get(record.merged) or Delta.load(self.root / MERGED / record.merged)
                     self._merged[record.merged] = below
                     deltas.insert(0, below)
-                catalog = CatalogVersion(number, base, *deltas)
+                catalog = CatalogVersion(number, base, *deltas, base_version=version_of(record.base))
                 self._entries[number] = Entry(number, record.committed_at, self._make(catalog, base_folder))
             return self._entries[number]
 

@@ -5,7 +5,7 @@ The lower layer is large and seldom made, the upper one is small and made for ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +13,14 @@ import numpy as np
 
 from genrec.arrays import load_array, save_array
 from genrec.catalog.base import CatalogBase
+from genrec.catalog.columns import Columns
 from genrec.catalog.hash_table import HashTable
-from genrec.catalog.items import id_keys, rows_of_ids
+from genrec.catalog.items import ATTRIBUTES, growing_slices, id_keys, rows_of_ids
 from genrec.catalog.ragged import runs
 from genrec.catalog.semantic_id import SemanticIdSpace
 
 _LOAD = 0.3  # most of what is asked is not in a delta, and only full buckets make that take longer
+_SLICE = 1 << 18  # items
 GONE, KNOWN, LIVE = 0, 1, 2  # states of an item: forgotten; known but not available; available
 
 
@@ -31,6 +33,8 @@ class Delta:
     offsets: int64 [b + 1]; bucket_rows: int32, the rows of bucket i at offsets[i]:offsets[i + 1], from below or of
     these, by falling popularity; empty for a code that has no live item any more.
     popular_rows: int32, the most popular live rows of both, as many as any answer can need.
+    columns: attributes of the m items; those that are GONE have none.
+    changed: int64 [m], the version that touched each item last. void: int32, rising, the live rows below of these ids.
     """
 
     item_ids: np.ndarray
@@ -40,6 +44,9 @@ class Delta:
     offsets: np.ndarray
     bucket_rows: np.ndarray
     popular_rows: np.ndarray
+    columns: Columns
+    changed: np.ndarray
+    void: np.ndarray
     _row_of_id: HashTable
     _bucket_of_code: HashTable
 
@@ -51,6 +58,8 @@ class Delta:
         state: np.ndarray,
         codes: np.ndarray,
         popularity: np.ndarray,
+        columns: Columns,
+        changed: np.ndarray,
         most_popular: int,
     ) -> Delta:
         """The delta over `below` with these touched items; see the class.
@@ -88,6 +97,9 @@ class Delta:
             offsets=np.concatenate([[0], sizes.cumsum()]),
             bucket_rows=rows[order].astype(np.int32),
             popular_rows=popular[np.argsort(-sold, kind="stable")][:most_popular].astype(np.int32),
+            columns=columns,
+            changed=changed.astype(np.int64),
+            void=void.astype(np.int32),
             _row_of_id=HashTable.build(id_keys(item_ids), np.arange(item_ids.size, dtype=np.int32), _LOAD),
             _bucket_of_code=HashTable.build(touched, np.arange(touched.size, dtype=np.int32), _LOAD),
         )
@@ -120,6 +132,9 @@ class Delta:
             save_array(folder / f"{name}.npy", getattr(self, name))
         for name, table in (("id", self._row_of_id), ("code", self._bucket_of_code)):
             table.save(folder / f"{name}_keys.npy", folder / f"{name}_values.npy")
+        save_array(folder / "changed.npy", self.changed)
+        save_array(folder / "void.npy", self.void)
+        self.columns.save(folder / ATTRIBUTES)
 
     @classmethod
     def load(cls, folder: Path) -> Delta:
@@ -133,6 +148,9 @@ class Delta:
             offsets=load_array(folder / "offsets.npy", np.int64, (None,)),
             bucket_rows=load_array(folder / "bucket_rows.npy", np.int32, (None,)),
             popular_rows=load_array(folder / "popular_rows.npy", np.int32, (None,)),
+            changed=load_array(folder / "changed.npy", np.int64, ids.shape),
+            void=load_array(folder / "void.npy", np.int32, (None,)),
+            columns=Columns.load(folder / ATTRIBUTES, len(ids)),
             _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_values.npy"),
             _bucket_of_code=HashTable.load(folder / "code_keys.npy", folder / "code_values.npy"),
         )
@@ -142,10 +160,12 @@ class CatalogVersion:
     """A base with deltas over it, each over those before it, as `CatalogView` and `BucketView`.
 
     A bucket is the first row of one of the base's, or a number behind them for those of the deltas, in turn.
+    base_version: that the base holds, `version` if None.
     """
 
-    def __init__(self, version: int, base: CatalogBase, *deltas: Delta) -> None:
+    def __init__(self, version: int, base: CatalogBase, *deltas: Delta, base_version: int | None = None) -> None:
         self.version, self.base, self.deltas = version, base, deltas
+        self.base_version = version if base_version is None else base_version
         sizes, buckets = [len(base)], [len(base)]
         for delta in deltas:
             sizes.append(sizes[-1] + len(delta))
@@ -222,22 +242,100 @@ class CatalogVersion:
             rows[mine] = delta.bucket_rows[rows[mine]]
         return rows.astype(np.int32), source
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        return self.base.columns.kinds
+
+    def attributes_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Columns, np.ndarray]]:
+        at = np.flatnonzero(rows < len(self.base))
+        if at.size:
+            yield at, self.base.columns, rows[at]
+        for at, delta, first in self._in_deltas(rows):
+            yield at, delta.columns, rows[at] - first
+
+    def columns_of(self, rows: np.ndarray) -> Columns:
+        """Attributes of existing `rows` (integers [m]), in that order."""
+        parts, places = [Columns.empty(self.kinds)], [np.empty(0, np.int64)]
+        for at, columns, own in self.attributes_of(rows):
+            parts.append(columns.take(own))
+            places.append(at)
+        return Columns.concatenate(parts).take(np.argsort(np.concatenate(places)))
+
+    @property
+    def live_items(self) -> int:
+        if not self.deltas:
+            return self.base.live
+        return self.base.live + sum(int((delta.state == LIVE).sum()) - delta.void.size for delta in self.deltas)
+
+    def are_live(self, rows: np.ndarray) -> np.ndarray:
+        live = self.states_of(rows) == LIVE
+        for delta in self.deltas:
+            live &= ~_is_in(rows, delta.void)
+        return live
+
+    def parts(self) -> Iterator[tuple[int, Columns, np.ndarray | None, int]]:
+        yield 0, self.base.columns, None, self.base.live
+        for delta, first in zip(self.deltas, self._first_rows, strict=True):
+            yield first, delta.columns, delta.state == LIVE, len(delta)
+
+    def popular_slices(self) -> Iterator[np.ndarray]:
+        own = [
+            first + np.flatnonzero(delta.state == LIVE)
+            for delta, first in zip(self.deltas, self._first_rows, strict=True)
+        ]
+        rest = np.concatenate([np.empty(0, np.int64), *own])
+        rest = rest[self.are_live(rest)]
+        rest = rest[np.argsort(-self.popularity_of(rest), kind="stable")]
+        sold = -self.popularity_of(rest)
+        for rows in growing_slices(self.base.popular_rows):
+            rows = rows[self.are_live(rows)].astype(np.int64)
+            if not rows.size:
+                continue
+            # What of the deltas sells as well as the least of these comes with them.
+            count = int(np.searchsorted(sold, -self.base.popularity[rows[-1]], side="right"))
+            both = np.concatenate([rows, rest[:count]])
+            yield both[np.argsort(-self.popularity_of(both), kind="stable")]
+            rest, sold = rest[count:], sold[count:]
+        yield rest
+
+    def sample_rows(self, count: int) -> np.ndarray:
+        """See `CatalogView`; of the base, which is most of it."""
+        count = min(count, self.base.live)
+        return np.arange(count) * self.base.live // max(1, count)
+
+    def changed_since(self, version: int) -> np.ndarray | None:
+        if version < self.base_version:
+            return None
+        rows = [
+            first + np.flatnonzero((delta.changed > version) & (delta.state == LIVE))
+            for delta, first in zip(self.deltas, self._first_rows, strict=True)
+        ]
+        return np.concatenate([np.empty(0, np.int64), *rows])
+
     def touched_codes(self) -> np.ndarray:
         """Codes of which items came or went since the base: int64 [k]."""
         return np.concatenate([np.empty(0, np.int64), *(delta.touched_codes for delta in self.deltas)])
 
     def current(self) -> Iterator[tuple[CatalogBase | Delta, np.ndarray, np.ndarray]]:
-        """What it holds: of each of its parts which rows count, bool [m], and whether these are live, bool [m]."""
+        """What it holds, some items at a time: a part, rows in it that count, int64 [k], and whether these are live."""
+        for part, start, _, counts, live in self._slices():
+            at = np.flatnonzero(counts)
+            yield part, start + at, live[at]
+
+    def _slices(self) -> Iterator[tuple[CatalogBase | Delta, int, int, np.ndarray, np.ndarray]]:
+        """Of each part rows start .. end - 1, some at a time, which of them count, and which are live: bool [k]."""
         parts: list[CatalogBase | Delta] = [self.base, *self.deltas]
         for number, part in enumerate(parts):
-            if isinstance(part, Delta):
-                counts, live = part.state != GONE, part.state == LIVE
-            else:
-                counts, live = np.ones(len(part), bool), np.arange(len(part)) < part.live
-            for above in self.deltas[number:]:
-                void = part.rows_of(above.item_ids.astype(object))
-                counts[void[void >= 0]] = False
-            yield part, counts, live
+            void = np.sort(np.concatenate([np.empty(0, np.int32), *_rows_above(part, self.deltas[number:])]))
+            for start in range(0, len(part), _SLICE):
+                end = min(len(part), start + _SLICE)
+                if isinstance(part, Delta):
+                    state = part.state[start:end]
+                    counts, live = state != GONE, state == LIVE
+                else:
+                    counts, live = np.ones(end - start, bool), np.arange(start, end) < part.live
+                counts[void[slice(*np.searchsorted(void, [start, end]))] - start] = False
+                yield part, start, end, counts, live
 
     def _gathered(self, rows: np.ndarray, name: str, dtype: type) -> np.ndarray:
         """What the parts' arrays `name` hold of existing rows."""
@@ -256,6 +354,14 @@ class CatalogVersion:
             at = np.flatnonzero((rows >= first) & (rows < first + len(delta)))
             if at.size:
                 yield at, delta, first
+
+
+def _rows_above(part: CatalogBase | Delta, above: Iterable[Delta]) -> Iterator[np.ndarray]:
+    """Rows of `part` that deltas above it replace, some at a time."""
+    for delta in above:
+        for start in range(0, len(delta), _SLICE):
+            rows = part.rows_of(delta.item_ids[start : start + _SLICE].astype(object))
+            yield rows[rows >= 0]
 
 
 def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
+
+from genrec.catalog.columns import Columns
 
 
 class CatalogView(Protocol):
@@ -25,6 +28,42 @@ class CatalogView(Protocol):
 
     def sids_of(self, rows: np.ndarray) -> np.ndarray:
         """Semantic IDs of existing `rows` (integers [m]): integers [m, L]."""
+
+    @property
+    def live_items(self) -> int:
+        """How many items can be recommended."""
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """The kind of each attribute by its name."""
+
+    def attributes_of(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Columns, np.ndarray]]:
+        """Attributes of existing `rows` (integers [m]), of each part of the version that holds any of them.
+
+        Gives where the part's rows are among `rows`, integers [k]; the part's columns; the rows in these, integers [k].
+        """
+
+    def popularity_of(self, rows: np.ndarray) -> np.ndarray:
+        """Popularity of existing `rows` (integers [m]): int64 [m]."""
+
+    def are_live(self, rows: np.ndarray) -> np.ndarray:
+        """Which of existing `rows` (integers [m]) can be recommended in this version: bool [m]."""
+
+    def parts(self) -> Iterator[tuple[int, Columns, np.ndarray | None, int]]:
+        """All items that may be live, part by part.
+
+        Gives the first row; the columns; which of these rows may be live, bool [m], None for all; and m. In a version
+        over a base some of them are not, which `are_live` tells.
+        """
+
+    def popular_slices(self) -> Iterator[np.ndarray]:
+        """All live rows by falling popularity, in slices that grow: integers [m] each."""
+
+    def sample_rows(self, count: int) -> np.ndarray:
+        """About `count` live rows, evenly chosen; all if there are fewer."""
+
+    def changed_since(self, version: int) -> np.ndarray | None:
+        """Live rows of which something may have changed since `version`, [m]; None if that is not known any more."""
 
 
 class BucketView(Protocol):

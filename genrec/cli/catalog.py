@@ -42,7 +42,7 @@ def apply(
         Optional[Path],
         typer.Option(
             help="Parquet, CSV or JSON Lines of items, new or known: item_id, sid or embedding, popularity, available, "
-            "attributes. What is not said stays as it is."
+            "attributes, or a column for each attribute. What is not said stays as it is."
         ),
     ] = None,
     remove: Annotated[Optional[Path], typer.Option(help="Ids to forget, one a line.")] = None,
@@ -116,6 +116,9 @@ def inspect(
         Optional[Path], typer.Option(help="The bundle that it was made of: for drift, and for the longest answer.")
     ] = None,
     version: Annotated[Optional[int], typer.Option(min=0, help="A version to look at, in place of the newest.")] = None,
+    where: Annotated[
+        Optional[str], typer.Option(help='A condition of rules as JSON, such as {"attribute": "price", "<": 50}.')
+    ] = None,
     plot: Annotated[Optional[Path], typer.Option(help="Draw it, too: an .svg file; needs matplotlib.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
     storage_option: StorageOptions = None,
@@ -127,6 +130,8 @@ def inspect(
     from genrec.cli.inspection import print_inspection
     from genrec.live.init import quantizer_of
     from genrec.live.inspection import TOP_K, inspect_catalog
+    from genrec.live.rule_reach import BEAM_WIDTH
+    from genrec.rules import bind, parse
 
     trained = None if bundle is None else Bundle(bundle)
     if plot is not None:
@@ -140,9 +145,13 @@ def inspect(
             f"--bundle {bundle}: has levels {list(trained.space.levels)}, {location} has {list(store.space.levels)}; "
             "name the bundle that it was made of"
         )
+    rule = None
+    if where is not None:
+        rule = bind(parse(f'{{"where": {where}}}', "--where"), store.kinds, "--where").filter
     newest = store.latest()
     catalog, top_k = (None, TOP_K) if trained is None else (trained.catalog, trained.manifest.limits.top_k)
-    found = inspect_catalog(store, newest if version is None else version, catalog, top_k)
+    width = BEAM_WIDTH if trained is None else trained.space.beams(trained.manifest.beam_width)
+    found = inspect_catalog(store, newest if version is None else version, catalog, top_k, rule, width)
     if as_json:
         typer.echo(json.dumps(found.figures(), indent=2))
     else:

@@ -22,6 +22,8 @@ COMMANDS = {
     "serve": OWN,
     "render": OWN,
     "plan": OWN,
+    "rules.check": OWN,
+    "rules.schema": OWN,
     "catalog.init": OWN,
     "catalog.apply": OWN,
     "catalog.log": OWN,
@@ -44,6 +46,7 @@ _GROUPS = {
     "catalog": "The live catalogue: items that change while a server answers.",
     "checkpoint": "Checkpoints to start a build from: what it would use of one, drop or refuse.",
     "data": "Datasets: what a build would make of a folder of yours.",
+    "rules": "The rules of a shop: which items may be recommended, how many alike, and in which order.",
     "knowledge": "Knowledge texts: make the folder of a knowledge model, and write texts with it.",
 }
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from genrec.live.drift import ERROR_LIMIT, PSI_LIMIT
 from genrec.live.inspection import Drift, Inspection, Sizes, Unknown
+from genrec.live.rule_reach import RuleReach
 
 
 def print_inspection(found: Inspection) -> None:
@@ -18,6 +19,8 @@ def print_inspection(found: Inspection) -> None:
     console = Console()
     console.print(_facts(found))
     console.print(_sizes(found))
+    if found.rule is not None:
+        console.print(_rule(found.rule))
     if not isinstance(found.drift.added, Unknown):
         console.print(_drift(found.drift))
     for version, why in found.refused:
@@ -60,6 +63,20 @@ def _sizes(found: Inspection) -> Table:
     for depth, sizes in enumerate(prefixes, 1):
         add(f"prefix of {depth} code{'s' if depth > 1 else ''}", sizes)
     add("semantic ID", buckets)
+    return table
+
+
+def _rule(rule: RuleReach) -> Table:
+    how = "drafts these items alone" if rule.narrowed else "drafts from all items, and drafts are checked"
+    table = Table(show_header=False)
+    for name, value in (
+        ("items that the rule leaves", f"{rule.items:,}, {100 * rule.share:.3g} % of the live items"),
+        ("their semantic IDs", f"{rule.semantic_ids:,}"),
+        ("can be recommended", f"{rule.reachable:,}"),
+        (f"a beam of {rule.beam_width}", how),
+        ("its drafts that lead to them", f"about {rule.drafts:,}"),
+    ):
+        table.add_row(name, value)
     return table
 
 

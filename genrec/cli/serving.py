@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
@@ -11,6 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from genrec.cli.arguments import BundlePath, StorageOptions, one_of, storage_options, usage
+from genrec.cli.rules import RulesFile, deployment_rules
 from genrec.engines import ENGINES
 
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")]
@@ -19,12 +21,14 @@ _Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.
 def render(
     bundle_path: BundlePath,
     out: Annotated[Path, typer.Argument(help="Where the model repository goes; one that is there is replaced.")],
+    rules: RulesFile = None,
 ) -> None:
     """Write the model repository that serves a bundle."""
     from genrec.bundle import Bundle
     from genrec.serving.repository import Deployment, render_repository
 
-    render_repository(Bundle(bundle_path), out, Deployment())
+    text = "" if rules is None else deployment_rules(rules, bundle_path)
+    render_repository(Bundle(bundle_path), out, Deployment(rules=text))
     typer.echo(f"model repository in {out}")
 
 
@@ -47,6 +51,10 @@ def serve(
     timeout_ms: Annotated[
         int, typer.Option(min=1, help="Deadline of requests that bring none; late ones are refused.")
     ] = 1000,
+    rules: RulesFile = None,
+    rules_memory_mb: Annotated[
+        int, typer.Option(min=1, help="MiB of each engine for the masks of rules, of the deployment and of requests.")
+    ] = 256,
     knowledge: Annotated[
         Optional[Path], typer.Option(help="Also write texts, by this folder of `genrec knowledge build`; needs torch.")
     ] = None,
@@ -105,7 +113,16 @@ def serve(
     tls = ServerTls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
     with usage():
         deployment = Deployment(
-            engine, threads, instances, masked, max_batch_size, timeout_ms, knowledge, verification, texts_at_once
+            engine,
+            threads,
+            instances,
+            masked,
+            max_batch_size,
+            timeout_ms,
+            knowledge,
+            verification,
+            texts_at_once,
+            rules_memory_mb=rules_memory_mb,
         )
     if knowledge is not None:
         KnowledgeSettings.load(knowledge)  # a server would find out later
@@ -113,6 +130,10 @@ def serve(
     for name, port in ports.items():
         if port and list(ports.values()).count(port) > 1:
             raise typer.BadParameter(f"--{name.replace('_', '-')} {port}: another endpoint has this port too")
+    if rules is not None:
+        # The attributes of a live catalogue are known when it is followed: the server checks against them.
+        text = deployment_rules(rules, bundle_path if catalog is None else None)
+        deployment = replace(deployment, rules=text)
     options = {"tls": tls, "exit_timeout": exit_timeout_s}
     with ExitStack() as running:
         live = None

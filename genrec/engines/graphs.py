@@ -14,8 +14,8 @@ from itertools import count, takewhile
 import torch
 from torch import Tensor
 
-# Right-padded token ids int32 [B, S] and lengths int32 [B] -> tensors with B rows.
-Draft = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+# Right-padded token ids int32 [B, S], lengths int32 [B] and rules' masks int64 [B, 2 L] -> tensors with B rows.
+Draft = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 # Takes a call without arguments, which reads tensors that stay where they are; returns what does it again.
 Call = Callable[[], tuple[Tensor, ...]]
 Capture = Callable[[Call], Call]
@@ -64,24 +64,26 @@ class RecordedDraft:
 
     def __init__(self, draft: Draft, buckets: Buckets, device: torch.device, capture: Capture) -> None:
         self._draft, self._buckets, self._device, self._capture = draft, buckets, device, capture
-        self._recorded: dict[tuple[int, int], tuple[Tensor, Tensor, Call]] = {}
+        self._recorded: dict[tuple[int, int], tuple[tuple[Tensor, Tensor, Tensor], Call]] = {}
 
-    def __call__(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, token_ids: Tensor, lengths: Tensor, rule_rows: Tensor) -> tuple[Tensor, ...]:
         """As `Draft`, from tensors on the CPU."""
         batch, tokens = token_ids.shape
         bucket = self._buckets.holding(batch, tokens)
         if bucket is None:
-            return self._draft(token_ids, lengths)
-        # Rows behind the batch repeat its first prompt, which is sure to be one that the model can take.
-        padded, sizes = torch.zeros(bucket, dtype=torch.int32), torch.full(bucket[:1], int(lengths[0])).int()
-        padded[:, :tokens] = token_ids[0]
-        padded[:batch, :tokens], sizes[:batch] = token_ids, lengths
+            return self._draft(token_ids, lengths, rule_rows)
+        # Rows behind the batch repeat its first request, which is sure to be one that the model can take.
+        row = torch.arange(bucket[0])
+        row[batch:] = 0
+        padded = torch.zeros(bucket, dtype=torch.int32)
+        padded[:, :tokens] = token_ids[row]
+        given = padded, lengths[row], rule_rows[row]
         if bucket not in self._recorded:
-            own = padded.to(self._device), sizes.to(self._device)
-            self._recorded[bucket] = (*own, self._capture(lambda: self._draft(*own)))
-        static_ids, static_lengths, replay = self._recorded[bucket]
-        static_ids.copy_(padded)
-        static_lengths.copy_(sizes)
+            own = padded.to(self._device), given[1].to(self._device), given[2].to(self._device)
+            self._recorded[bucket] = own, self._capture(lambda: self._draft(*own))
+        static, replay = self._recorded[bucket]
+        for buffer, values in zip(static, given, strict=True):
+            buffer.copy_(values)
         return tuple(answer[:batch] for answer in replay())
 
 

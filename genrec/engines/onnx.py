@@ -8,14 +8,16 @@ import numpy as np
 import onnxruntime as ort
 
 from genrec.catalog import PrefixTable, PrefixTrie
-from genrec.engines.base import Engine
+from genrec.engines.base import RULE_BYTES, Engine
+
+RULE_BITS, RULE_ROWS = "rule_bits", "rule_rows"  # inputs of a graph that takes rules
 
 
 class OnnxEngine(Engine):
     """Runs an exported graph with ONNX Runtime.
 
     graph: the `.onnx` file. masks: a `PrefixTrie` for the graph of a bundle of format 2. threads: intra-op threads, 0
-    for one per core. provider: an execution provider's name.
+    for one per core. provider: an execution provider's name. rule_bytes: as `Engine`'s.
     """
 
     def __init__(
@@ -25,14 +27,16 @@ class OnnxEngine(Engine):
         beam_width: int,
         threads: int = 0,
         provider: str = "CPUExecutionProvider",
+        rule_bytes: int = RULE_BYTES,
     ) -> None:
         """Raises ValueError for masks of another kind than the graph takes."""
         self._graph, self._session = graph, open_session(graph, threads, provider)
-        super().__init__(masks, beam_width)
+        self._inputs = {found.name for found in self._session.get_inputs()}
+        super().__init__(masks, beam_width, rule_bytes if RULE_ROWS in self._inputs else None)
 
     def _prepared(self, masks: PrefixTable | PrefixTrie) -> dict[str, np.ndarray]:
         feeds = graph_masks(masks)
-        wanted = {found.name for found in self._session.get_inputs()} - {"token_ids", "lengths"}
+        wanted = self._inputs - {"token_ids", "lengths", RULE_BITS, RULE_ROWS}
         if feeds.keys() != wanted:
             raise ValueError(
                 f"{self._graph}: takes masks as {', '.join(sorted(wanted))}, not {', '.join(sorted(feeds))}; a bundle "
@@ -41,9 +45,12 @@ class OnnxEngine(Engine):
         return feeds
 
     def _run(
-        self, token_ids: np.ndarray, lengths: np.ndarray, masks: dict[str, np.ndarray]
+        self, token_ids: np.ndarray, lengths: np.ndarray, masks: dict[str, np.ndarray], rule_rows: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        codes, scores = self._session.run(None, {"token_ids": token_ids, "lengths": lengths, **masks})
+        feeds = {"token_ids": token_ids, "lengths": lengths, **masks}
+        if rule_rows is not None:
+            feeds |= {RULE_BITS: self.rule_masks.bits, RULE_ROWS: rule_rows}
+        codes, scores = self._session.run(None, feeds)
         return codes, scores
 
 

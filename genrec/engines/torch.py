@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from genrec.catalog import PrefixTable, PrefixTrie
-from genrec.engines.base import Engine
+from genrec.engines.base import RULE_BYTES, Engine
 from genrec.engines.graphs import Buckets, Capture, CudaGraphs, Draft, RecordedDraft
 from genrec.model.backbone import BackboneModel
 from genrec.model.checkpoint import load_checkpoint
-from genrec.model.masks import Masks
+from genrec.model.masks import Masks, Rules, as_tensor, copy_rows
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 # By how much a score may differ from that in float32: half precision moves hidden states, hence every level's logits.
@@ -28,7 +29,7 @@ class TorchEngine(Engine):
     model: the model, which is moved and cast where it is, or the folder of its checkpoint. device: a torch device; by
     default the GPU if there is one. precision: of the backbone, of `PRECISIONS`; logits, the draft head and the sums of
     scores are float32 in either. buckets: shapes that are recorded as CUDA graphs when first asked for, and again after
-    `set_masks`; None records nothing. capture: what records them, CUDA graphs by default.
+    `set_masks`; None records nothing. capture: what records them, CUDA graphs by default. rule_bytes: as `Engine`'s.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class TorchEngine(Engine):
         precision: str = "float32",
         buckets: Buckets | None = None,
         capture: Capture | None = None,
+        rule_bytes: int = RULE_BYTES,
     ) -> None:
         """Raises ValueError for an unknown precision, and for buckets that the model or the device cannot have."""
         if precision not in PRECISIONS:
@@ -56,7 +58,12 @@ class TorchEngine(Engine):
             if longest > positions:
                 raise ValueError(f"buckets: length {longest} is above the model's {positions} positions; leave it out")
             self._buckets, self._capture = buckets, capture or CudaGraphs(self._device)
-        super().__init__(masks, beam_width)
+        super().__init__(masks, beam_width, rule_bytes)
+
+    @cached_property
+    def _rule_bits(self) -> Tensor:
+        """The rules' memory on the CPU, a copy on any other device."""
+        return as_tensor(self.rule_masks.bits).to(self._device)
 
     def update_masks(self, changed: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """See `Engine`. Recordings see it too: the copy stays where it is."""
@@ -64,22 +71,31 @@ class TorchEngine(Engine):
         if self.copies_masks:
             ready.tensors.update(ready.table, changed)
 
+    def update_rules(self, rows: np.ndarray) -> None:
+        """See `Engine`. Recordings see it too."""
+        if self.copies_masks:
+            copy_rows(self._rule_bits, self.rule_masks.bits, rows)
+
     def _prepared(self, masks: PrefixTable | PrefixTrie) -> _Ready:
         if not isinstance(masks, PrefixTable):
             raise ValueError("this engine drafts with a PrefixTable; build one of the bundle's semantic IDs")
         tensors = Masks.of(masks, self._device)
 
-        def draft(token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-            tokens, sizes = token_ids.to(self._device), lengths.to(self._device)
-            return self._model.draft(tokens, sizes, tensors, self.beam_width)
+        def draft(token_ids: Tensor, lengths: Tensor, rule_rows: Tensor) -> tuple[Tensor, ...]:
+            tokens, sizes, rows = (each.to(self._device) for each in (token_ids, lengths, rule_rows))
+            ruled = tensors._replace(rules=Rules(self._rule_bits, rows))
+            return self._model.draft(tokens, sizes, ruled, self.beam_width)
 
         if self._buckets is None or self._capture is None:
             return _Ready(masks, tensors, draft)
         return _Ready(masks, tensors, RecordedDraft(draft, self._buckets, self._device, self._capture))
 
     @torch.inference_mode()
-    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, masks: _Ready) -> tuple[np.ndarray, np.ndarray]:
-        codes, scores = masks.draft(torch.tensor(token_ids), torch.tensor(lengths))
+    def _run(
+        self, token_ids: np.ndarray, lengths: np.ndarray, masks: _Ready, rule_rows: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        assert rule_rows is not None
+        codes, scores = masks.draft(torch.tensor(token_ids), torch.tensor(lengths), torch.tensor(rule_rows))
         return codes.cpu().numpy(), scores.cpu().numpy()
 
 

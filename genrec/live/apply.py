@@ -43,9 +43,11 @@ def apply_files(
     written meanwhile, CatalogStoreError.
     """
     roles, paths = list(files), list(files.values())
-    parts = [read_items(path) if role == ADD else _of_ids(path, *LISTS[role]) for role, path in files.items()]
+    parts = [
+        read_items(path, store.kinds) if role == ADD else _of_ids(path, *LISTS[role]) for role, path in files.items()
+    ]
     for path, part in zip(paths, parts, strict=True):
-        for bad, text in problems(part, np.zeros(part.num_rows, np.int64), store.space, store.width):
+        for bad, text in problems(part, np.zeros(part.num_rows, np.int64), store.space, store.width, store.kinds):
             _refuse(path, bad, text)
     rows = pa.concat_tables(parts)
     source = np.repeat(np.arange(len(parts)), [part.num_rows for part in parts])

@@ -7,19 +7,24 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-import numpy as np
-
+from genrec.arrays import in_folder
 from genrec.catalog import CatalogBase, CatalogVersion, PrefixTable, SemanticIdSpace
-from genrec.catalog.published import BASES, MASKS, load_version
+from genrec.catalog.arranged import COLUMNS
+from genrec.catalog.kinds import Kinds
+from genrec.catalog.published import BASES, MASKS, load_version, version_of
 from genrec.live.changes import Changes
 
 _NOTE = "base.json"
+_FORMAT = 2  # of a base and of the deltas over it; others are made anew
 _UNFINISHED = ".unfinished-"
+_SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -36,64 +41,63 @@ class LocalBase:
         """Map the base in the folder `name`, its masks to be changed. Raises ValueError that names the bad file."""
         folder = root / BASES / name
         masks = PrefixTable.load(folder / MASKS, space, writable=True)
-        return cls(name, _version_of(name), CatalogBase.load(folder, space), masks)
+        return cls(name, version_of(name), CatalogBase.load(folder, space), masks)
 
 
-def usable_bases(root: Path, table: str, space: SemanticIdSpace) -> list[str]:
+def usable_bases(root: Path, table: str, space: SemanticIdSpace, kinds: Kinds) -> list[str]:
     """Names of the whole local bases of the store's table with this id, the newest last."""
     found = []
     for note in (root / BASES).glob(f"*/{_NOTE}"):
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(note.read_text()) == {"table": table, "levels": list(space.levels)}:
+            if json.loads(note.read_text()) == _note(table, space, kinds):
                 found.append(note.parent.name)
-    return sorted(found, key=_version_of)
+    return sorted(found, key=version_of)
 
 
-def _version_of(name: str) -> int:
-    return int(name.partition(".")[0])
+def _note(table: str, space: SemanticIdSpace, kinds: Kinds) -> dict[str, Any]:
+    note: dict[str, Any] = {"format": _FORMAT, "table": table, "levels": list(space.levels)}
+    return note | {"attributes": dict(kinds)} if kinds else note
 
 
-def base_of_batches(root: Path, table: str, space: SemanticIdSpace, version: int, batches: Iterable[Changes]) -> str:
-    """Write the base of `version` from a store's batches, in which every field is set. Returns its name."""
-    parts = list(batches)
-    if parts:
-        ids, codes, popularity, available = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("item_ids", "codes", "popularity", "available")
-        )
-    else:
-        ids, codes, popularity, available = np.empty(0, "S1"), *(np.empty(0, np.int64) for _ in range(3))
-    del parts
-    return _write(root, table, space, version, ids, codes, popularity, available == 1)
-
-
-def base_of_version(root: Path, table: str, catalog: CatalogVersion) -> str:
-    """Write the base of a version: what it holds, without a delta. Returns its name."""
-    ids, codes, popularity, available = [], [], [], []
-    for part, counts, live in catalog.current():
-        ids.append(part.item_ids[counts])
-        codes.append(part.codes[counts].astype(np.int64))
-        popularity.append(part.popularity[counts])
-        available.append(live[counts])
-    columns = map(np.concatenate, (ids, codes, popularity, available))
-    return _write(root, table, catalog.space, catalog.version, *columns)
-
-
-def _write(
+def base_of_batches(
     root: Path,
     table: str,
     space: SemanticIdSpace,
     version: int,
-    ids: np.ndarray,
-    codes: np.ndarray,
-    popularity: np.ndarray,
-    available: np.ndarray,
+    batches: Iterable[Changes],
+    kinds: Kinds = MappingProxyType({}),
+) -> str:
+    """Write the base of `version` from a store's batches, in which every field is set. Returns its name.
+
+    kinds: of the attributes in these. What is in memory does not grow with the items, except by the masks' prefixes and
+    the attributes' words. Raises ValueError for items that do not make a catalogue, OSError where the disk has no room,
+    and what `batches` raise; nothing is left then.
+    """
+    parts = ({name: getattr(part, name) for name in (*COLUMNS, "columns")} for part in batches)
+    return _write(root, table, space, version, parts, kinds)
+
+
+def base_of_version(root: Path, table: str, catalog: CatalogVersion) -> str:
+    """Write the base of a version: what it holds, without a delta. Returns its name; otherwise as above."""
+    parts = (
+        {name: getattr(part, name)[rows] for name in COLUMNS if name != "available"}
+        | {"available": live, "columns": part.columns.take(rows)}
+        for part, rows, live in catalog.current()
+    )
+    return _write(root, table, catalog.space, catalog.version, parts, catalog.kinds)
+
+
+def _write(
+    root: Path, table: str, space: SemanticIdSpace, version: int, parts: Iterable[Mapping[str, Any]], kinds: Kinds
 ) -> str:
     name = unused_name(root / BASES, version)
     with new_folder(root / BASES / name) as folder:
-        CatalogBase.build(space, ids, codes, popularity, available).save(folder)
-        PrefixTable.build(space, np.unique(codes[available]), spare=spare_prefixes(ids.size)).save(folder / MASKS)
-        (folder / _NOTE).write_text(json.dumps({"table": table, "levels": list(space.levels)}))
+        scratch = folder / _SCRATCH
+        base = CatalogBase.write(folder, space, parts, scratch, kinds=kinds)
+        scratch.rmdir()
+        spare = spare_prefixes(len(base))
+        PrefixTable.build(space, base.codes[: base.live], spare, in_folder(folder / MASKS))
+        (folder / _NOTE).write_text(json.dumps(_note(table, space, kinds)))
     return name
 
 
@@ -114,11 +118,15 @@ def most_touched(items: int) -> int:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which is at `folder` once it is whole; one that is there goes first."""
+    """A folder to fill, which is at `folder` once it is whole; one that is there goes first. An error removes it."""
     unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    yield unfinished
+    try:
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

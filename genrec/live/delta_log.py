@@ -35,6 +35,7 @@ BASE, BASE_STATE = "genrec-base", "genrec-base-state"
 _LOG = "_delta_log"
 _GROUP_BYTES, _GROUP_ROWS, _FILE_GROUPS = 64 << 20, 1 << 18, 16
 _ORPHAN_S = 86_400
+_SHORT_LOOKS = 9  # of ten
 # An object store that does not answer is given up after seconds, not minutes: who polls it tries again.
 _PATIENCE = {"connect_timeout": "3s", "timeout": "10s", "max_retries": "2", "retry_timeout": "10s"}
 _FAILURES = (DeltaError, OSError, pa.ArrowException, ValueError)
@@ -85,6 +86,7 @@ class DeltaLog:
         self.is_local = "://" not in location
         self._uri = str(Path(location).resolve()) if self.is_local else location.rstrip("/")
         self._options = None if self.is_local else _PATIENCE | dict(storage_options or {})
+        self._short_looks = 0  # before the next whole one
 
     def failure(self, what: str, error: BaseException | str, remedy: str) -> CatalogStoreError:
         """An error that names the location."""
@@ -120,14 +122,20 @@ class DeltaLog:
             raise self.failure(f"version {version} cannot be loaded", error, remedy) from error
 
     def poll(self) -> int:
-        """The newest version. Raises CatalogStoreError if the store cannot be reached or the log is damaged."""
+        """The newest version. Raises CatalogStoreError if the store cannot be reached or the log is damaged.
+
+        Most looks ask for the next log entry alone, which is one request to an object store. Every tenth look, and
+        those behind one that went wrong, are whole: they also see a log that was replaced, emptied or compacted.
+        A folder is seen to have its newest entry at every look.
+        """
         before = self.table.version()
-        try:
-            # An update of a table that is not there any more finds nothing new, and says nothing.
-            there = self.files.get_file_info(_entry_path(before)).type == pafs.FileType.File
-        except _FAILURES as error:
-            raise self.failure("cannot be read", error, "see that it can be reached") from error
-        if not there:
+        if not self._is_there(before + 1) and self._short_looks:
+            self._short_looks -= 1
+            if not self.is_local or self._is_there(before):
+                return before
+        self._short_looks = 0
+        # An update of a table that is not there any more finds nothing new, and says nothing.
+        if not self._is_there(before):
             self._open_again(before)  # gone, or compacted away since it was looked at last
         try:
             self.table.update_incremental()
@@ -137,7 +145,18 @@ class DeltaLog:
                 raise self.failure("cannot be read", error, "see that it can be reached") from error
             remedy = "put the file back from a copy, or remove it if it is the last: its changes are then lost"
             raise self.failure(f"version {damaged[0]} cannot be read", damaged[1], remedy) from error
+        self._short_looks = _SHORT_LOOKS
         return self.table.version()
+
+    def _is_there(self, version: int) -> bool:
+        """Whether a version has a log entry, by one request. Raises CatalogStoreError."""
+        try:
+            self.files.open_input_file(_entry_path(version)).close()
+        except FileNotFoundError:
+            return False
+        except _FAILURES as error:
+            raise self.failure("cannot be read", error, "see that it can be reached") from error
+        return True
 
     def _open_again(self, before: int) -> None:
         table = self.table

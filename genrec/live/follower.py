@@ -63,6 +63,7 @@ class Follower:
         self._status = Status(0, -1, None, time.time())
         self._emptied: list[tuple[float, np.ndarray]] = []  # codes that lost their last item, and since when
         self._rebase: _Rebase | None = None
+        self._tidied = False  # nothing can have become unused since folders were looked through
         self._drift = _DriftMeasured()
         for folder in (BASES, MERGED, VERSIONS):
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ class Follower:
 
     def _start(self) -> None:
         latest = self._store.latest()
-        usable = usable_bases(self._root, self._store.table_id, self._space)
+        usable = usable_bases(self._root, self._store.table_id, self._space, self._store.kinds)
         published = self._published()
         if published is not None and published.base not in usable:  # of another store
             (self._root / CURRENT).unlink()
@@ -101,7 +102,7 @@ class Follower:
         """Go on from the store's own newest base."""
         version = self._store.base_version()
         batches = self._store.read_base(latest)
-        self._open(base_of_batches(self._root, self._store.table_id, self._space, version, batches))
+        self._open(base_of_batches(self._root, self._store.table_id, self._space, version, batches, self._store.kinds))
         self._catch_up(latest)
 
     def _open(self, name: str) -> None:
@@ -116,13 +117,13 @@ class Follower:
 
     def _merge(self) -> None:
         """Make one delta of all that was folded since the base; what comes next has a small one of its own over it."""
-        below, self._merged = self._fold.below, ""
+        below, self._merged, self._tidied = self._fold.below, "", False
         if len(self._fold):
             delta = self._fold.delta(self._most_popular + _MOST_FRESH)
             self._merged = unused_name(self._root / MERGED, self._folded)
             with new_folder(self._root / MERGED / self._merged) as folder:
                 delta.save(folder)
-            below = CatalogVersion(self._folded, below.base, delta)
+            below = CatalogVersion(self._folded, below.base, delta, base_version=self._base.version)
         self._fresh = Fold(below, self._fold.live)
 
     def _published(self) -> Record | None:
@@ -178,14 +179,14 @@ class Follower:
         changes = commits.changes.last_of_each()
         # Also codes that are named and come to nothing: a follower before this one may have set their bits.
         named = commits.changes.codes[commits.changes.codes >= 0]
-        moved = np.union1d(self._fold.apply(changes), named)
+        moved = np.union1d(self._fold.apply(changes, commits.version), named)
         self._folded = commits.version
         if len(self._fresh) + len(changes) > _MOST_FRESH:
             self._merge()
         else:
-            self._fresh.apply(changes)
+            self._fresh.apply(changes, commits.version)
         if self._rebase is not None:
-            self._rebase.missed.append(changes)
+            self._rebase.missed.append((commits.version, changes))
         for version, refusal in commits.refused:
             self._log(f"catalogue: version {version} is refused, it counts as empty: {refusal}")
             note = f"version {version}: {refusal}"
@@ -201,30 +202,30 @@ class Follower:
         """Publish what is folded; moved: codes of which an item came or went since the masks were last changed."""
         version, before = self._folded, self._published()
         delta, below = self._fresh.delta(self._most_popular), self._fresh.below
-        self._catalog = catalog = CatalogVersion(version, below.base, *below.deltas, delta)
+        self._catalog = catalog = CatalogVersion(
+            version, below.base, *below.deltas, delta, base_version=self._base.version
+        )
         there = catalog.buckets_of(moved) >= 0
-        if before is None or before.version < version:
-            folder = self._root / VERSIONS / str(version)
-            with new_folder(folder) as unfinished:
+        is_new = before is None or before.version < version
+        if is_new:
+            with new_folder(self._root / VERSIONS / str(version)) as unfinished:
                 delta.save(unfinished)
-                items = self._fold.live
-                Record(
-                    version, self._base.name, self._merged, items, self._store.committed_at(version), time.time()
-                ).save(unfinished)
-            try:
-                self._base.masks.add(moved[there])
-            except TableFull:
-                self._log(f"catalogue: the masks of base {self._base.name} are full; a larger base is made")
-                self._open(base_of_version(self._root, self._store.table_id, catalog))
-                return self._publish(np.empty(0, np.int64))
+                items, committed_at = self._fold.live, self._store.committed_at(version)
+                Record(version, self._base.name, self._merged, items, committed_at, time.time()).save(unfinished)
+        try:
+            # Also for a version that an earlier follower published: it stands on what is set here.
+            self._base.masks.add(moved[there])
+        except TableFull:
+            self._log(f"catalogue: the masks of base {self._base.name} are full; a larger base is made")
+            self._open(base_of_version(self._root, self._store.table_id, catalog))
+            return self._publish(np.empty(0, np.int64))
+        if is_new:
             pointer = self._root / f"{CURRENT}.new"
             pointer.unlink(missing_ok=True)
             pointer.symlink_to(f"{VERSIONS}/{version}")
             pointer.rename(self._root / CURRENT)
             if before is not None:
                 self._superseded[before.version] = time.monotonic()
-        else:
-            self._base.masks.add(moved[there])
         if not there.all():
             self._emptied.append((time.monotonic(), moved[~there]))
         self._status = replace(self._status, published=version, waiting_since=self._waiting_since(version))
@@ -279,11 +280,13 @@ class Follower:
         self._rebase = None
         if rebase.process.returncode:
             self._log(f"catalogue: no new base could be made (status {rebase.process.returncode}); the old one stays")
+            remove_unfinished(self._root)
+            self._tidied = False
             return
         assert rebase.process.stdout is not None
         base = LocalBase.load(self._root, rebase.process.stdout.read().decode().strip(), self._space)
         fold = Fold(CatalogVersion(base.version, base.items), base.items.live)
-        moved = [np.empty(0, np.int64), *(fold.apply(changes) for changes in rebase.missed)]
+        moved = [np.empty(0, np.int64), *(fold.apply(changes, version) for version, changes in rebase.missed)]
         codes = np.unique(np.concatenate(moved))
         self._stand_on(base, fold)
         self._catalog = self._fresh.below
@@ -304,7 +307,8 @@ class Follower:
             if version != newest and now - since > self._keep_s + 1:
                 shutil.rmtree(self._root / VERSIONS / str(version), ignore_errors=True)
                 del self._superseded[version]
-        if self._rebase is None:
+                self._tidied = False
+        if self._rebase is None and not self._tidied:
             folders = [folder for folder in (self._root / VERSIONS).iterdir() if folder.name.isdecimal()]
             records = [Record.load(folder) for folder in folders]
             used = {self._base.name, self._merged} | {
@@ -313,6 +317,7 @@ class Follower:
             for folder in (*(self._root / BASES).iterdir(), *(self._root / MERGED).iterdir()):
                 if folder.name not in used:
                     shutil.rmtree(folder, ignore_errors=True)
+            self._tidied = True
 
 
 @dataclass
@@ -320,7 +325,7 @@ class _Rebase:
     """A base that is being made of a version. missed: commits since."""
 
     process: subprocess.Popen[bytes]
-    missed: list[Changes] = field(default_factory=list)
+    missed: list[tuple[int, Changes]] = field(default_factory=list)
 
 
 @dataclass

@@ -26,6 +26,7 @@ def init_catalog(bundle: Bundle, location: str, storage_options: Mapping[str, st
         _items(bundle),
         storage_options,
         width=None if quantizer is None else quantizer.dim,
+        kinds=bundle.catalog.kinds,
         message=f"bundle {bundle.manifest.bundle_version}",
     )
 
@@ -47,4 +48,6 @@ def _items(bundle: Bundle) -> Iterator[Changes]:
             bundle.space.encode(catalog.sids[part]),
             catalog.popularity[part],
             catalog.available[part].astype(np.int8),
+            catalog.columns.slice(start, start + ids.size),
+            np.ones(ids.size, bool),
         )

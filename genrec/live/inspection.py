@@ -10,8 +10,10 @@ import numpy as np
 
 from genrec.catalog import Catalog, ResidualQuantizer, SemanticIdSpace
 from genrec.live.drift import ERROR_LIMIT, LEAST_ITEMS, PSI_LIMIT, first_levels, is_added, stability, trained_levels
+from genrec.live.rule_reach import BEAM_WIDTH, RuleReach, left_by, rule_reach
 from genrec.live.store import CatalogStore
 from genrec.prompt import Limits
+from genrec.rules import Filter
 
 TOP_K = Limits().top_k  # where no bundle says it
 _BUNDLE = "give --bundle with the bundle that the catalogue was made of"
@@ -91,7 +93,7 @@ class Inspection:
 
     live, unavailable: items that may be returned, and that are only known. base: version of the newest base; commits:
     behind it, of which `refused` count as empty. top_k: most items of an answer. prefixes: of 1 .. L codes, the last
-    being the buckets.
+    being the buckets. rule: what one leaves, None if none was asked about.
     """
 
     version: int
@@ -105,6 +107,7 @@ class Inspection:
     top_k: int
     prefixes: list[Sizes]
     drift: Drift
+    rule: RuleReach | None
 
     @cached_property
     def unreachable(self) -> int:
@@ -152,25 +155,33 @@ class Inspection:
             "drift": {name: None if name in unknown else figure for name, figure in known.items()},
             "unknown": unknown,
             "warnings": drift.warnings(),
-        }
+        } | ({} if self.rule is None else {"rule": self.rule.figures()})
 
 
 def inspect_catalog(
-    store: CatalogStore, version: int, trained: Catalog | None = None, top_k: int = TOP_K
+    store: CatalogStore,
+    version: int,
+    trained: Catalog | None = None,
+    top_k: int = TOP_K,
+    rule: Filter | None = None,
+    beam_width: int = BEAM_WIDTH,
 ) -> Inspection:
     """Read a version of `store` and measure it. Its items are not in memory at once, only 8 bytes of each.
 
-    trained: the catalogue of the bundle, whose quantiser the store was opened with; None if there is no bundle.
+    trained: the catalogue of the bundle, whose quantiser the store was opened with; None if there is no bundle. rule:
+    one to ask about. beam_width: of the bundle.
     Raises CatalogStoreError for a version that is not there, or cannot be read.
     """
     space, contents = store.space, store.contents(version)
     live, unavailable, errors = [np.empty(0, np.int64)], 0, [np.empty(0)]
-    added = [np.empty(0, np.int64)]
+    added, left = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for items, squared in contents.parts:
         available = items.available == 1
         unavailable += int((~available).sum())
         codes = items.codes[available]
         live.append(codes)
+        if rule is not None:
+            left.append(items.codes[available & left_by(rule, items)])
         if trained is not None:
             new = is_added(trained, space, items.item_ids[available], codes)
             added.append(codes[new])
@@ -189,6 +200,7 @@ def inspect_catalog(
         top_k=top_k,
         prefixes=prefix_sizes(space, codes),
         drift=_drift(space, trained, store.quantizer, since, np.concatenate(errors)),
+        rule=None if rule is None else rule_reach(np.concatenate(left), codes.size, top_k, beam_width),
     )
 
 

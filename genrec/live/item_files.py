@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
+from genrec.catalog import Columns
+from genrec.catalog.kinds import STRING, Kinds
 from genrec.errors import DataError
+from genrec.live.arrow_columns import as_column
+from genrec.live.attributes import is_no, names_in, texts_of
 from genrec.live.rows import SCHEMA, UPSERT, Refused, conform
 
 COLUMNS = [name for name in SCHEMA.names if name != "operation"]
@@ -27,16 +33,17 @@ _FORMS = {
 }
 
 
-def read_items(path: Path) -> pa.Table:
+def read_items(path: Path, kinds: Kinds) -> pa.Table:
     """The items of a file as upserts, n rows of `SCHEMA`.
 
     Text, as in CSV, says a list as "3,7,4" or "[3, 7, 4]", a sid also as "3-7-4". Attributes are a JSON object, or a
-    record of the file. Raises DataError that names the file, the item and what to do.
+    record of the file, or a column each, with values of `kinds` or text that says them. Raises DataError that names the
+    file, the item and what to do.
     """
     readers: dict[str, Callable[[Path], pa.Table]] = {
         ".parquet": pq.read_table,
         ".csv": _read_csv,
-        ".jsonl": _read_json_lines,
+        ".jsonl": partial(_read_json_lines, kinds=kinds),
     }
     if path.suffix not in readers:
         raise DataError(f"{path}: ends in {path.suffix!r}; write the items as {', '.join(readers)}")
@@ -44,21 +51,30 @@ def read_items(path: Path) -> pa.Table:
         table = readers[path.suffix](path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read ({error}); write the file again") from error
+    # A column of the table comes before an attribute of the same name, which the JSON object can still say.
+    apart = [name for name in kinds if name not in COLUMNS]
     for name in table.column_names:
-        if name not in COLUMNS:
-            raise DataError(
-                f"{path}: column {name!r} is unknown; the columns are {', '.join(COLUMNS)}: rename or drop it"
-            )
+        if name not in COLUMNS and name not in apart:
+            known = ", ".join([*COLUMNS, *apart])
+            raise DataError(f"{path}: column {name!r} is unknown; the columns are {known}: rename or drop it")
         if table.column_names.count(name) > 1:
             raise DataError(f"{path}: column {name!r} is there twice; drop one")
     if "item_id" not in table.column_names:
         raise DataError(f"{path}: has no column 'item_id'; its columns are {', '.join(table.column_names)}")
     if pa.types.is_floating(table["item_id"].type):
         raise DataError(f"{path}: column 'item_id' has numbers with fractions; write ids as text")
+    given = [name for name in table.column_names if name in apart]
+    if given and "attributes" in table.column_names:
+        raise DataError(f"{path}: has both a column 'attributes' and {given[0]!r}, which is one of them; keep one form")
     for name, change in (*((name, _parsed) for name in _FORMS), ("attributes", _as_json)):
         if name in table.column_names:
             changed = change(path, table, name)
             table = table.set_column(table.column_names.index(name), name, changed)
+    if given:
+        texts = _of_columns(path, table, {name: kinds[name] for name in given})
+        table = table.drop_columns(given).append_column("attributes", texts)
+    elif kinds and "attributes" in table.column_names:
+        _refuse_unknown(path, table, kinds)
     try:
         return conform(table.append_column("operation", pa.array([UPSERT] * len(table), pa.string())))
     except Refused as error:
@@ -86,8 +102,9 @@ def _read_csv(path: Path) -> pa.Table:
     return pa_csv.read_csv(path, parse_options=parsing, convert_options=texts)
 
 
-def _read_json_lines(path: Path) -> pa.Table:
-    texts = pa.schema([("item_id", pa.string())])  # an id that looks like a date is still text
+def _read_json_lines(path: Path, kinds: Kinds) -> pa.Table:
+    # An id or a name that looks like a date is still text.
+    texts = pa.schema([(name, pa.string()) for name in ["item_id", *(n for n in kinds if kinds[n] == STRING)]])
     try:
         return pa_json.read_json(path, parse_options=pa_json.ParseOptions(explicit_schema=texts))
     except pa.ArrowInvalid:
@@ -136,3 +153,33 @@ def _as_json(path: Path, table: pa.Table, name: str) -> Any:
             'write them as {"name": value}'
         )
     return table[name]
+
+
+def _of_columns(path: Path, table: pa.Table, kinds: Kinds) -> pa.Array:
+    """JSON texts of columns that are attributes; null for items of which these say nothing."""
+    columns, said = {}, np.zeros(len(table), bool)
+    for name, kind in kinds.items():
+        values = table[name]
+        try:
+            columns[name], bad = as_column(values, kind)
+        except TypeError as error:
+            raise DataError(f"{path}: column {name!r}: the attribute is {kind}, and {error}; convert it") from error
+        if bad.any():
+            at = int(bad.argmax())
+            many = f" ({int(bad.sum())} such items)" if bad.sum() > 1 else ""
+            raise DataError(
+                f"{path}: item {table['item_id'][at].as_py()!r}: {is_no(name, values[at].as_py(), kind)}{many}"
+            )
+        said |= values.is_valid().to_numpy()
+    texts = texts_of(Columns(columns, len(table)))
+    return pc.if_else(pa.array(said), texts, pa.scalar(None, texts.type))
+
+
+def _refuse_unknown(path: Path, table: pa.Table, kinds: Kinds) -> None:
+    """Raises DataError for a name that the catalogue does not serve: who writes by hand is there to see it."""
+    for name, at in names_in(table["attributes"]).items():
+        if name not in kinds:
+            raise DataError(
+                f"{path}: item {table['item_id'][at].as_py()!r}: attribute {name!r} is unknown; the catalogue has "
+                f"{', '.join(kinds)}: rename it or leave it out"
+            )

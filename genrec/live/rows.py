@@ -8,7 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from genrec.catalog import MAX_ID_BYTES, ResidualQuantizer, SemanticIdSpace
+from genrec.catalog import MAX_ID_BYTES, Columns, ResidualQuantizer, SemanticIdSpace
+from genrec.catalog.kinds import Kinds
+from genrec.live.arrow_columns import fixed_bytes, whole
+from genrec.live.attributes import parse, texts_of
 from genrec.live.changes import KEEPS, Changes, last_where
 
 # Offsets of 64 bits, so that rows can be joined without a limit. In a file they are the same as others.
@@ -57,11 +60,13 @@ def conform(rows: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCHEMA).combine_chunks()
 
 
-def problems(rows: pa.Table, commits: np.ndarray, space: SemanticIdSpace, width: int | None) -> Iterator[Problem]:
+def problems(
+    rows: pa.Table, commits: np.ndarray, space: SemanticIdSpace, width: int | None, kinds: Kinds
+) -> Iterator[Problem]:
     """What is wrong with rows in themselves.
 
     rows: n, as `conform` gives them. commits: int [n], rising, which commit each is of. width: of embeddings, None
-    where the catalogue takes none.
+    where the catalogue takes none. kinds: of its attributes; without any, they may be anything.
     """
     ids = rows["item_id"].fill_null("")
 
@@ -105,6 +110,11 @@ def problems(rows: pa.Table, commits: np.ndarray, space: SemanticIdSpace, width:
     yield infinite & upserts, lambda at: f"{item(at)}: its embedding has values that are not finite numbers"
     popularity = rows["popularity"].fill_null(0).to_numpy()
     yield (popularity < 0) & upserts, lambda at: f"{item(at)}: popularity {popularity[at]} is below 0"
+    if kinds and rows["attributes"].null_count < rows.num_rows:
+        wrong_texts = parse(rows["attributes"], kinds).wrong
+        bad = np.zeros(rows.num_rows, bool)
+        bad[list(wrong_texts)] = True
+        yield bad & upserts, lambda at: f"{item(at)}: {wrong_texts[at]}"
 
 
 def is_new_without_code(item_id: str) -> str:
@@ -114,7 +124,7 @@ def is_new_without_code(item_id: str) -> str:
 
 def keys_of(rows: pa.Table) -> tuple[np.ndarray, pa.Array]:
     """The item of each row as a number, int64 [n], and the items' ids by that number."""
-    encoded = _whole(rows["item_id"].fill_null("")).dictionary_encode()
+    encoded = whole(rows["item_id"].fill_null("")).dictionary_encode()
     return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary
 
 
@@ -141,7 +151,7 @@ def quantized(rows: pa.Table, quantizer: ResidualQuantizer) -> pa.Table:
         return rows
     at = np.flatnonzero(alone)
     found = quantizer.encode(_values(rows["embedding"].take(pa.array(at))).reshape(len(at), -1))
-    sids = _whole(rows["sid"])
+    sids = whole(rows["sid"])
     both = pa.chunked_array([sids, _sid_column(found, np.ones(len(at), bool))])
     source = np.arange(rows.num_rows)
     source[at] = rows.num_rows + np.arange(len(at))
@@ -160,8 +170,8 @@ def squared_errors(rows: pa.Table, quantizer: ResidualQuantizer) -> np.ndarray:
     return errors
 
 
-def changes_of(rows: pa.Table, space: SemanticIdSpace) -> Changes:
-    """Rows without problems, and with a sid where they say a code, as `Changes`."""
+def changes_of(rows: pa.Table, space: SemanticIdSpace, kinds: Kinds) -> Changes:
+    """Rows without problems, and with a sid where they say a code, as `Changes`. kinds: of the attributes in these."""
     given = says_code(rows) & rows["sid"].is_valid().to_numpy()
     codes = np.full(rows.num_rows, KEEPS, np.int64)
     sids = _values(rows["sid"].filter(pa.array(given))).reshape(-1, space.depth)
@@ -170,12 +180,21 @@ def changes_of(rows: pa.Table, space: SemanticIdSpace) -> Changes:
     popularity = rows["popularity"].fill_null(KEEPS).to_numpy()
     available = rows["available"].cast(pa.int8()).fill_null(KEEPS).to_numpy()
     return Changes(
-        id_bytes(rows["item_id"]),
+        fixed_bytes(rows["item_id"]),
         removed,
         codes,
         np.where(removed, KEEPS, popularity),
         np.where(removed, np.int8(KEEPS), available),
+        *_described(rows["attributes"], removed, kinds),
     )
+
+
+def _described(texts: pa.ChunkedArray, removed: np.ndarray, kinds: Kinds) -> tuple[Columns, np.ndarray]:
+    """What `Changes` has of attributes."""
+    if texts.null_count == len(texts) or not kinds:
+        return Columns.empty(kinds, len(texts)), np.zeros(len(texts), bool)
+    found = parse(texts, kinds)
+    return found.columns, found.given & ~removed
 
 
 def rows_of(changes: Changes, space: SemanticIdSpace) -> pa.Table:
@@ -191,6 +210,9 @@ def rows_of(changes: Changes, space: SemanticIdSpace) -> pa.Table:
         "available": pa.array(changes.available > 0, mask=changes.available < 0),
         "popularity": pa.array(changes.popularity, mask=changes.popularity == KEEPS),
     }
+    if changes.columns:
+        texts = texts_of(changes.columns)
+        columns["attributes"] = pc.if_else(pa.array(changes.described), texts, pa.scalar(None, texts.type))
     return conform(pa.table(columns))
 
 
@@ -221,19 +243,6 @@ def merged(rows: pa.Table) -> pa.Table:
     columns["available"] = columns["available"].fill_null(True)
     columns["popularity"] = columns["popularity"].fill_null(0)
     return conform(pa.table(columns))
-
-
-def id_bytes(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Ids without nulls as bytes S[w] [n], w the longest one's length."""
-    texts = _whole(column)
-    if not len(texts):
-        return np.empty(0, "S1")
-    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    lengths = np.diff(offsets)
-    padded = np.zeros((len(texts), max(1, int(lengths.max()))), np.uint8)
-    data = np.frombuffer(texts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-    padded[np.arange(padded.shape[1]) < lengths[:, None]] = data
-    return padded.view(f"S{padded.shape[1]}").ravel()
 
 
 def id_texts(ids: np.ndarray) -> pa.Array:
@@ -267,7 +276,7 @@ def _lists(column: pa.ChunkedArray, null: float) -> tuple[np.ndarray, np.ndarray
 
     Also the lists' lengths, int64 [n], -1 for null.
     """
-    lists = _whole(column)
+    lists = whole(column)
     lengths = pc.list_value_length(lists).fill_null(-1).to_numpy().astype(np.int64)
     sizes = np.maximum(lengths, 0)
     owner = np.repeat(np.arange(len(lists)), sizes)
@@ -277,8 +286,4 @@ def _lists(column: pa.ChunkedArray, null: float) -> tuple[np.ndarray, np.ndarray
 
 def _values(column: pa.ChunkedArray) -> np.ndarray:
     """All values of a column of lists without nulls in them."""
-    return _whole(column).flatten().to_numpy()
-
-
-def _whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return whole(column).flatten().to_numpy()

@@ -12,13 +12,17 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from genrec.catalog import ResidualQuantizer, SemanticIdSpace
+from genrec.catalog.kinds import Kinds, check_kinds
 from genrec.errors import CatalogConflict, CatalogStoreError
+from genrec.live.arrow_columns import fixed_bytes
 from genrec.live.changes import Changes
 from genrec.live.delta_log import DeltaLog, Unreadable
 from genrec.live.rows import (
@@ -27,7 +31,6 @@ from genrec.live.rows import (
     Refused,
     changes_of,
     conform,
-    id_bytes,
     id_texts,
     is_new_without_code,
     keys_of,
@@ -41,7 +44,7 @@ from genrec.live.rows import (
     squared_errors,
 )
 
-_NAME, _FORMAT = "genrec catalogue", 1
+_NAME, _FORMAT, _ATTRIBUTES_FORMAT = "genrec catalogue", 1, 2  # the second: of catalogues that serve attributes
 _TRIES = 100
 _SERVED = ("item_id", "operation", "sid", "available", "popularity")
 _RESTORE = "put it back from a copy, or go past it by `genrec catalog rollback`"
@@ -71,8 +74,9 @@ class Contents:
     """What a catalogue holds at a version.
 
     base: the version of its newest base. commits: others that its state is made of. refused: those of them that count
-    as empty, and why. parts: the items, each once and with every field set, and their squared quantisation errors:
-    float64, NaN for items without an embedding, and for all without a quantiser. Read one after the other.
+    as empty, and why. parts: the items, each once and with every field set but attributes, and their squared
+    quantisation errors: float64, NaN for items without an embedding, and for all without a quantiser. Read one after
+    the other.
     """
 
     base: int
@@ -124,14 +128,19 @@ class _Judged:
 class CatalogStore:
     """A live catalogue. One process may write while others read; what an instance has read is not shared by threads.
 
-    space: the semantic IDs of its items. width: of the embeddings that it takes, None for none. quantizer: the
-    bundle's, None if it was not given.
+    space: the semantic IDs of its items. width: of the embeddings that it takes, None for none. kinds: of the
+    attributes that it serves; others are kept. quantizer: the bundle's, None if it was not given.
     """
 
     def __init__(
-        self, log: DeltaLog, space: SemanticIdSpace, width: int | None, quantizer: ResidualQuantizer | None
+        self,
+        log: DeltaLog,
+        space: SemanticIdSpace,
+        width: int | None,
+        kinds: Kinds,
+        quantizer: ResidualQuantizer | None,
     ) -> None:
-        self._log, self.space, self.width, self.quantizer = log, space, width, quantizer
+        self._log, self.space, self.width, self.kinds, self.quantizer = log, space, width, dict(kinds), quantizer
 
     @classmethod
     def create(
@@ -142,18 +151,24 @@ class CatalogStore:
         storage_options: Mapping[str, str] | None = None,
         *,
         width: int | None = None,
+        kinds: Kinds = MappingProxyType({}),
         message: str = "",
     ) -> None:
         """Make a catalogue, whose version 0 has the items.
 
-        items: batches of distinct items, with every field set. width: of the embeddings that it is to take.
-        Raises CatalogStoreError if the location holds anything or cannot be written to.
+        items: batches of distinct items, with every field set. width: of the embeddings that it is to take. kinds: of
+        the attributes that it is to serve.
+        Raises CatalogStoreError if the location holds anything or cannot be written to, ValueError for other kinds
+        than there may be.
         """
+        check_kinds(kinds)
         log = DeltaLog(location, storage_options)
         if (found := log.holds()) is not None:
             raise CatalogStoreError(f"{location}: holds {found}; name an empty location, or move that away")
         added = log.write((rows_of(batch, space) for batch in items), "base")
-        description = {"format": _FORMAT, "levels": list(space.levels), "embedding": width}
+        description: dict[str, Any] = {"format": _FORMAT, "levels": list(space.levels), "embedding": width}
+        if kinds:
+            description |= {"format": _ATTRIBUTES_FORMAT, "attributes": dict(kinds)}
         log.create(added, _NAME, json.dumps(description), message)
 
     @classmethod
@@ -173,18 +188,24 @@ class CatalogStore:
         try:
             said = json.loads(metadata.description or "")
             levels, width, version = tuple(said["levels"]), said["embedding"], said["format"]
+            kinds = dict(said.get("attributes", {}))
         except (ValueError, LookupError, TypeError):
             raise CatalogStoreError(
                 f"{location}: is a Delta table, and not a catalogue of `genrec catalog init`; name another location"
             ) from None
-        if version != _FORMAT:
-            raise CatalogStoreError(f"{location}: has format {version}, this genrec reads {_FORMAT}; upgrade genrec")
+        if version not in (_FORMAT, _ATTRIBUTES_FORMAT):
+            readable = f"{_FORMAT} and {_ATTRIBUTES_FORMAT}"
+            raise CatalogStoreError(f"{location}: has format {version}, this genrec reads {readable}; upgrade genrec")
+        try:
+            check_kinds(kinds)
+        except ValueError as error:
+            raise CatalogStoreError(f"{location}: cannot be served: {error}") from error
         if quantizer is not None and width is not None and (quantizer.levels, quantizer.dim) != (levels, width):
             raise CatalogStoreError(
                 f"{location}: has levels {levels} and embeddings of {width}, the bundle's quantiser has "
                 f"{quantizer.levels} and {quantizer.dim}; name the bundle that the catalogue was made of"
             )
-        return cls(log, SemanticIdSpace(levels), width, quantizer)
+        return cls(log, SemanticIdSpace(levels), width, kinds, quantizer)
 
     @property
     def table_id(self) -> str:
@@ -195,6 +216,11 @@ class CatalogStore:
     def version(self) -> int:
         """The version that `latest` found last."""
         return self._log.table.version()
+
+    @property
+    def _served(self) -> tuple[str, ...]:
+        """The columns of a base that its items are served from."""
+        return (*_SERVED, "attributes") if self.kinds else _SERVED
 
     def latest(self) -> int:
         """The newest version, by one cheap look at the store.
@@ -222,7 +248,7 @@ class CatalogStore:
 
         A batch is a row group, so all items are never in memory at once. Raises CatalogStoreError.
         """
-        for rows in self._base_rows(self._base(version), _SERVED):
+        for rows in self._base_rows(self._base(version), self._served):
             yield self._changes(rows)
 
     def read_commits(self, after: int, upto: int, known: Known | None = None) -> Commits:
@@ -269,7 +295,7 @@ class CatalogStore:
         if read.blocked is not None:
             raise self._unread(read)
         judged = self._settled(read, self._in_base(base))
-        columns = _SERVED if self.quantizer is None else (*_SERVED, "embedding")
+        columns = self._served if self.quantizer is None else (*self._served, "embedding")
         parts = ((self._changes(rows), self._errors(rows)) for rows in self._snapshot(base, judged.rows, columns))
         commits = version - base.state - (base.version > base.state)
         return Contents(base.version, commits, sorted(judged.refused.items()), parts)
@@ -280,7 +306,7 @@ class CatalogStore:
 
     def codes(self, rows: pa.Table) -> np.ndarray:
         """Codes of rows, int64 [n], -1 for those that say none. Raises CatalogStoreError if a quantiser is missing."""
-        return self._changes(rows).codes
+        return self._changes(rows, {}).codes
 
     def commit(self, changes: Changes | pa.Table, expected_version: int, message: str, kind: str = "apply") -> int:
         """Write one version behind `expected_version`, which the changes were made for; gives its number.
@@ -294,7 +320,7 @@ class CatalogStore:
             rows = rows_of(changes, self.space) if isinstance(changes, Changes) else conform(changes)
         except Refused as error:
             raise CatalogStoreError(f"{self._log.location}: {error}; nothing was written") from error
-        for bad, text in problems(rows, np.zeros(rows.num_rows, np.int64), self.space, self.width):
+        for bad, text in problems(rows, np.zeros(rows.num_rows, np.int64), self.space, self.width, self.kinds):
             if bad.any():
                 raise CatalogStoreError(f"{self._log.location}: {text(int(bad.argmax()))}; nothing was written")
         return self._log.commit(self._log.write([rows], kind), kind, message, expected_version)
@@ -412,7 +438,7 @@ class CatalogStore:
                 versions.append(np.full(rows.num_rows, version))
         rows, commit = pa.concat_tables(tables), np.concatenate(versions)
         wrong: dict[int, str] = {}
-        for bad, text in problems(rows, commit, self.space, self.width):
+        for bad, text in problems(rows, commit, self.space, self.width, self.kinds):
             at = np.flatnonzero(bad)
             for version, first in zip(*np.unique(commit[at], return_index=True), strict=True):
                 wrong.setdefault(int(version), text(int(at[first])))
@@ -429,7 +455,7 @@ class CatalogStore:
         key, distinct = keys_of(rows)
         asked = np.unique(key[partial])
         exists = np.zeros(len(distinct), bool)
-        exists[asked] = known(id_bytes(distinct.take(pa.array(asked))))
+        exists[asked] = known(fixed_bytes(distinct.take(pa.array(asked))))
         late: dict[int, str] = {}
         versions, starts = np.unique(read.versions, return_index=True)
         for version, start, end in zip(versions.tolist(), starts, [*starts[1:], rows.num_rows], strict=True):
@@ -461,7 +487,8 @@ class CatalogStore:
         held = pa.concat_tables([SCHEMA.empty_table(), *self._base_rows(base, SCHEMA.names, every)])
         return held, self._settled(read, lambda ids: pc.is_in(id_texts(ids), value_set=held["item_id"]).to_numpy(False))
 
-    def _changes(self, rows: pa.Table) -> Changes:
+    def _changes(self, rows: pa.Table, kinds: Kinds | None = None) -> Changes:
+        """Rows as changes; kinds: of the attributes in them, all that are served by default."""
         rows = self.with_sids(rows)
         alone = lacks_sid(rows)
         if alone.any():
@@ -470,7 +497,7 @@ class CatalogStore:
                 f"{self._log.location}: item {name[:64]!r} and {int(alone.sum()) - 1} more have an embedding and no "
                 "sid, and there is no quantiser to make one; name a bundle that has one (--bundle), or write sids"
             )
-        return changes_of(rows, self.space)
+        return changes_of(rows, self.space, self.kinds if kinds is None else kinds)
 
     def _errors(self, rows: pa.Table) -> np.ndarray:
         """Squared quantisation errors of rows that have their sids: float64 [n], NaN where one is not known."""

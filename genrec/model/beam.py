@@ -9,7 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from genrec.catalog.prefix_table import GROUP, LEFT, RIGHT, SLOTS, mask_shape
+from genrec.catalog.placement import GROUP, LEFT, RIGHT, SLOTS
+from genrec.catalog.prefixes import mask_shape
+from genrec.catalog.rule_masks import OCTETS, chunks_of
 from genrec.model.masks import Masks
 
 # The additive mask of each byte's 8 codes: bit set -> 0, clear -> -inf.
@@ -19,7 +21,7 @@ _CHOICES = torch.tensor([[LEFT, RIGHT], [0, LEFT]], dtype=torch.int32)[:, :, Non
 
 
 class Beams:
-    """The best prefixes of B requests, one code longer after every `step`, masked by valid prefixes.
+    """The best prefixes of B requests, one code longer after every `step`, masked by valid prefixes and by rules.
 
     codes: int64 [B, W], the drafted prefixes in mixed radix. scores: float32 [B, W], falling, ties to the earlier
     beam; the sum of log-softmax over all T_l codes of each level, -inf for a beam that no valid prefix was left for.
@@ -34,6 +36,9 @@ class Beams:
         device = masks.bits[0].device
         self._levels, self._masks, self._beam_width = tuple(levels), masks, beam_width
         self._log_mask, self._choices = _tables(device)
+        if masks.rules is not None:
+            # First rows and numbers of rows of all levels, in turn: [B, 1] each.
+            self._segments = masks.rules.rows.split(1, 1)
         self._requests = torch.arange(batch, device=device)[:, None]
         self.codes = torch.zeros_like(self._requests)
         self.scores = torch.zeros_like(self._requests, dtype=torch.float32)
@@ -62,6 +67,8 @@ class Beams:
         bits = self._masks.bits[level]
         if level:
             bits = bits[self._rows(level, width, chunks)]
+        if self._masks.rules is not None:
+            bits = bits & self._rule_bits(level, width, chunks, octets)
         mask = nn.functional.embedding(bits.int(), self._log_mask).reshape(-1, width, 8 * octets * chunks)
         return mask if size == 8 * octets * chunks else mask[..., :size]
 
@@ -77,7 +84,25 @@ class Beams:
         count, before = self._choices
         buckets = _divided(keys, groups) % count + before + GROUP * (keys % groups)  # [2, B, W * chunks]
         stored, rows = table[buckets].split(SLOTS, -1)
-        return ((stored == keys[..., None]).to(rows.dtype) * rows).amax(-1).amax(0)
+        return ((stored == keys[..., None]).to(rows.dtype) * rows).amax((0, -1))
+
+    def _rule_bits(self, level: int, width: int, chunks: int, octets: int) -> Tensor:
+        """What the rules allow, in the shape of the prefixes' own rows: uint8 [B, W * chunks, octets]."""
+        assert self._masks.rules is not None
+        first, count = self._segments[2 * level : 2 * level + 2]
+        own = chunks_of(self._levels[level])
+        rows = first
+        if own > 1:
+            keys = torch.arange(own, device=first.device)
+            if level:
+                keys = (self.codes[..., None] * own + keys).reshape(-1, width * own)
+            rows = first + keys % count
+        elif level:
+            rows = first + self.codes % count
+        bits = self._masks.rules.bits[rows]
+        if own != chunks:
+            bits = bits.reshape(-1, width, own * OCTETS)
+        return bits if bits.shape[-1] == octets else bits[..., :octets]
 
     def of_parents(self, level: int, values: Tensor, parent: Tensor) -> Tensor:
         """What belongs to the parents of the beams of `level`: values [B, W, ...], int64 [B, W'] -> [B, W', ...]."""

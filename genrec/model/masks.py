@@ -13,16 +13,27 @@ from torch import Tensor
 from genrec.catalog import PrefixTable
 
 
+class Rules(NamedTuple):
+    """`RuleMasks.bits` on one device, uint8 [rows, 32], and the masks of a batch's rules, int64 [B, 2 L]."""
+
+    bits: Tensor
+    rows: Tensor
+
+
 class Masks(NamedTuple):
-    """The arrays of a `PrefixTable` on one device. bits: uint8, per level. keys: int, per level but the first."""
+    """The arrays of a `PrefixTable` on one device. bits: uint8, per level. keys: int, per level but the first.
+
+    rules: what narrows them down, request by request; None where no request can have a rule.
+    """
 
     bits: tuple[Tensor, ...]
     keys: tuple[Tensor, ...]
+    rules: Rules | None = None
 
     @classmethod
     def of(cls, table: PrefixTable, device: torch.device | str = "cpu") -> Masks:
         """The table's own memory on the CPU, where its changes are seen at once; a copy on any other device."""
-        bits, keys = (tuple(_tensor(each).to(device) for each in arrays) for arrays in (table.bits, table.keys))
+        bits, keys = (tuple(as_tensor(each).to(device) for each in arrays) for arrays in (table.bits, table.keys))
         return cls(bits, keys)
 
     def update(self, table: PrefixTable, changed: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -36,10 +47,15 @@ class Masks(NamedTuple):
             if level:
                 pieces.append((self.keys[level - 1], table.keys[level - 1], buckets))
             for copy, array, at in pieces:
-                copy.index_copy_(0, torch.tensor(at, device=copy.device), torch.tensor(array[at], device=copy.device))
+                copy_rows(copy, array, at)
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def copy_rows(copy: Tensor, array: np.ndarray, rows: np.ndarray) -> None:
+    """Copy `rows` of an array, int64 [n], into its copy on a device, which stays where it is."""
+    copy.index_copy_(0, torch.tensor(rows, device=copy.device), torch.tensor(array[rows], device=copy.device))
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
     """A tensor in the array's memory, read-only memory too: nothing writes through it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

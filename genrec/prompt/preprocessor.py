@@ -12,6 +12,7 @@ from genrec.errors import InvalidRequest
 from genrec.prompt.layout import PromptLayout
 from genrec.prompt.limits import Limits
 from genrec.prompt.query import QueryTokenizer
+from genrec.rules import RuleBook
 
 _NO_QUERY = np.empty(0, np.int32)
 
@@ -21,7 +22,7 @@ class Request:
     """One user's request, as read from the wire.
 
     history: object [N] of bytes, item ids, oldest first. exclude: object [M] of bytes. top_k: None for the default.
-    query: UTF-8 text; white space is no query.
+    query: UTF-8 text; white space is no query. rules: as JSON, empty for none.
     """
 
     history: np.ndarray
@@ -29,6 +30,7 @@ class Request:
     top_k: int | None = None
     allow_history: bool = False
     query: bytes = b""
+    rules: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -36,22 +38,32 @@ class Prepared:
     """What the backbone and the verifier need of one request.
 
     prompt: int32 [P], empty if there is neither a known item nor a query. blocked: int32 [b], rows that must not be
-    returned. unknown: history items that are not in the catalogue.
+    returned. unknown: history items that are not in the catalogue. rules: in their canonical form, empty for none.
     """
 
     prompt: np.ndarray
     blocked: np.ndarray
     top_k: int
     unknown: int
+    rules: bytes
 
 
 class Preprocessor:
-    """Validates requests and builds their prompts. tokenizer: of a bundle that was trained with text queries."""
+    """Validates requests and builds their prompts.
+
+    tokenizer: of a bundle that was trained with text queries. book: reads rules; one without a deployment's if None.
+    """
 
     def __init__(
-        self, catalog: CatalogView, layout: PromptLayout, limits: Limits, tokenizer: QueryTokenizer | None = None
+        self,
+        catalog: CatalogView,
+        layout: PromptLayout,
+        limits: Limits,
+        tokenizer: QueryTokenizer | None = None,
+        book: RuleBook | None = None,
     ) -> None:
         self._catalog, self._layout, self._limits, self._tokenizer = catalog, layout, limits, tokenizer
+        self._book = book or RuleBook(catalog.kinds)
 
     def validate(self, request: Request) -> None:
         """Raise InvalidRequest for a request outside the limits."""
@@ -66,6 +78,8 @@ class Preprocessor:
                 raise InvalidRequest(f"{name} has {items.size} items; at most {limit} are accepted, send fewer")
         if request.query:
             self._validate_query(request.query)
+        if request.rules:
+            self._book.read(request.rules)
 
     def _validate_query(self, query: bytes) -> None:
         if len(query) > self._limits.query_bytes:
@@ -114,4 +128,5 @@ class Preprocessor:
             blocked=blocked,
             top_k=self._limits.default_top_k if request.top_k is None else request.top_k,
             unknown=history.size - known.size,
+            rules=self._book.read(request.rules) if request.rules else b"",
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import triton_python_backend_utils as pb
 from genrec.catalog.published import OneVersion, Published
 from genrec.live.drift import ERROR_LIMIT, PSI_LIMIT
 from genrec.live.status import Status
+from genrec.rules import Applied, Ruled
+from genrec.rules.applied import KINDS
 from genrec.serving.step import open_folder
 
 # Requests answered, then the wire contract's `counts` in their order.
@@ -22,6 +26,19 @@ _COUNTERS = {
     "genrec_valid_total": "Drafts that are semantic IDs of live items",
     "genrec_unknown_items_total": "History items that are not in the catalogue",
     "genrec_fallback_items_total": "Items filled in from the popularity fallback",
+}
+_RULE_REQUESTS, _RULE_DROPPED = "genrec_rule_requests_total", "genrec_rule_dropped_total"
+_RULE_NARROWED, _RULE_CHECKED = "genrec_rule_narrowed_total", "genrec_rule_checked_total"
+# What is counted of requests with rules: the text, and the label with its values; "" for a counter without one.
+_RULE_COUNTERS: dict[str, tuple[str, str, Sequence[str]]] = {
+    _RULE_REQUESTS: ("Recommendations answered by rules of this kind, a deployment's or a request's", "kind", KINDS),
+    _RULE_DROPPED: ("Items of drafts that this rule left out", "rule", ("where", "allow", "deny", "at_most")),
+    _RULE_NARROWED: ("Recommendations by rules whose beam drafted allowed items alone", "", ("",)),
+    _RULE_CHECKED: (
+        "Recommendations by rules whose beam drafted from all items, and whose drafts were checked",
+        "",
+        ("",),
+    ),
 }
 _GAUGES = {
     "genrec_catalog_version": "Version of the catalogue that answers",
@@ -51,11 +68,21 @@ class Metrics:
         self._versions, self._root = versions, open_folder(root) if root else None
         self._labels = {"bundle_version": bundle_version}
         self._families: list[Any] = []  # Triton keeps a family only as long as the object that made it
-        self._counters = [self._metric(name, text, pb.MetricFamily.COUNTER) for name, text in _COUNTERS.items()]
+        self._counters: dict[tuple[str, str], Any] = {}
+        for name, text in _COUNTERS.items():
+            self._counters[name, ""] = self._family(name, text, pb.MetricFamily.COUNTER).Metric(labels=self._labels)
+        for name, (text, label, values) in _RULE_COUNTERS.items():
+            family = self._family(name, text, pb.MetricFamily.COUNTER)
+            for value in values:
+                labels = self._labels | ({label: value} if label else {})
+                self._counters[name, value] = family.Metric(labels=labels)
         gauges = _GAUGES | (_LIVE_GAUGES if root else {})
-        self._gauges = {name: self._metric(name, text, pb.MetricFamily.GAUGE) for name, text in gauges.items()}
+        self._gauges = {
+            name: self._family(name, text, pb.MetricFamily.GAUGE).Metric(labels=self._labels)
+            for name, text in gauges.items()
+        }
         self._shown: dict[str, float] = {}
-        self._pending = np.zeros(len(_COUNTERS), np.int64)
+        self._pending: Counter[tuple[str, str]] = Counter()  # by name and label
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._show_catalog()
@@ -64,28 +91,50 @@ class Metrics:
 
     def count(self, counts: np.ndarray) -> None:
         """Add a batch's `counts`, int32 [B, 4]."""
+        amounts = (len(counts), *counts.sum(0).tolist())
         with self._lock:
-            self._pending[0] += len(counts)
-            self._pending[1:] += counts.sum(0)
+            for name, amount in zip(_COUNTERS, amounts, strict=True):
+                self._pending[name, ""] += amount
+
+    def count_rules(
+        self, applied: Sequence[Applied | None], ruled: Mapping[int, Ruled], narrowed: Sequence[bool]
+    ) -> None:
+        """Add the requests of a batch that have rules.
+
+        applied: the rules of each request. ruled: what they did, by a request's number. narrowed: whether its beam
+        drafted allowed items alone.
+        """
+        found: Counter[tuple[str, str]] = Counter()
+        for number, one in ruled.items():
+            rules = applied[number]
+            assert rules is not None
+            found.update((_RULE_REQUESTS, kind) for kind in rules.kinds)
+            found[_RULE_NARROWED if narrowed[number] else _RULE_CHECKED, ""] += 1
+            for name, count in one.dropped.items():
+                rule = name.rpartition(".")[2]  # whose it is does not matter here
+                if rule != "blocked":  # those are no rule's: the history, `exclude`, an item of two drafts
+                    found[_RULE_DROPPED, rule] += count
+        with self._lock:
+            self._pending.update(found)
 
     def close(self) -> None:
         """Publish what is left, and stop."""
         self._closed.set()
         self._publisher.join()
 
-    def _metric(self, name: str, text: str, kind: Any) -> Any:
+    def _family(self, name: str, text: str, kind: Any) -> Any:
         self._families.append(pb.MetricFamily(name=name, description=text, kind=kind))
-        return self._families[-1].Metric(labels=self._labels)
+        return self._families[-1]
 
     def _publish_regularly(self) -> None:
         closing = False
         while not closing:
             closing = self._closed.wait(PUBLISH_EVERY_S)
             with self._lock:
-                amounts, self._pending = self._pending.tolist(), np.zeros_like(self._pending)
-            for counter, amount in zip(self._counters, amounts, strict=True):
+                amounts, self._pending = self._pending, Counter()
+            for key, amount in amounts.items():
                 if amount:
-                    counter.increment(amount)
+                    self._counters[key].increment(amount)
             self._show_catalog()
 
     def _show_catalog(self) -> None:

@@ -36,6 +36,7 @@ class Deployment:
     knowledge: a knowledge folder, whose texts the model `knowledge` then writes, `texts_at_once` of them together;
     verification: of their drafts, "greedy" or "relaxed".
     catalog: the folder that a live catalogue is published in; None for the bundle's own catalogue.
+    rules: that hold for every request, as JSON; "" for none. rules_memory_mb: MiB for the masks of rules, per engine.
     """
 
     engine: str = "onnx"
@@ -48,6 +49,8 @@ class Deployment:
     verification: str = "relaxed"
     texts_at_once: int = 8
     catalog: Path | None = None
+    rules: str = ""
+    rules_memory_mb: int = 256
 
     def __post_init__(self) -> None:
         if self.instances < 1:
@@ -108,6 +111,8 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
         "threads": str(deployment.threads),
         "masked": "true" if deployment.masked else "false",
         "timeout_ms": str(deployment.timeout_ms),
+        "rules": deployment.rules,
+        "rules_memory_mb": str(deployment.rules_memory_mb),
         "catalog": "" if deployment.catalog is None else _absolute(deployment.catalog),
     }
     if config.name == "backbone":
@@ -115,9 +120,10 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
     for name, parameter in config.parameters.items():
         parameter.string_value = values[name]
     width = bundle.space.beams(bundle.manifest.beam_width)
+    widths = {"draft_codes": width + 2, "draft_scores": width}  # behind the codes stands what rules left
     for tensor in (*config.input, *config.output):
-        if tensor.name in ("draft_codes", "draft_scores"):
-            tensor.dims[:] = [width]
+        if tensor.name in widths:
+            tensor.dims[:] = [widths[tensor.name]]
 
 
 def _absolute(path: Path) -> str:

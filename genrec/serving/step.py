@@ -26,6 +26,7 @@ from genrec.bundle import Bundle
 from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable
 from genrec.catalog.published import MASKS, Entry, OneVersion, Published, keep_versions_s
 from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, StaleVersion
+from genrec.rules import RuleBook
 
 Input = TypeVar("Input")
 Made = TypeVar("Made")
@@ -34,23 +35,29 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Stamp:
-    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [4].
+    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [4 + r].
 
-    deadline_ns is on CLOCK_MONOTONIC, which all processes of a machine share.
+    deadline_ns is on CLOCK_MONOTONIC, which all processes of a machine share. rules: the request's in their canonical
+    form, of 8 r bytes; empty for none. One tensor, because each costs a request more than what it holds.
     """
 
     top_k: int
     unknown: int
     catalog_version: int
     deadline_ns: int
+    rules: bytes
 
     def tensor(self) -> Any:
-        values = (self.top_k, self.unknown, self.catalog_version, self.deadline_ns)
-        return pb.Tensor("stamp", np.array([values], np.int64))
+        values = np.array((self.top_k, self.unknown, self.catalog_version, self.deadline_ns), np.int64)
+        if self.rules:
+            values = np.concatenate([values, np.frombuffer(self.rules, np.int64)])
+        return pb.Tensor("stamp", values[None])
 
     @classmethod
     def of(cls, request: Any) -> Stamp:
-        return cls(*tensor(request, "stamp")[0].tolist())
+        values = tensor(request, "stamp")[0]
+        top_k, unknown, version, deadline_ns = values[:4].tolist()
+        return cls(top_k, unknown, version, deadline_ns, values[4:].tobytes())
 
 
 class Step(ABC, Generic[Input]):
@@ -64,11 +71,19 @@ class Step(ABC, Generic[Input]):
         self.parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self.max_batch_size = int(config["max_batch_size"])
         self.bundle = Bundle(open_folder(self.parameters["bundle"]))
+        self._books: dict[tuple[tuple[str, str], ...], RuleBook] = {}
         self.setup()
 
     @abstractmethod
     def setup(self) -> None:
         """Prepare the step from `self.bundle`, and answer the golden request; raises if it cannot serve."""
+
+    def rule_book(self, view: CatalogView) -> RuleBook:
+        """What reads rules for a version of the catalogue. Raises InvalidRequest if the deployment's do not fit it."""
+        kinds = tuple(sorted(view.kinds.items()))
+        if kinds not in self._books:
+            self._books[kinds] = RuleBook(view.kinds, self.parameters["rules"])
+        return self._books[kinds]
 
     @abstractmethod
     def read(self, request: Any) -> Input:

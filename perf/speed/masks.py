@@ -55,6 +55,14 @@ def space_of(levels: str) -> SemanticIdSpace:
     return SemanticIdSpace((codes,) * depth)
 
 
+def random_model(size: str, layout: PromptLayout) -> NezhaModel:
+    """A model with random weights, of HIDDENxLAYERS."""
+    hidden, layers = map(int, size.split("x"))
+    torch.manual_seed(0)
+    shape = BackboneShape("qwen3", hidden, 3 * hidden, layers).config(layout)
+    return NezhaModel(shape, layout.space.levels, **asdict(HeadShape())).eval()
+
+
 @app.command()
 def tables(
     levels: Levels = "4x256,3x512,3x8192", items: Items = "1000000,10000000", changes: int = 10_000, rounds: int = 7
@@ -136,10 +144,7 @@ def drafts(
         space = space_of(name)
         layout = PromptLayout.contiguous(space, history)
         for size in sizes.split(","):
-            hidden, layers = map(int, size.split("x"))
-            torch.manual_seed(0)
-            shape = BackboneShape("qwen3", hidden, 3 * hidden, layers).config(layout)
-            model = NezhaModel(shape, space.levels, **asdict(HeadShape())).eval()
+            model = random_model(size, layout)
             for count in map(int, items.split(",")):
                 codes = np.random.default_rng(0).integers(0, space.size, count)
                 for width in map(int, beam_widths.split(",")):

@@ -16,6 +16,7 @@ import yaml
 
 from genrec.cli.arguments import storage_options
 from genrec.cli.main import app
+from genrec.rules import schema
 from k8s.rendering import CHART, KNOWLEDGE, PROFILES, REQUIRED, merged, profile
 from tests.chart.conftest import Manifests, Rendered, assert_accepted, one
 from tests.needs import missing
@@ -34,6 +35,7 @@ EVERYTHING: dict[str, Any] = {
         "credentialsSecret": "s3",
         "cache": {"volume": {"ephemeral": {"volumeClaimTemplate": {"spec": {"storageClassName": "fast"}}}}},
     },
+    "rules": {"where": {"attribute": "in_stock", "is": True}},
     "imagePullSecrets": ["registry"],
     "podMonitor": {"enabled": True, "labels": {"team": "recs"}},
     "prometheusRule": {"enabled": True},
@@ -134,6 +136,13 @@ def test_the_validator_can_fail(chart: Rendered) -> None:
         ({"catalog": {"pollSeconds": 0}}, "/catalog/pollSeconds"),
         ({"catalog": {"cache": {"sizeLimit": "4GB"}}}, "/catalog/cache/sizeLimit"),
         ({"prometheusRule": {"catalogDrift": 0}}, "/prometheusRule/catalogDrift"),
+        ({"server": {"rulesMemoryMb": 0}}, "/server/rulesMemoryMb"),
+        ({"rules": {"were": {}}}, "'were'"),
+        ({"rules": {"where": {"all": [{"attribut": "price", "is": 1}]}}}, "/rules/where/all/0"),
+        ({"rules": {"where": {"attribute": "price", "<": True}}}, "/rules/where/<"),
+        ({"rules": {"deny": [4711]}}, "/rules/deny/0"),
+        ({"rules": {"explain": True}}, "'explain'"),
+        ({"rules": "in_stock"}, "/rules"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_path(chart: Rendered, values: dict[str, Any], path: str) -> None:
@@ -349,6 +358,36 @@ def test_the_way_to_the_store_is_open_and_no_other(
     assert [port["port"] for rule in egress for port in rule["ports"]] == ports
 
 
+def test_without_rules_nothing_is_there_for_them(chart: Rendered) -> None:
+    manifests = chart()
+    assert not [manifest for manifest in manifests if manifest["kind"] == "ConfigMap"]
+    assert not [argument for argument in server(manifests)["args"] if argument.startswith("--rules=")]
+    assert "--rules-memory-mb=256" in server(manifests)["args"]
+    assert one(manifests, "Deployment")["spec"]["template"]["metadata"]["annotations"].keys() == {"genrec/bundle"}
+
+
+def test_the_schema_of_rules_is_the_one_that_the_server_reads_by() -> None:
+    """Write `genrec rules schema` into `$defs`, and leave out `explain`, which a deployment may not ask for."""
+    own = json.loads((CHART / "values.schema.json").read_text())
+    form = schema()
+    parts = form.pop("$defs")
+    del form["properties"]["explain"]
+    assert own["$defs"] == {**parts, "Rules": form}
+    assert own["properties"]["rules"] == {"$ref": "#/$defs/Rules"}
+
+
+def test_other_rules_are_another_rollout_and_the_same_are_none(chart: Rendered) -> None:
+    first, same, other = (
+        one(chart({"rules": rules}), "Deployment")["spec"]["template"]
+        for rules in (
+            {"deny": ["a"], "allow": ["b"]},
+            {"allow": ["b"], "deny": ["a"]},
+            {"deny": ["c"], "allow": ["b"]},
+        )
+    )
+    assert first == same != other
+
+
 def test_another_bundle_or_image_is_another_rollout(chart: Rendered) -> None:
     templates = [
         one(chart(values), "Deployment")["spec"]["template"]
@@ -451,10 +490,11 @@ def test_disruptions_monitoring_and_the_network_reach_the_right_pods(chart: Rend
 
 
 def test_the_dashboard_is_a_dashboard(chart: Rendered) -> None:
-    dashboard = json.loads(one(chart(EVERYTHING), "ConfigMap")["data"]["genrec.json"])
+    dashboard = json.loads(one(chart(EVERYTHING), "ConfigMap", "genrec-dashboard")["data"]["genrec.json"])
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in dashboard["panels"]]
     assert len(set(places)) == len(places) >= 10
-    assert "Live catalogue" in [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
+    rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
+    assert rows == ["Live catalogue", "Rules"]
     assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "namespace", "release"}
 
 

@@ -12,6 +12,8 @@ import helm_python
 import pytest
 import yaml
 
+from genrec.cli.rules import deployment_rules
+from genrec.rules import parse
 from k8s.rendering import CHART, REQUIRED, merged, notes, render
 from tests.chart.conftest import Manifests, Rendered, assert_accepted, one
 
@@ -198,6 +200,22 @@ def test_a_live_catalogue_in_the_cluster_is_reached_with_keys_by_plain_http() ->
     assert [ports for _, ports in egress(manifests)] == [[53, 53, 5353, 5353], [9000]]
 
 
+def test_rules_of_a_shop_reach_the_server_as_they_were_written(tmp_path: Path) -> None:
+    values, manifests = yaml.safe_load(USERS["shop-rules"].read_text()), users("shop-rules")
+    (container,) = pod(manifests)["containers"]
+    assert {"--rules=/rules/rules.json", "--rules-memory-mb=512"} < set(container["args"])
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "rules")
+    assert (mount["mountPath"], mount["readOnly"]) == ("/rules", True)
+    (volume,) = (volume for volume in pod(manifests)["volumes"] if volume["name"] == "rules")
+    mounted = one(manifests, "ConfigMap", volume["configMap"]["name"])["data"]
+    assert mounted.keys() == {"rules.json"}
+    (tmp_path / "rules.json").write_text(mounted["rules.json"], "utf-8")
+    wanted = json.dumps(values["rules"])
+    assert parse(deployment_rules(tmp_path / "rules.json", None)) == parse(wanted)
+    assert "rules of the values: at_most, boost, bucket_order, deny, where" in notes(values)
+    assert "rules" not in notes(REQUIRED)
+
+
 def test_a_mesh_is_let_through_where_nothing_else_is() -> None:
     manifests = users("istio")
     assert [ports for _, ports in egress(manifests)] == [[53, 53], [15012]]
@@ -316,6 +334,7 @@ def test_null_leaves_a_value_out_or_is_refused_by_name() -> None:
         "podMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True},
         "dashboard": {"enabled": True},
+        "rules": {"deny": ["4711"]},
         "gateway": {"enabled": True, "parentRefs": [{"name": "public"}]},
         "ingress": {"enabled": True, "host": "recs.example"},
         "knowledgeJob": {"enabled": True, "image": "i:1", "claim": "data", "entities": "users.csv"},

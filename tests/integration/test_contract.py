@@ -41,6 +41,7 @@ def test_types_and_shapes_are_the_contracts(wire: Any, history: list[str]) -> No
             "source": ("UINT8", [1, count]),
             "counts": ("INT32", [1, 4]),
             "version": ("BYTES", [1, 2]),
+            "explanation": ("BYTES", [1, 1]),
         }
         assert wire.read(response).counts[0] == 64, "the small bundle's beam is 64 wide and its catalogue fills it"
 
@@ -342,7 +343,7 @@ def test_an_unknown_output_and_an_unknown_model(wire: Any, history: list[str]) -
 def test_a_batch_of_no_user_harms_nothing(wire: Any, history: list[str]) -> None:
     """Triton takes [0, 0] for a request without a batch dimension: an empty history, answered in the same form."""
     response = wire.send(wire.ids("history", [], shape=[0, 0]))
-    assert {tuple(output.shape) for output in response.outputs} == {(10,), (4,), (2,)}
+    assert {tuple(output.shape) for output in response.outputs} == {(10,), (4,), (2,), (1,)}
     assert wire.read(response).same_as(wire.ask(wire.ids("history", [])))
 
 

@@ -77,7 +77,7 @@ def test_the_server_exports_what_alerts_dashboard_and_autoscaler_ask_for(
         ]
         assert matching, f"{name}{{{labels}}} is not exported; it has {series[:3]}"
     by = {label for query in queries() for label in re.findall(r"by \((\w+)\)", query)}
-    assert by == {"bundle_version", "model", "reason"}
+    assert by == {"bundle_version", "kind", "model", "reason", "rule"}
 
 
 @pytest.mark.parametrize("mutual", [False, True])

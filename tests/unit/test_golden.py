@@ -27,7 +27,9 @@ class Fixed(Engine):
     def _prepared(self, masks: PrefixTable | PrefixTrie) -> None:
         return None
 
-    def _run(self, token_ids: np.ndarray, lengths: np.ndarray, masks: None) -> tuple[np.ndarray, np.ndarray]:
+    def _run(
+        self, token_ids: np.ndarray, lengths: np.ndarray, masks: None, rules: object
+    ) -> tuple[np.ndarray, np.ndarray]:
         return self.drafts
 
 

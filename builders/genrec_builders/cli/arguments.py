@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from genrec.catalog import KINDS
+from genrec.catalog.kinds import check_kinds
+from genrec.cli.arguments import usage
+
 console = Console()
 DataPath = Annotated[Path, typer.Argument(help="A dataset folder: inter.json + index.json, or interactions and items.")]
+AttributeTypes = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--attribute-type",
+        help="NAME=KIND of an attribute that rules filter by, where its column's own type is not meant, as in CSV: "
+        f"{', '.join(KINDS)}. Repeatable.",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+
+
+def attribute_types(given: list[str] | None) -> dict[str, str]:
+    """Kinds by name from the values of `AttributeTypes`."""
+    found: dict[str, str] = {}
+    for each in given or []:
+        name, equals, kind = each.rpartition("=")
+        with usage("--attribute-type", each):
+            if not equals or name in found:
+                raise ValueError(
+                    f"{name!r} is given twice" if equals else "write it as NAME=KIND, such as price=number"
+                )
+            check_kinds({name: kind})
+        found[name] = kind
+    return found
 
 
 def print_quality(quality: dict) -> None:

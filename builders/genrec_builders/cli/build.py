@@ -12,7 +12,7 @@ from genrec.bundle.checkpoint_shapes import DECODERS, FAMILIES, HeadShape
 from genrec.catalog import SemanticIdSpace
 from genrec.cli.arguments import numbers, one_of, usage
 from genrec.prompt import Limits
-from genrec_builders.cli.arguments import DataPath, Seed, print_quality
+from genrec_builders.cli.arguments import AttributeTypes, DataPath, Seed, attribute_types, print_quality
 from genrec_builders.config import DROPOUTS, BackboneShape, BuildConfig, TrainingConfig
 
 
@@ -47,6 +47,7 @@ def build(
     evaluate_users: Annotated[
         Optional[int], typer.Option(min=1, help="Test users to evaluate; all by default.")
     ] = None,
+    attribute_type: AttributeTypes = None,
     seed: Seed = 0,
     family: Annotated[
         str, _backbone("Family to train from scratch: qwen3 or llama.", callback=one_of(FAMILIES))
@@ -151,6 +152,8 @@ def build(
         evaluate_users=evaluate_users,
     )
 
+    kinds = attribute_types(attribute_type)
+
     from genrec_builders.preflight import require_places
 
     require_places(out, [data, checkpoint])
@@ -159,7 +162,7 @@ def build(
     from genrec_builders.build import build_bundle, is_built
     from genrec_builders.data import read_dataset
 
-    dataset = read_dataset(data, typer.echo)
+    dataset = read_dataset(data, typer.echo, kinds)
     if keep and is_built(dataset, out, config):
         typer.echo(f"{out} is kept: it was built of the same data and settings")
         return

@@ -9,7 +9,7 @@
   the user searched with before taking the item, empty if none; or one row per user with `user_id` and `item_ids`, a
   list in time order) and `items.parquet|csv|tsv|jsonl` (column `item_id`; optional `sid`, in any notation of
   `notation`, or `sid_0`, `sid_1`, ...; optional `embedding` list column or `embedding_0`, ...; every other column of
-  text, numbers, booleans or dates becomes an attribute);
+  text, numbers, booleans, dates or lists of text becomes an attribute);
 * `NAME.inter` and `NAME.item`, RecBole's atomic files, with the same columns.
 
 Everything that the files get wrong is reported as a `DataError` that names the file, the place and the fix.

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from genrec.catalog import Columns
 from genrec.errors import DataError
+from genrec_builders.data.attributes import attribute_columns
 from genrec_builders.data.checks import INT32_MAX, checked_codes, common_length, look_up, rounded_levels, short
-from genrec_builders.data.columns import encode_ids, is_text, one_array, refuse_nulls
+from genrec_builders.data.columns import encode_ids, is_list, is_text, one_array, refuse_nulls
 from genrec_builders.data.found import Found
 from genrec_builders.data.notation import EXAMPLES, parse_sids
 from genrec_builders.data.tables import ItemTable
 
-LEVELS_KEY = b"genrec.levels"
+LEVELS_KEY, TEXTS_KEY = b"genrec.levels", b"genrec.texts"
 # Columns that pandas adds when it writes its index.
 _PANDAS_INDEX = r"__index_level_\d+__|Unnamed: \d+|"
 _FLOAT = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?([nN][aA][nN]|[iI][nN][fF])$"
 
 
-def item_table(path: Path, table: pa.Table, found: Found) -> ItemTable:
-    """The catalogue of a table with a column `item_id`; what is left out of it goes into `found`."""
+def item_table(path: Path, table: pa.Table, found: Found, kinds: Mapping[str, str] = MappingProxyType({})) -> ItemTable:
+    """The catalogue of a table with a column `item_id`; what is left out of it goes into `found`.
+
+    kinds: of attributes, by their names, where the column's own type is not meant.
+    """
     if not table.num_rows:
         raise DataError(f"{path}: no rows; a catalogue needs at least one item")
     codes, distinct = encode_ids(path, table.column("item_id"), "item_id")
@@ -54,13 +61,18 @@ def item_table(path: Path, table: pa.Table, found: Found) -> ItemTable:
             f"{path}: item {item_ids[row]!r} has the embedding value {embeddings[row, dim]} at dimension {dim}; "
             "embeddings must be finite (and within float32)"
         )
+    names = [name for name in table.column_names if name not in used]
+    typed = attribute_columns(
+        path, table, [name for name in names if not re.fullmatch(_PANDAS_INDEX, name)], item_ids, kinds, found
+    )
     attributes = {}
-    for name in table.column_names:
-        if name not in used:
-            text = _attribute(path, table.column(name), name, found)
-            if text is not None:
-                attributes[name] = text
-    return ItemTable(item_ids=item_ids, sids=sids, levels=levels, embeddings=embeddings, attributes=attributes)
+    for name in _texts(path, table, names):
+        if name in typed and is_list(table.column(name).type):
+            continue  # rules have it; it has no text
+        text = _attribute(path, table.column(name), name, found)
+        if text is not None:
+            attributes[name] = text
+    return ItemTable(item_ids, sids, levels, embeddings, attributes, typed)
 
 
 def with_index(items: ItemTable, items_path: Path, index: ItemTable, index_path: Path, found: Found) -> ItemTable:
@@ -91,7 +103,11 @@ def with_index(items: ItemTable, items_path: Path, index: ItemTable, index_path:
     attributes = {
         name: [values[row] if row >= 0 else "" for row in places] for name, values in items.attributes.items()
     }
-    return replace(index, attributes=attributes, embeddings=None if embeddings is None else embeddings[rows])
+    # Behind the items stands one that has nothing, for those that are not there.
+    there = Columns.concatenate([items.typed, Columns.empty(items.typed.kinds, 1)])
+    columns = there.take(np.where(rows >= 0, rows, len(items)))
+    vectors = None if embeddings is None else embeddings[rows]
+    return replace(index, attributes=attributes, embeddings=vectors, columns=columns)
 
 
 def _vectors(path: Path, table: pa.Table, name: str, item_ids: list[str]) -> tuple[np.ndarray | None, set[str]]:
@@ -201,6 +217,17 @@ def _stated_levels(path: Path, table: pa.Table, sids: np.ndarray) -> tuple[int, 
             f"{path}: metadata {LEVELS_KEY.decode()} says {stated!r}, but the codes reach {tops}; write the file again"
         )
     return tuple(levels)
+
+
+def _texts(path: Path, table: pa.Table, names: list[str]) -> list[str]:
+    """Those of `names` that are texts for people: all, or those that `write_dataset` left in the file's metadata."""
+    stated = (table.schema.metadata or {}).get(TEXTS_KEY)
+    if stated is None:
+        return names
+    try:
+        return [name for name in names if name in json.loads(stated)]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: metadata {TEXTS_KEY.decode()} says {stated!r}; write the file again") from error
 
 
 def _attribute(path: Path, column: pa.ChunkedArray, name: str, found: Found) -> list[str] | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from genrec_builders.data.atomic_form import open_atomic
+from genrec_builders.data.attributes import require_known
 from genrec_builders.data.folder import ending, find_files
 from genrec_builders.data.found import Found
 from genrec_builders.data.interactions import interactions_of_table
@@ -21,20 +23,25 @@ _FORMS = {".json": "JSON", ".inter": "RecBole", ".item": "RecBole", ".parquet": 
 _FORMS |= {".tsv": "tab-separated", ".jsonl": "JSON Lines"}
 
 
-def read_dataset(path: Path | str, tell: Callable[[str], object] | None = None) -> Dataset:
+def read_dataset(
+    path: Path | str,
+    tell: Callable[[str], object] | None = None,
+    attribute_types: Mapping[str, str] = MappingProxyType({}),
+) -> Dataset:
     """Reads a dataset directory (see the package's docstring for the forms).
 
     Users come in the order of their first appearance; interactions are ordered by timestamp within the user, and by
     their place in the file where timestamps are equal. Users without interactions are left out.
 
     tell: gets one line on what was read and, if something in the directory was not used, one on that; by default only
-    the latter is logged, as a warning.
+    the latter is logged, as a warning. attribute_types: kinds of attributes by the names of their columns, for columns
+    whose own type is not meant, such as those of CSV, which are text.
 
     Raises DataError for missing, ambiguous, unreadable or empty files; missing columns; ids that are empty, duplicated,
     not UTF-8 or over 128 bytes; interactions with unknown items; negative or ragged semantic IDs; embeddings that are
-    ragged or not finite; queries that are not text.
+    ragged or not finite; queries that are not text; attributes that are not of the kinds asked for.
     """
-    dataset, found = load(Path(path))
+    dataset, found = load(Path(path), attribute_types)
     read, *unused = summary(dataset, found)
     if tell is not None:
         tell(read)
@@ -43,7 +50,7 @@ def read_dataset(path: Path | str, tell: Callable[[str], object] | None = None) 
     return dataset
 
 
-def load(folder: Path) -> tuple[Dataset, Found]:
+def load(folder: Path, attribute_types: Mapping[str, str] = MappingProxyType({})) -> tuple[Dataset, Found]:
     """As `read_dataset`; also what the data was read from, and what was not used."""
     files = find_files(folder)
     found = Found(folder, ignored=files.others)
@@ -51,7 +58,9 @@ def load(folder: Path) -> tuple[Dataset, Found]:
     items = None
     if files.items is not None:
         found.used[files.items.name] = f"items: {_FORMS[ending(files.items)]}"
-        items = _read_items(files.items, found)
+        items = _read_items(files.items, found, attribute_types)
+    else:
+        require_known(folder, [], attribute_types)
     if files.index is not None:
         found.used[files.index.name] = "semantic IDs: JSON"
         index = read_index(files.index)
@@ -69,9 +78,9 @@ def _open(path: Path) -> TableFile:
     return open_atomic(path) if ending(path) in (".inter", ".item") else open_table(path)
 
 
-def _read_items(path: Path, found: Found) -> ItemTable:
+def _read_items(path: Path, found: Found, kinds: Mapping[str, str]) -> ItemTable:
     if ending(path) == ".json":
-        return item_table(path, read_texts(path, found), found)
+        return item_table(path, read_texts(path, found), found, kinds)
     source = _open(path)
     check_columns(path, source.schema.names, ("item_id",))
-    return item_table(path, source.read(None), found)
+    return item_table(path, source.read(None), found, kinds)

@@ -39,7 +39,7 @@ def describe(dataset: Dataset, found: Found) -> list[tuple[str, str]]:
         ("items", _items(dataset, split)),
         ("semantic IDs", _semantic_ids(items)),
         ("embeddings", "none" if items.embeddings is None else f"{items.embeddings.shape[1]} dimensions"),
-        ("attributes", ", ".join(map(repr, items.attributes)) or "none"),
+        ("attributes", _attributes(items)),
         ("queries", _queries(interactions)),
     ]
 
@@ -102,6 +102,15 @@ def _items(dataset: Dataset, split: Split) -> str:
     trained = popularity(split, n)
     never = int((bought == 0).sum())
     return f"{n:,}; {never:,} never bought, {int((trained == 0).sum()) - never:,} bought only in what is held out"
+
+
+def _attributes(items: ItemTable) -> str:
+    kinds = items.typed.kinds
+    texts = [f"{name!r} ({'text only' if name not in kinds else kinds[name]})" for name in items.attributes]
+    return (
+        ", ".join([*texts, *(f"{name!r} ({kind})" for name, kind in kinds.items() if name not in items.attributes)])
+        or "none"
+    )
 
 
 def _semantic_ids(items: ItemTable) -> str:

@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genrec.catalog.kinds import STRING
 from genrec.errors import DataError
 from genrec.reporting.kept import Fingerprint
 from genrec.reporting.outputs import Output, replaced, require_replaceable
-from genrec_builders.data.items import LEVELS_KEY
+from genrec_builders.data.attributes import arrow_column
+from genrec_builders.data.items import LEVELS_KEY, TEXTS_KEY
 from genrec_builders.data.tables import Dataset
 
 MADE_OF_KEY = b"genrec.made_of"
@@ -60,11 +62,14 @@ def _write(dataset: Dataset, path: Path, metadata: dict[bytes, bytes]) -> None:
     items, interactions = dataset.items, dataset.interactions
 
     columns: dict[str, pa.Array] = {"item_id": pa.array(items.item_ids, type=pa.string())}
-    for name, values in items.attributes.items():
+    for name in dict.fromkeys([*items.attributes, *items.typed]):
         if re.fullmatch(r"item_id|(sid|embedding)(_\d+)?", name):
             raise DataError(f"attribute {name!r} has the name of a reserved column; rename it")
-        columns[name] = pa.array(values, type=pa.string())
-    levels = {}
+        if name in items.typed and (name not in items.attributes or items.typed[name].kind != STRING):
+            columns[name] = arrow_column(items.typed[name])
+        else:
+            columns[name] = pa.array(items.attributes[name], type=pa.string())
+    levels = {TEXTS_KEY: json.dumps(list(items.attributes)).encode()}
     if items.sids is not None and items.levels is not None:
         columns["sid"] = _fixed_lists(items.sids)
         levels[LEVELS_KEY] = json.dumps(list(items.levels)).encode()

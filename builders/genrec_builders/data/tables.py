@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from genrec.catalog import Columns
 from genrec.errors import DataError
 
 
@@ -17,7 +18,8 @@ class ItemTable:
     item_ids: n distinct ids, each 1 to 128 bytes of UTF-8. sids: int32 [n, L] semantic-ID codes, or None if the
     catalogue has none yet. levels: codes per level (T_1 .. T_L), or None without `sids`; files that do not say how many
     codes a level has give the largest code + 1, rounded up to a power of two. embeddings: float32 [n, D], finite, or
-    None. attributes: columns of text, n values each, such as title, category, brand.
+    None. attributes: columns of text, n values each, such as title, category, brand, for people and for texts. columns:
+    attributes with their kinds, which rules filter by; None for none.
     """
 
     item_ids: list[str]
@@ -25,6 +27,7 @@ class ItemTable:
     levels: tuple[int, ...] | None = None
     embeddings: np.ndarray | None = None
     attributes: dict[str, list[str]] = field(default_factory=dict)
+    columns: Columns | None = None
 
     def __post_init__(self) -> None:
         n = len(self.item_ids)
@@ -49,8 +52,16 @@ class ItemTable:
             if len(column) != n:
                 raise DataError(f"ItemTable: attribute {name!r} has {len(column)} values for {n} items")
 
+        if self.columns is not None and self.columns.count != n:
+            raise DataError(f"ItemTable: columns are of {self.columns.count} items, not of {n}")
+
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    @property
+    def typed(self) -> Columns:
+        """`columns`, without any if they are None."""
+        return Columns({}, len(self)) if self.columns is None else self.columns
 
 
 @dataclass(frozen=True, eq=False)

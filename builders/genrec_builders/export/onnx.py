@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genrec.catalog import PrefixTable, SemanticIdSpace
-from genrec.engines.onnx import graph_masks
+from genrec.catalog import PrefixTable, RuleMasks, SemanticIdSpace
+from genrec.catalog.rule_masks import OCTETS
+from genrec.engines.onnx import RULE_BITS, RULE_ROWS, graph_masks
 from genrec.model.backbone import BackboneModel
 from genrec.model.fused import DOMAIN
-from genrec.model.masks import Masks
+from genrec.model.masks import Masks, Rules
 
 OPSET = 18
 
@@ -28,7 +29,8 @@ class _Graph(nn.Module):
 
     def forward(self, token_ids: Tensor, lengths: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         depth = len(self.model.levels)
-        return self.model.draft(token_ids, lengths, Masks(masks[:depth], masks[depth:]), self.beam_width)
+        table, rules = masks[:-2], Rules(*masks[-2:])
+        return self.model.draft(token_ids, lengths, Masks(table[:depth], table[depth:], rules), self.beam_width)
 
 
 def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_prompt: int | None = None) -> None:
@@ -36,21 +38,26 @@ def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_promp
 
     longest_prompt: tokens of the longest prompt, by `PromptLayout.max_tokens`; the graph then holds no positions that
     none can have. None for as many as the model has: a long-context checkpoint's are larger than a small model.
-    Inputs: token_ids int32 [B, S], lengths int32 [B], and the arrays of a `PrefixTable`, mask_bits_l [rows, width] per
-    level and mask_keys_l [buckets, 16] per level but the first. Outputs: codes int64 [B, K], scores float32 [B, K].
+    Inputs: token_ids int32 [B, S], lengths int32 [B], the arrays of a `PrefixTable`, mask_bits_l [rows, width] per
+    level and mask_keys_l [buckets, 16] per level but the first, and those of the rules, rule_bits uint8 [rows, 32] and
+    rule_rows int64 [B, 2 L], the first row and the number of rows of each level. Outputs: codes int64 [B, K], scores
+    float32 [B, K].
     """
     space = SemanticIdSpace(model.levels)
     # Two prompts and a small table to trace with; every size but T and K stays free.
     table = PrefixTable.build(space, np.random.default_rng(0).integers(0, space.size, 64), spare=0)
     masks = {name: torch.tensor(array) for name, array in graph_masks(table).items()}
+    rules = RuleMasks(space, OCTETS)
+    no_rules = {RULE_BITS: torch.tensor(rules.bits), RULE_ROWS: torch.tensor(rules.stacked([None] * 2))}
     length = 3 * space.depth
     inputs = {
         "token_ids": torch.zeros(2, length, dtype=torch.int32),
         "lengths": torch.tensor([length, length - space.depth], dtype=torch.int32),
         **masks,
+        **no_rules,
     }
     free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "codes": ("batch",), "scores": ("batch",)}
-    free |= {name: (f"{name}_rows",) for name in masks}
+    free |= {name: (f"{name}_rows",) for name in (*masks, RULE_BITS)} | {RULE_ROWS: ("batch",)}
     path.parent.mkdir(parents=True, exist_ok=True)
     positions = model.config.max_position_embeddings
     if longest_prompt is not None:

@@ -10,6 +10,9 @@ CODES, SCORES = "draft_codes", "draft_scores"
 # The code of a row that holds no drafts, its scores NaN: the step did not compute h_0 .. h_L of that sequence, because
 # a cached prefix reached into them, or because the sequence was no context.
 NO_DRAFTS = -2
+# A request with a rule has one more token, behind its placeholders: which row of the model's `MAX_RULES` its rule is.
+# Nothing that is read of the prompt sees it. TensorRT-LLM hands a model nothing else of one request.
+RULE_TOKENS, MAX_RULES = 1, 4096
 
 # Key of the folder's config.json: the bundle, relative to the folder.
 BUNDLE_KEY = "genrec_bundle"

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from genrec.catalog import PrefixTable, PrefixTrie
-from genrec.engines.base import Drafts, InFlightEngine
-from genrec.engines.tensorrt_llm.contract import CODES, LLM_ARGUMENTS, NO_DRAFTS, RELEASE, SCORES
+from genrec.engines.base import RULE_BYTES, Drafts, InFlightEngine
+from genrec.engines.tensorrt_llm.contract import CODES, LLM_ARGUMENTS, NO_DRAFTS, RELEASE, RULE_TOKENS, SCORES
 from genrec.errors import Cancelled, DeadlineExceeded
 
 # A backbone in half precision: log-probabilities that are sums over the levels differ by so much from float32's.
@@ -30,7 +31,8 @@ class TensorRtLlmEngine(InFlightEngine):
 
     folder: with config.json, the weights and the arguments of `tensorrt_llm.LLM`. masks, beam_width: the bundle's.
     max_prompt: tokens of the longest prompt. arguments: of `tensorrt_llm.LLM`, instead of the folder's. Drafts are
-    always masked: the masks are inside the model, which opens the bundle itself.
+    always masked: the masks are inside the model, which opens the bundle itself. rule_bytes: as `Engine`'s; rules are
+    taken if the arguments leave room for one more token, which tells the model which rule a request has.
 
     The worker shares this process (TLLM_WORKER_USE_SINGLE_PROCESS=1) unless that variable is set to 0: no MPI is then
     needed, which Triton's Python backend does not start its models with. Nor could masks be changed in another process.
@@ -44,12 +46,13 @@ class TensorRtLlmEngine(InFlightEngine):
         masks: PrefixTable,
         beam_width: int,
         max_prompt: int,
+        rule_bytes: int = RULE_BYTES,
         **arguments: Any,
     ) -> None:
         """Raises ValueError if the folder is missing or cannot be served, ImportError without the package."""
-        super().__init__(masks, beam_width)
         self._max_prompt = max_prompt
         config, arguments = _read_folder(folder, arguments, max_prompt)
+        super().__init__(masks, beam_width, rule_bytes if _leaves_room(arguments, max_prompt + RULE_TOKENS) else None)
         self._vocabulary = int(config["vocab_size"])
         self.score_tolerance = SCORE_TOLERANCES[config["dtype"]]
         os.environ.setdefault("TLLM_WORKER_USE_SINGLE_PROCESS", "1")
@@ -67,20 +70,47 @@ class TensorRtLlmEngine(InFlightEngine):
         before = set(SERVING)
         self._llm = LLM(model=str(folder), **arguments)
         self._models = set(SERVING) - before
+        self._rule_tokens: deque[int] = deque()
+        if self._rule_masks is not None:
+            for model in self._models:
+                self._rule_tokens = deque(model.set_rules(self._rule_masks))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tensorrt-llm", daemon=True)
         self._thread.start()
 
     def submit(
-        self, prompt: np.ndarray, deadline_ns: int | None = None, cancelled: Callable[[], bool] = lambda: False
+        self,
+        prompt: np.ndarray,
+        deadline_ns: int | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+        rule: np.ndarray | None = None,
     ) -> Future[Drafts]:
-        """See `InFlightEngine`. Requests that are late or cancelled are aborted."""
+        """See `InFlightEngine`. Requests that are late or cancelled are aborted.
+
+        Raises RuntimeError for a rule if as many requests with one are in flight as the model can tell apart, or if the
+        model runs in another process.
+        """
+        rows = None if rule is None else self.rule_masks.stacked([rule])[0]
         if not prompt.size:
             nothing: Future[Drafts] = Future()
             nothing.set_result(Drafts.none(1, self.beam_width))
             return nothing
         self._check_prompt(prompt)
-        return asyncio.run_coroutine_threadsafe(self._draft_one(prompt.tolist(), deadline_ns, cancelled), self._loop)
+        if rows is None or rows[0] == 0:  # that of no rule
+            return self._start(prompt.tolist(), deadline_ns, cancelled)
+        models = self._reached()
+        try:
+            token = self._rule_tokens.popleft()
+        except IndexError:
+            raise RuntimeError("too many requests with rules are in flight; send fewer at once") from None
+        for model in models:
+            model.set_rule(token, rows)
+        answer = self._start([*prompt.tolist(), token], deadline_ns, cancelled)
+        answer.add_done_callback(lambda _: self._rule_tokens.append(token))
+        return answer
+
+    def _start(self, prompt: list[int], deadline_ns: int | None, cancelled: Callable[[], bool]) -> Future[Drafts]:
+        return asyncio.run_coroutine_threadsafe(self._draft_one(prompt, deadline_ns, cancelled), self._loop)
 
     def close(self) -> None:
         """End the model; what is in flight is cancelled."""
@@ -100,10 +130,15 @@ class TensorRtLlmEngine(InFlightEngine):
         for model in self._reached():
             model.update_masks(changed)
 
+    def update_rules(self, rows: np.ndarray) -> None:
+        """See `Engine`. Raises RuntimeError if the model runs in another process."""
+        for model in self._reached():
+            model.update_rules(rows)
+
     def _reached(self) -> set[Any]:
         if not self._models:
             raise RuntimeError(
-                "the model runs in another process, where its masks cannot be changed; "
+                "the model runs in another process, where its masks cannot be changed, nor rules be told; "
                 "do not set TLLM_WORKER_USE_SINGLE_PROCESS to 0"
             )
         return self._models
@@ -112,11 +147,19 @@ class TensorRtLlmEngine(InFlightEngine):
         return masks
 
     def _run(
-        self, token_ids: np.ndarray, lengths: np.ndarray, masks: PrefixTable | PrefixTrie
+        self,
+        token_ids: np.ndarray,
+        lengths: np.ndarray,
+        masks: PrefixTable | PrefixTrie,
+        rule_rows: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         if masks is self._masks[False]:
             raise ValueError("masked is false, but TensorRT-LLM drafts with masks only; use the onnx or torch engine")
-        waiting = [self.submit(row[:length]) for row, length in zip(token_ids, lengths.tolist(), strict=True)]
+        rules = [None] * len(lengths) if rule_rows is None else rule_rows.reshape(len(lengths), -1, 2)
+        waiting = [
+            self.submit(row[:length], rule=rule)
+            for row, length, rule in zip(token_ids, lengths.tolist(), rules, strict=True)
+        ]
         drafts = [one.result() for one in waiting]
         return np.concatenate([one.codes for one in drafts]), np.concatenate([one.scores for one in drafts])
 
@@ -195,7 +238,17 @@ def _read_folder(folder: Path, given: dict[str, Any], max_prompt: int) -> tuple[
             f"{folder / LLM_ARGUMENTS}: enable_chunked_prefill is true; a chunk could cut apart what the draft head "
             "reads, set it to false"
         )
-    for name, least in (("max_num_tokens", max_prompt), ("max_seq_len", max_prompt + 1)):
+    for name, least in _least(max_prompt).items():
         if (value := arguments.get(name)) is not None and value < least:
             raise ValueError(f"{folder / LLM_ARGUMENTS}: {name} is {value}, below the {least} of the longest prompt")
     return config, arguments
+
+
+def _least(tokens: int) -> dict[str, int]:
+    """The arguments that limit the length of a prompt, and what one of `tokens` needs of each."""
+    return {"max_num_tokens": tokens, "max_seq_len": tokens + 1}
+
+
+def _leaves_room(arguments: dict[str, Any], tokens: int) -> bool:
+    """Whether the LLM's arguments leave room for a prompt of `tokens`."""
+    return all((value := arguments.get(name)) is None or value >= least for name, least in _least(tokens).items())

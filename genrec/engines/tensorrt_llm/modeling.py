@@ -21,10 +21,10 @@ from torch import Tensor
 
 from genrec.bundle import Bundle
 from genrec.bundle.checkpoint_shapes import DRAFT_HEAD, head_arguments
-from genrec.catalog import PrefixTable
-from genrec.engines.tensorrt_llm.contract import ARCHITECTURES, BUNDLE_KEY, CODES, NO_DRAFTS, SCORES
+from genrec.catalog import PrefixTable, RuleMasks
+from genrec.engines.tensorrt_llm.contract import ARCHITECTURES, BUNDLE_KEY, CODES, MAX_RULES, NO_DRAFTS, SCORES
 from genrec.model.draft_head import DraftHead, History
-from genrec.model.masks import Masks
+from genrec.model.masks import Masks, Rules, as_tensor, copy_rows
 
 if TYPE_CHECKING:
     from tensorrt_llm._torch.attention_backend import AttentionMetadata
@@ -80,7 +80,8 @@ class _DraftsFromContexts:
         if bundle.space.levels != self.draft_head.levels:
             raise ValueError(f"{bundle.path} has levels {bundle.space.levels}, the model {self.draft_head.levels}")
         self._beam_width = bundle.space.beams(bundle.manifest.beam_width)
-        self._device = device
+        self._device, self._placeholder = device, bundle.layout.placeholders[-1]
+        self._rules: Rules | None = None
         self.set_masks(bundle.masks)
         SERVING.add(self)
 
@@ -92,6 +93,23 @@ class _DraftsFromContexts:
         """Copy what has changed of the table, as of `PrefixTable.slots`, where the device has a copy."""
         if self._device.type != "cpu":
             self._masks.update(self._table, changed)
+
+    def set_rules(self, rule_masks: RuleMasks) -> list[int]:
+        """Draft with rules of `rule_masks` from now on. Returns the tokens that can stand for the rule of a request."""
+        size = min(MAX_RULES, self.config.vocab_size)
+        rows = torch.tensor(rule_masks.stacked([None] * size), device=self._device)
+        self._rule_masks, self._rules = rule_masks, Rules(as_tensor(rule_masks.bits).to(self._device), rows)
+        return [token for token in range(size) if token != self._placeholder]
+
+    def set_rule(self, token: int, rows: np.ndarray) -> None:
+        """Let `token` stand for a rule: its mask, int64 [2 L]. It is there for the steps that begin after this."""
+        assert self._rules is not None
+        self._rules.rows[token].copy_(torch.tensor(rows))
+
+    def update_rules(self, rows: np.ndarray) -> None:
+        """Copy rows of the rules' masks, int64 [n], where the device has a copy."""
+        if self._device.type != "cpu" and self._rules is not None:
+            copy_rows(self._rules.bits, self._rule_masks.bits, rows)
 
     def _keep_inputs(self, module: torch.nn.Module, args: tuple, options: dict[str, Any]) -> None:
         self._inputs = options["hidden_states"]
@@ -123,11 +141,15 @@ class _DraftsFromContexts:
         if attn_metadata.padded_num_tokens is not None:  # behind the batch's own tokens
             hidden = hidden[: attn_metadata.num_tokens]
         logits = self.logits_processor.forward(hidden, self.lm_head, attn_metadata, return_context_logits)
-        codes, scores = self._drafts(hidden, position_ids, attn_metadata)
+        codes, scores = self._drafts(hidden, input_ids, position_ids, attn_metadata)
         return {"logits": logits, CODES: codes, SCORES: scores}
 
     def _drafts(
-        self, hidden: Tensor, position_ids: Tensor | None, attn_metadata: AttentionMetadata
+        self,
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        position_ids: Tensor | None,
+        attn_metadata: AttentionMetadata,
     ) -> tuple[Tensor, Tensor]:
         """Codes int64 [n, K] and scores float32 [n, K] of a packed batch's hidden states, [tokens, d].
 
@@ -142,17 +164,26 @@ class _DraftsFromContexts:
             return codes, scores
         new = attn_metadata.seq_lens_cuda[:contexts].long()  # this step's tokens of each, not the prompts' lengths
         count = len(self.draft_head.levels) + 1
-        at = new.cumsum(0)[:, None] - count + torch.arange(count, device=hidden.device)
+        ends, masks = new.cumsum(0), self._masks
+        starts = ends - new
+        if self._rules is not None and input_ids is not None:
+            last = input_ids[ends - 1].long()
+            ruled = (last != self._placeholder).long()
+            ends, new = ends - ruled, new - ruled
+            # Of a warm-up, the last token may be any.
+            rows = self._rules.rows[last.clamp(max=self._rules.rows.shape[0] - 1) * ruled]
+            masks = masks._replace(rules=self._rules._replace(rows=rows))
+        at = ends[:, None] - count + torch.arange(count, device=hidden.device)
         complete = (new >= count)[:, None]
         # Where a context is too short, `at` points at its neighbour's tokens, or before the first.
         states, history = hidden[at.clamp(min=0)].float(), None
         if self.draft_head.attention_heads:
             assert position_ids is not None
-            starts, longest = new.cumsum(0) - new, int(attn_metadata.seq_lens[:contexts].max())
+            longest = int(attn_metadata.seq_lens[:contexts].max())
             history = self._history(starts, new, longest, attn_metadata.num_tokens)
             # All of the history has to be among this step's tokens: nothing of it may come from the cache.
             complete &= (position_ids.flatten()[starts] == 0)[:, None]
-        drafted, scored = self.draft_head.beam(states, history, self._masks, self._beam_width)
+        drafted, scored = self.draft_head.beam(states, history, masks, self._beam_width)
         codes[:contexts] = torch.where(complete, drafted, NO_DRAFTS)
         scores[:contexts] = torch.where(complete, scored, torch.nan)
         return codes, scores

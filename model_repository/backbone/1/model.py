@@ -1,7 +1,9 @@
 """Step 2 of `recommend`: one prefill and the draft head's beam -> drafted semantic IDs."""
 
+import threading
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,74 +16,154 @@ from genrec.engines import open_engine
 from genrec.engines.base import Drafts, InFlightEngine
 from genrec.errors import InvalidRequest
 from genrec.golden import check_drafts
+from genrec.rules import Filter, RuleBook
+from genrec.rules.narrowing import Narrowed, Narrowing
 from genrec.serving.step import Step, checked_stamp, tensor
+
+_NOT_NARROWED = np.array([[0, -1]])  # nor is it known how many items are left
+Drafted = tuple[Drafts, Narrowed | None]
 
 
 @dataclass(frozen=True)
-class Masks:
-    """What the step needs of a version of a live catalogue."""
+class Catalogue:
+    """What the step needs of a version of the catalogue.
 
-    table: PrefixTable
-    version: CatalogVersion
+    live, masks: of a live one, None for the bundle's own, whose masks the engine has already.
+    """
 
-    @classmethod
-    def of(cls, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> "Masks | None":
-        """None for the bundle's own catalogue, whose masks the engine has already."""
-        return cls(masks(), items) if isinstance(items, CatalogVersion) else None
+    items: CatalogView
+    book: RuleBook
+    live: CatalogVersion | None
+    masks: PrefixTable | None
 
 
-class TritonPythonModel(Step[tuple[np.ndarray, int]]):
-    """It reads a prompt, int32 [P], and its deadline in ns on CLOCK_MONOTONIC."""
+@dataclass(frozen=True)
+class Prompt:
+    """One request. token_ids: int32 [P]. rules: in their canonical form. deadline_ns: on CLOCK_MONOTONIC."""
 
+    token_ids: np.ndarray
+    rules: bytes
+    version: int
+    deadline_ns: int
+
+
+class TritonPythonModel(Step[Prompt]):
     def setup(self) -> None:
-        options = {"threads": int(self.parameters["threads"])} if self.parameters["engine"] == "onnx" else {}
+        options = {"rule_bytes": int(self.parameters["rules_memory_mb"]) << 20}
+        if self.parameters["engine"] == "onnx":
+            options["threads"] = int(self.parameters["threads"])
         self.engine = open_engine(self.bundle, self.parameters["engine"], **options)
         self.masked = self.parameters["masked"] == "true"
         golden = self.bundle.golden
         self.engine.draft([golden["prompt"]] * self.max_batch_size, masked=self.masked)  # warm-up at full size
         check_drafts(golden, self.engine)
-        self.catalogues = self.versions(Masks.of)
-        self.masks: Masks | None = None
+        self.catalogues = self.versions(self.catalogue)
+        self.drafted_with: Catalogue | None = None
+        masks = self.engine.rule_masks if self.engine.takes_rules else None
+        written = self.engine.update_rules if self.engine.copies_masks else None
+        self.narrowing = Narrowing(self.bundle.space, masks, written)
+        self.in_flight = InFlight()
 
-    def read(self, request: Any) -> tuple[np.ndarray, int]:
+    def catalogue(self, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> Catalogue:
+        if isinstance(items, CatalogVersion):
+            return Catalogue(items, self.rule_book(items), items, masks())
+        return Catalogue(items, self.rule_book(items), None, None)
+
+    def read(self, request: Any) -> Prompt:
         stamp = checked_stamp(request)
-        return tensor(request, "input_ids")[0], stamp.deadline_ns
+        return Prompt(tensor(request, "input_ids")[0], stamp.rules, stamp.catalog_version, stamp.deadline_ns)
 
-    def run(self, inputs: list[tuple[np.ndarray, int]]) -> list[list[Any]]:
-        drafts = self.engine.draft([prompt for prompt, _ in inputs], masked=self.masked)
-        return [tensors(drafts, i) for i in range(len(inputs))]
+    def run(self, inputs: list[Prompt]) -> list[list[Any]]:
+        narrowed = self.narrowed(inputs)
+        rules = None if narrowed is None else [one.mask for one in narrowed]
+        drafts = self.engine.draft([prompt.token_ids for prompt in inputs], masked=self.masked, rules=rules)
+        return [tensors(i, (drafts, None if narrowed is None else narrowed[i])) for i in range(len(inputs))]
+
+    def narrowed(self, inputs: list[Prompt]) -> list[Narrowed] | None:
+        """What rules narrow each request to, None where none has any: by the newest version of the batch.
+
+        That leaves out of an older version what is gone meanwhile, and nothing that is to be found.
+        """
+        version = max(prompt.version for prompt in inputs)
+        entry = self.catalogues.at(version) or self.catalogues.current
+        filters = [entry.made.book.filters(prompt.rules) for prompt in inputs]
+        if not any(filters):
+            return None
+        return self.narrowing.of_batch(entry.made.items, entry.version, filters, self.in_flight.filters)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         self.follow()
         if isinstance(self.engine, InFlightEngine):
-            return self.execute_in_flight(requests, partial(begin, self.engine), tensors)
+            return self.execute_in_flight(requests, partial(self.begin, self.engine), partial(tensors, 0))
         return super().execute(requests)
 
     def follow(self) -> None:
         """Draft with the masks of the current version: they hold what every version needs that can be asked for."""
-        masks = self.catalogues.current.made
-        if masks is None or masks is self.masks:
+        made = self.catalogues.current.made
+        if made.live is None or made.masks is None or made is self.drafted_with:
             return
-        if self.masks is None or masks.table is not self.masks.table:  # of another base; those of one change in place
-            self.engine.set_masks(masks.table)
+        if self.drafted_with is None or made.masks is not self.drafted_with.masks:  # those of one base change in place
+            self.engine.set_masks(made.masks)
         if self.engine.copies_masks:
-            self.engine.update_masks(masks.table.slots(masks.version.touched_codes()))
-        self.masks = masks
+            self.engine.update_masks(made.masks.slots(made.live.touched_codes()))
+        self.drafted_with = made
+
+    def begin(self, engine: InFlightEngine, prompt: Prompt, cancelled: Callable[[], bool]) -> Future[Drafted]:
+        """Start one request on an engine that forms its own batches. Raises InvalidRequest."""
+        narrowed = self.narrowed([prompt])
+        rule = None if narrowed is None else narrowed[0].mask
+        try:
+            drafting = engine.submit(prompt.token_ids, prompt.deadline_ns, cancelled, rule)
+        except ValueError as error:
+            raise InvalidRequest(f"input_ids: {error}") from error
+        drafted: Future[Drafted] = Future()
+        filters = self.catalogues.current.made.book.filters(prompt.rules)
+        if rule is not None:
+            self.in_flight.begin(filters)
+
+        def done(drafting: Future[Drafts]) -> None:
+            if rule is not None:
+                self.in_flight.end(filters)
+            try:
+                drafted.set_result((drafting.result(), None if narrowed is None else narrowed[0]))
+            except (Exception, CancelledError) as error:
+                drafted.set_exception(error)
+
+        drafting.add_done_callback(done)
+        return drafted
 
     def finalize(self) -> None:
         self.engine.close()
         self.catalogues.close()
 
 
-def begin(engine: InFlightEngine, read: tuple[np.ndarray, int], cancelled: Callable[[], bool]) -> Future[Drafts]:
-    """Start one request on an engine that forms its own batches. Raises InvalidRequest."""
-    prompt, deadline_ns = read
-    try:
-        return engine.submit(prompt, deadline_ns, cancelled)
-    except ValueError as error:
-        raise InvalidRequest(f"input_ids: {error}") from error
+class InFlight:
+    """The filters of requests in flight, whose masks must stay as they are. Requests end in other threads."""
+
+    def __init__(self) -> None:
+        self._lock, self._counts = threading.Lock(), Counter[frozenset[Filter]]()
+
+    @property
+    def filters(self) -> list[frozenset[Filter]]:
+        with self._lock:
+            return [*self._counts]
+
+    def begin(self, filters: frozenset[Filter]) -> None:
+        with self._lock:
+            self._counts[filters] += 1
+
+    def end(self, filters: frozenset[Filter]) -> None:
+        with self._lock:
+            self._counts[filters] -= 1
+            if not self._counts[filters]:
+                del self._counts[filters]
 
 
-def tensors(drafts: Drafts, i: int = 0) -> list[Any]:
-    """The outputs of the i-th request of a batch."""
-    return [pb.Tensor("draft_codes", drafts.codes[i : i + 1]), pb.Tensor("draft_scores", drafts.scores[i : i + 1])]
+def tensors(i: int, drafted: Drafted) -> list[Any]:
+    """The outputs of the i-th request of a batch: behind the codes, what rules narrowed the beam to."""
+    drafts, narrowed = drafted
+    note = _NOT_NARROWED if narrowed is None else narrowed.noted()
+    return [
+        pb.Tensor("draft_codes", np.concatenate([drafts.codes[i : i + 1], note], 1)),
+        pb.Tensor("draft_scores", drafts.scores[i : i + 1]),
+    ]

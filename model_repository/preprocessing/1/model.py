@@ -30,7 +30,8 @@ class TritonPythonModel(Step[tuple[Request, int]]):
     ) -> Preprocessor:
         """What the step needs of a version of the catalogue."""
         bundle = self.bundle
-        return Preprocessor(items, bundle.layout, bundle.manifest.limits, bundle.query_tokenizer)
+        book = self.rule_book(items)
+        return Preprocessor(items, bundle.layout, bundle.manifest.limits, bundle.query_tokenizer, book)
 
     def read(self, request: Any) -> tuple[Request, int]:
         deadline = time.monotonic_ns() + 1000 * min(request.timeout() or self.timeout_us, _LONGEST_US)
@@ -43,6 +44,7 @@ class TritonPythonModel(Step[tuple[Request, int]]):
             top_k=optional(request, "top_k", lambda array: int(array[0, 0]), None),
             allow_history=optional(request, "allow_history", lambda array: bool(array[0, 0]), False),
             query=optional(request, "query", lambda array: bytes(array[0, 0]), b""),
+            rules=optional(request, "rules", lambda array: bytes(array[0, 0]), b""),
         )
         self.catalogues.current.made.validate(read)
         return read, deadline
@@ -54,7 +56,7 @@ class TritonPythonModel(Step[tuple[Request, int]]):
             [
                 pb.Tensor("input_ids", one.prompt[None]),
                 pb.Tensor("blocked_rows", one.blocked[None]),
-                Stamp(one.top_k, one.unknown, entry.version, deadline).tensor(),
+                Stamp(one.top_k, one.unknown, entry.version, deadline, one.rules).tensor(),
             ]
             for one, (_, deadline) in zip(prepared, inputs, strict=True)
         ]

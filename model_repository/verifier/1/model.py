@@ -1,7 +1,9 @@
 """Step 3 of `recommend`: drafted semantic IDs -> items that exist, ranked."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,14 @@ import triton_python_backend_utils as pb
 from genrec.catalog import BucketView, CatalogView, PrefixTable
 from genrec.catalog.published import Entry
 from genrec.golden import check_items
+from genrec.rules import Applied
+from genrec.rules.explanation import explanation
 from genrec.serving.metrics import Metrics
 from genrec.serving.step import Stamp, Step, checked_stamp, stamped, tensor
 from genrec.verifier import Verifier
+
+_NO_EXPLANATION = np.array([[b""]], object)
+_MOST_APPLIED = 256
 
 
 @dataclass(frozen=True)
@@ -21,23 +28,27 @@ class Catalogue:
 
     items: CatalogView
     verifier: Verifier
-
-    @classmethod
-    def of(cls, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> "Catalogue":
-        return cls(items, Verifier(items, buckets))
+    applied: Callable[[bytes], Applied | None]
 
 
 Draft = tuple[Entry[Catalogue], Stamp, np.ndarray, np.ndarray, np.ndarray]
 
 
 class TritonPythonModel(Step[Draft]):
-    """It reads a stamp and its catalogue, codes int64 [K], scores float32 [K] and blocked catalogue rows int32 [b]."""
+    """It reads a stamp and its catalogue, codes int64 [K + 2], scores float32 [K], blocked catalogue rows int32 [b].
+
+    Behind the codes stand whether rules narrowed the beam, and how many items they leave.
+    """
 
     def setup(self) -> None:
         bundle = self.bundle
         check_items(bundle.golden, bundle.catalog, Verifier(bundle.catalog, bundle.index))
-        self.catalogues = self.versions(Catalogue.of)
+        self.catalogues = self.versions(self.catalogue)
         self.metrics = Metrics(bundle.manifest.bundle_version, self.catalogues, self.parameters["catalog"])
+
+    def catalogue(self, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> Catalogue:
+        applied = lru_cache(_MOST_APPLIED)(partial(self.rule_book(items).applied, items))
+        return Catalogue(items, Verifier(items, buckets), applied)
 
     def read(self, request: Any) -> Draft:
         stamp = checked_stamp(request)
@@ -55,16 +66,27 @@ class TritonPythonModel(Step[Draft]):
 
     def _run(self, inputs: list[Draft]) -> list[list[Any]]:
         """As `run`, for requests of one version."""
-        entries, stamps, codes, scores, blocked = zip(*inputs, strict=True)
+        entries, stamps, drafted, scores, blocked = zip(*inputs, strict=True)
+        codes, narrowing = np.split(np.stack(drafted), [-2], 1)
         top_k = np.array([stamp.top_k for stamp in stamps])
         unknown = np.array([stamp.unknown for stamp in stamps])
         catalogue = entries[0].made
-        result = catalogue.verifier.verify(np.stack(codes), np.stack(scores), blocked, top_k)
+        applied = [catalogue.applied(stamp.rules) for stamp in stamps]
+        result = catalogue.verifier.verify(codes, np.stack(scores), blocked, top_k, applied)
         counts = np.stack([result.drafted, result.valid, unknown, result.filled], axis=1).astype(np.int32)
         self.metrics.count(counts)
+        if result.ruled:
+            self.metrics.count_rules(applied, result.ruled, narrowing[:, 0].astype(bool).tolist())
         item_ids = catalogue.items.ids_of(result.rows)[None]
         names = self.bundle.manifest.bundle_version, str(entries[0].version)
         version = np.array([[name.encode() for name in names]], object)
+        explained = [_NO_EXPLANATION] * len(inputs)
+        for number, ruled in result.ruled.items():
+            one = applied[number]
+            if one is not None and one.explain:
+                narrowed, items = narrowing[number].tolist()
+                told = json.dumps(explanation(ruled, bool(narrowed), items, *counts[number, :2].tolist())).encode()
+                explained[number] = np.array([[told]], object)
         bounds = zip(result.offsets[:-1].tolist(), result.offsets[1:].tolist(), strict=True)
         return [
             [
@@ -73,6 +95,7 @@ class TritonPythonModel(Step[Draft]):
                 pb.Tensor("source", result.source[None, start:end]),
                 pb.Tensor("counts", counts[i : i + 1]),
                 pb.Tensor("version", version),
+                pb.Tensor("explanation", explained[i]),
             ]
             for i, (start, end) in enumerate(bounds)
         ]

@@ -12,11 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from genrec.bundle import FORMAT_VERSION, MANIFEST, TOKENIZER, Bundle, BundleError
+from genrec.catalog import Columns
 from genrec.cli.main import main
 from genrec.golden import golden_query
 from genrec.serving import serve as serve_module
 from genrec.serving.serve import serve_bundle
-from tests.unit.bundle.conftest import seal_again
+from tests.unit.bundle.conftest import ITEMS, seal_again
 
 # One of each kind.
 FILES = (
@@ -177,8 +178,8 @@ def test_a_malformed_manifest(
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"format_version": FORMAT_VERSION + 1}, f"this genrec reads 2 and {FORMAT_VERSION}; upgrade genrec"),
-        ({"format_version": 1}, f"this genrec reads 2 and {FORMAT_VERSION}; rebuild the bundle"),
+        ({"format_version": FORMAT_VERSION + 1}, f"this genrec reads 2 to {FORMAT_VERSION}; upgrade genrec"),
+        ({"format_version": 1}, f"this genrec reads 2 to {FORMAT_VERSION}; rebuild the bundle"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted, got red"),
         ({"beam_width": "wide"}, "beam_width: Input should be a valid integer"),
         ({"beam_width": 1}, "beam_width: Input should be greater than or equal to 2"),
@@ -352,3 +353,17 @@ def test_a_manifest_field_of_queries_that_is_wrong(text_copy: Path, name: str, v
     (text_copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=f"prompt.{name}: Input should be"):
         Bundle(text_copy)
+
+
+def test_a_bundle_without_attributes_loads_as_before(hollow: Bundle) -> None:
+    assert not hollow.catalog.columns and hollow.catalog.kinds == {}
+    manifest = json.loads((hollow.path / MANIFEST).read_text())
+    assert not (hollow.path / "catalog" / "attributes").exists() and manifest["catalog"]["attributes"] == {}
+
+
+def test_attributes_that_the_manifest_does_not_say_are_refused(hollow_copy: Path) -> None:
+    columns = Columns.empty({"price": "number"}, ITEMS)
+    columns.save(hollow_copy / "catalog" / "attributes")
+    seal_again(hollow_copy)
+    with pytest.raises(BundleError, match=r"has the attributes {'price': 'number'}, the manifest says {}"):
+        Bundle(hollow_copy).check()

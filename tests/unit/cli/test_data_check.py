@@ -60,7 +60,7 @@ def test_everything_that_a_build_would_do_is_said(check: Check, tmp_path: Path) 
         "semantic IDs": "2 levels of 4, 2 codes (3, 2 used); 6 distinct, 50.0% of the items share theirs, at most 2 "
         "items one",
         "embeddings": "none",
-        "attributes": "'title'",
+        "attributes": "'title' (string)",
         "queries": "none",
         "ok: a build wo": "uld take this",
     }

@@ -114,7 +114,7 @@ def prompts(bundle: Bundle, rng: np.random.Generator) -> list[np.ndarray]:
 def test_it_is_whole_and_drafts_in_every_engine_as_its_successor_does(
     old: Bundle, bundle: Bundle, prompts: list[np.ndarray]
 ) -> None:
-    assert old.manifest.format_version == 2 and bundle.manifest.format_version == 3
+    assert old.manifest.format_version == 2 and bundle.manifest.format_version == 4
     old.check()
     theirs = open_engine(bundle, "onnx")
     for kind in ("onnx", "torch"):
@@ -134,6 +134,9 @@ def test_it_serves_in_process(old: Bundle, bundle: Bundle) -> None:
 def test_its_graph_takes_no_masks_that_change_and_says_what_to_do(old: Bundle) -> None:
     with pytest.raises(ValueError, match=r"as first_child_0, .* make a newer one of it with `genrec export`"):
         open_engine(old, "onnx").set_masks(old.masks)
+    assert not open_engine(old, "onnx").takes_rules
+    with pytest.raises(ValueError, match="takes no rules"):
+        _ = open_engine(old, "onnx").rule_masks
     with pytest.raises(ValueError, match="drafts with a PrefixTable"):
         open_engine(old, "torch").set_masks(old.graph_masks)  # type: ignore[arg-type]
 
@@ -144,12 +147,12 @@ def test_export_makes_a_bundle_of_the_newest_format_of_it(
     assert run_genrec("export", old.path, tmp_path / "new")[0] == 0
     new = Bundle(tmp_path / "new")
     new.check()
-    assert new.manifest.format_version == 3 and new.manifest.beam_width == old.manifest.beam_width
+    assert new.manifest.format_version == 4 and new.manifest.beam_width == old.manifest.beam_width
     assert not (new.path / "index" / "prefixes").exists() and (new.path / MASKS).is_dir()
     engine = open_engine(new, "onnx")
     assert_same_drafts(engine.draft(prompts), open_engine(old, "onnx").draft(prompts))
     engine.set_masks(new.masks)
-    assert export_bundle(old.path, tmp_path / "wide", 80).format_version == 3
+    assert export_bundle(old.path, tmp_path / "wide", 80).format_version == 4
 
 
 def test_a_copy_for_tensorrt_llm_keeps_the_format_and_drafts(

@@ -22,7 +22,7 @@ from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel
 from genrec.model.fused import CausalAttention
 from genrec.model.layers import LayerCache
-from genrec.model.masks import Masks
+from genrec.model.masks import Masks, Rules
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
 from genrec_builders.config import BackboneShape
@@ -117,26 +117,30 @@ def test_recordings_draft_with_the_masks_that_were_set_last() -> None:
 def test_a_bucket_is_recorded_once_and_what_fits_none_is_not() -> None:
     counting, seen = Counting(), []
 
-    def draft(token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        seen.append((token_ids.clone(), lengths.clone()))
+    def draft(token_ids: Tensor, lengths: Tensor, rule_rows: Tensor) -> tuple[Tensor, ...]:
+        seen.append((token_ids.clone(), lengths.clone(), rule_rows.clone()))
         return (token_ids.sum(1),)
+
+    def rules(batch: int) -> Tensor:
+        return torch.arange(6 * batch).reshape(batch, 6)
 
     recorded = RecordedDraft(draft, Buckets((2, 4), (5, 8)), CPU, counting)
     tokens = torch.arange(1, 13, dtype=torch.int32).reshape(3, 4)
-    (answer,) = recorded(tokens, torch.tensor([4, 2, 3], dtype=torch.int32))
+    (answer,) = recorded(tokens, torch.tensor([4, 2, 3], dtype=torch.int32), rules(3))
     assert answer.tolist() == tokens.sum(1).tolist()
-    padded, lengths = seen[-1]
+    padded, lengths, rows = seen[-1]
     assert padded.shape == (4, 5) and lengths.tolist() == [4, 2, 3, 4]
+    assert rows.tolist() == [*rules(3).tolist(), rules(1)[0].tolist()]
     assert padded[:3, :4].equal(tokens) and padded[3, :4].equal(tokens[0]) and not padded[:, 4].any()
-    for batch, rows in ((4, 5), (3, 1), (4, 2)):  # what an earlier call left in the buffers is gone
-        recorded(torch.ones(batch, rows, dtype=torch.int32), torch.full((batch,), rows).int())
-        assert seen[-1][0].sum() == 4 * rows
+    for batch, columns in ((4, 5), (3, 1), (4, 2)):  # what an earlier call left in the buffers is gone
+        recorded(torch.ones(batch, columns, dtype=torch.int32), torch.full((batch,), columns).int(), rules(batch))
+        assert seen[-1][0].sum() == 4 * columns
     assert counting.recordings == 1
     for shape in ((5, 4), (1, 9)):
-        recorded(torch.zeros(shape, dtype=torch.int32), torch.ones(shape[0]).int())
+        recorded(torch.zeros(shape, dtype=torch.int32), torch.ones(shape[0]).int(), rules(shape[0]))
         assert seen[-1][0].shape == shape
     assert counting.recordings == 1
-    recorded(torch.zeros(2, 8, dtype=torch.int32), torch.full((2,), 8).int())
+    recorded(torch.zeros(2, 8, dtype=torch.int32), torch.full((2,), 8).int(), rules(2))
     assert counting.recordings == 2
 
 
@@ -228,7 +232,8 @@ def test_a_draft_neither_waits_for_the_device_nor_has_shapes_that_depend_on_data
     # Tensors on `meta` have no values: an operator that asks for one raises.
     model = model_of(decoder).to("meta")
     model.model.to(dtype)
-    masks = Masks.of(TABLE, "meta")
+    rules = Rules(torch.zeros(9, 32, dtype=torch.uint8, device="meta"), torch.zeros(3, 6, device="meta").long())
+    masks = Masks.of(TABLE, "meta")._replace(rules=rules)
     prompts = torch.zeros(3, 31, dtype=torch.int32, device="meta"), torch.zeros(3, dtype=torch.int32, device="meta")
     with torch.no_grad():
         model.draft(*prompts, masks, 20)  # tables that are copied to a device once

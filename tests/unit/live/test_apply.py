@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -123,6 +126,90 @@ def test_embeddings_and_attributes_of_every_format(shop: Shop, genrec: Genrec, e
     assert status == 1 and "and has (1, 0, 0); give --change-sids" in error
     assert genrec("apply", shop.location, "--add", other, *options, "--change-sids")[0] == 0
     assert shop.state()["a"] == (codes[0], 5, True)
+
+
+KINDS = {"brand": "string", "price": "number", "released": "timestamp", "tags": "strings"}
+ACME = {"brand": "acme", "price": 1.5, "released": "2024-05-01T00:00:00Z", "tags": ["x", "y"]}
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Shop:
+    """The same with attributes: none of a and c, some of b."""
+    new_store(
+        tmp_path / "catalogue",
+        {"a": (1, 5, True, (None, None)), "b": (2, 6, True, ("bee", 2.0)), "c": (3, 7, False, (None, None))},
+        kinds=KINDS,
+    )
+    return Shop(tmp_path)
+
+
+def attributes_of(shop: Shop, version: int) -> dict[str, Any]:
+    [file] = data_files(shop.location, version)
+    rows = pq.read_table(file).to_pylist()
+    return {row["item_id"]: row["attributes"] and json.loads(row["attributes"]) for row in rows}
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
+def test_attributes_may_be_columns(described: Shop, genrec: Genrec, ending: str) -> None:
+    path = described.folder / f"new.{ending}"
+    rows = [{"item_id": "a", **ACME, "popularity": 9}, {"item_id": "b", "popularity": 8}]
+    if ending == "parquet":
+        moment = datetime(2024, 5, 1, tzinfo=timezone.utc)
+        pq.write_table(pa.Table.from_pylist([rows[0] | {"released": moment}, rows[1]]), path)
+    elif ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text('item_id,brand,price,released,tags,popularity\na,acme,1.5,2024-05-01,"x, y",9\nb,,,,,8\n')
+    assert genrec("apply", described.location, "--add", path)[0] == 0
+    said = attributes_of(described, 1)
+    released = datetime.fromisoformat(said["a"].pop("released").replace("Z", "+00:00"))
+    assert released == datetime(2024, 5, 1, tzinfo=timezone.utc)
+    assert said == {"a": {name: value for name, value in ACME.items() if name != "released"}, "b": None}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            "item_id,colour\na,red\n",
+            "column 'colour' is unknown; the columns are .*attributes, brand, price, released, tags",
+        ),
+        ("item_id,price\na,1\nb,cheap\n", "item 'b': attribute 'price' is \"cheap\", which is no number"),
+        ("item_id,released\na,soon\n", "attribute 'released' is \"soon\", which is no timestamp"),
+        ('item_id,attributes\na,"{""price"": ""1""}"\n', "item 'a': attribute 'price' is \"1\", which is no number"),
+        (
+            'item_id,attributes\na,"{""colour"": 1}"\n',
+            "item 'a': attribute 'colour' is unknown; the catalogue has brand, p",
+        ),
+        ("item_id,attributes,brand\na,{},x\n", "both a column 'attributes' and 'brand'"),
+    ],
+)
+def test_attributes_that_the_catalogue_does_not_take(described: Shop, genrec: Genrec, table: str, message: str) -> None:
+    status, _, error = genrec("apply", described.location, "--add", described.file("new.csv", table))
+    assert status == 1 and re.search(message, error), error
+    assert described.store.latest() == 0
+
+
+def test_an_attribute_column_of_another_type_is_refused(described: Shop, genrec: Genrec) -> None:
+    path = described.folder / "new.parquet"
+    pq.write_table(pa.table({"item_id": ["a"], "brand": [["acme"]]}), path)
+    status, _, error = genrec("apply", described.location, "--add", path)
+    assert status == 1 and "column 'brand': the attribute is string, and" in error
+
+
+def test_other_names_are_kept_in_the_store_by_other_writers(described: Shop, genrec: Genrec) -> None:
+    rows = [{"item_id": "a", "operation": "upsert", "attributes": '{"colour": {"r": 1}, "price": 3}'}]
+    write_raw(described.location, rows)
+    state = described.store.read_commits(0, 1)
+    assert not state.refused and state.changes.columns["price"].tolist() == [3.0]
+    assert "colour" not in state.changes.columns
+    assert attributes_of(described, 1)["a"]["colour"] == {"r": 1}
+
+
+def test_a_catalogue_without_kinds_serves_none(shop: Shop) -> None:
+    write_raw(shop.location, [{"item_id": "a", "operation": "upsert", "attributes": "anything"}])
+    read = shop.store.read_commits(0, 1)
+    assert not read.refused and not read.changes.columns and not shop.store.kinds
 
 
 def bundle_with_quantizer(path: Path) -> Path:

@@ -81,7 +81,7 @@ def test_what_is_added_is_unknown_or_elsewhere(
         except KeyError:
             continue
         fold.apply(changes_of(commit))
-    expected = [code for name, (code, _, live) in state.items() if live and old.get(name, (-1,))[0] != code]
+    expected = [code for name, (code, _, live, *_) in state.items() if live and old.get(name, (-1,))[0] != code]
     found = added_codes(CatalogVersion(2, base, *fold.below.deltas, fold.delta(20)), trained)
     assert sorted(found.tolist()) == sorted(expected)
     ids = np.array([name.encode() for name in [*state, "never"]], np.bytes_)

@@ -21,16 +21,24 @@ from genrec.live.changes import Changes
 from genrec.live.follower import Follower
 from genrec.live.status import Status
 from genrec.live.store import Commits
-from tests.unit.live.test_fold import SPACE, Item, applied, assert_holds, changes_of, commits
+from tests.unit.live.test_fold import KINDS, SPACE, Item, applied, assert_holds, changes_of, commits
 from tests.unit.live.test_fold import Commit as Fields
 
-FIRST: dict[str, Item] = {f"i{number}": (number % SPACE.size, number, number % 4 != 3) for number in range(8)}
+FIRST: dict[str, Item] = {
+    f"i{number}": (
+        number % SPACE.size,
+        number,
+        number % 4 != 3,
+        {"brand": f"b{number % 3}", "price": float(number), "tags": ["a", "b"][: number % 3]},
+    )
+    for number in range(8)
+}
 
 
 class MemoryStore:
     """A store whose table is a list. down: what reading it fails with."""
 
-    space, table_id = SPACE, "a-table"
+    space, table_id, kinds = SPACE, "a-table", KINDS
 
     def __init__(self, first: dict[str, Item]) -> None:
         self.states = [first]
@@ -289,6 +297,69 @@ def test_a_damaged_base_is_made_anew(tmp_path: Path) -> None:
     start(store, tmp_path, log)
     assert_serves(tmp_path, store, version)
     assert any("codes.npy" in line for line in log)
+
+
+def test_a_look_that_finds_nothing_new_looks_through_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore(FIRST)
+    running = start(store, tmp_path)
+    for number in range(3):
+        store.commit({f"n{number}": (number, number, None)})
+        running.look()
+    running._superseded = dict.fromkeys(running._superseded, 0.0)
+    running.look()
+    assert len(list((tmp_path / VERSIONS).iterdir())) == 2
+    listed: list[Path] = []
+    iterdir = Path.iterdir
+
+    def noted(folder: Path) -> Iterator[Path]:
+        listed.append(folder)
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", noted)
+    for _ in range(3):
+        running.look()
+    assert not listed
+    unused = tmp_path / BASES / "99.0"
+    unused.mkdir()
+    version = store.commit({"last": (1, 1, None)})
+    running.look()
+    running._superseded = dict.fromkeys(running._superseded, 0.0)
+    running.look()
+    assert listed and not unused.exists()
+    assert_serves(tmp_path, store, version)
+
+
+def test_a_base_that_cannot_be_read_to_its_end_leaves_nothing(tmp_path: Path) -> None:
+    store = MemoryStore(FIRST)
+    whole = store.read_base
+
+    def broken(version: int) -> Iterator[Changes]:
+        yield from whole(version)
+        raise CatalogStoreError("the store is away")
+
+    store.read_base = broken  # type: ignore[method-assign]
+    with pytest.raises(CatalogStoreError, match="away"):
+        start(store, tmp_path)
+    assert not list((tmp_path / BASES).iterdir())
+    store.read_base = whole  # type: ignore[method-assign]
+    start(store, tmp_path)
+    assert_serves(tmp_path, store, 0)
+
+
+def test_a_new_base_that_was_killed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "most_touched", lambda items: 3)
+    store, log = MemoryStore(FIRST), list[str]()
+    running = start(store, tmp_path, log)
+    for number in range(4):
+        store.commit({f"n{number}": (number, number, None)})
+    running.look()
+    assert running._rebase is not None
+    running._rebase.process.kill()
+    running._rebase.process.wait()
+    (tmp_path / BASES / ".unfinished-4.0").mkdir(exist_ok=True)
+    running.look()
+    assert "no new base could be made" in log[-1] and len(list((tmp_path / BASES).iterdir())) == 1
+    assert_serves(tmp_path, store, 4)
 
 
 def test_readers_keep_the_versions_that_can_be_asked_for(tmp_path: Path) -> None:

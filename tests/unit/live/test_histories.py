@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.live.store import CatalogStore
-from tests.unit.live.world import QUANTIZER, SPACE, Reader, State, new_store, state_at, write_raw
+from tests.unit.live.world import KINDS, NONE, QUANTIZER, SPACE, Reader, State, new_store, state_at, write_raw
 
 NAMES = [f"i{number}" for number in range(8)]
 SID = st.tuples(*(st.integers(0, size - 1) for size in SPACE.levels)).map(list)
@@ -28,6 +29,10 @@ UPSERT = st.fixed_dictionaries(
         "embedding": st.none() | EMBEDDING,
         "available": st.none() | st.booleans(),
         "popularity": st.none() | st.integers(0, 9),
+        "attributes": st.none()
+        | st.sampled_from(
+            ["{}", '{"brand": "a"}', '{"price": 2, "x": [{}]}', ' {"brand": "b\\u0041",\n"price": -1e2, "price": null}']
+        ),
     }
 )
 REMOVE = st.fixed_dictionaries({"item_id": st.sampled_from(NAMES), "operation": st.just("remove")})
@@ -50,6 +55,10 @@ WRONG = st.sampled_from(
         {"item_id": "x", "operation": "upsert", "sid": [0, 0, 0], "embedding": [0.0, float("inf")]},
         {"item_id": "x", "operation": "upsert", "sid": [0, 0, 0], "popularity": -1},
         {"item_id": "x", "operation": "upsert", "sid": [0, 0, 0], "price": 3},
+        {"item_id": "x", "operation": "upsert", "sid": [0, 0, 0], "attributes": ""},
+        {"item_id": "x", "operation": "upsert", "sid": [0, 0, 0], "attributes": "[]"},
+        {"item_id": "x", "operation": "upsert", "sid": [0, 0, 0], "attributes": '{"brand": 3}'},
+        {"item_id": "x", "operation": "upsert", "sid": [0, 0, 0], "attributes": '{"price": "3"}'},
     ]
 )
 ROWS = st.lists(UPSERT | UPSERT | REMOVE, max_size=5)
@@ -91,8 +100,11 @@ def committed(state: State, rows: list[Mapping[str, Any]]) -> State:
         if row["operation"] == "remove":
             state.pop(row["item_id"], None)
             continue
-        had = state.get(row["item_id"], (-1, 0, True))
-        said = (code_of(row), row.get("popularity"), row.get("available"))
+        had = state.get(row["item_id"], (-1, 0, True, NONE))
+        attributes = row.get("attributes") and json.loads(row["attributes"])
+        said = (code_of(row), row.get("popularity"), row.get("available"), None)
+        if attributes is not None:
+            said = (*said[:3], (attributes.get("brand"), attributes.get("price")))
         state[row["item_id"]] = tuple(old if new is None else new for old, new in zip(had, said, strict=True))
     return state
 
@@ -103,8 +115,8 @@ def committed(state: State, rows: list[Mapping[str, Any]]) -> State:
 def test_a_history_is_what_it_is_in_python(steps: list[tuple], every: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         location = Path(folder) / "catalogue"
-        state: State = {"i0": (1, 5, True), "i1": (2, 0, False)}
-        store = new_store(location, state)
+        state: State = {"i0": (1, 5, True, ("a", 1.5)), "i1": (2, 0, False, NONE)}
+        store = new_store(location, state, kinds=KINDS)
         states, kept = [state], 0
         eager, lazy = Reader(CatalogStore.open(str(location), QUANTIZER)).start(), Reader(store).start()
         for name, what in steps:
@@ -138,7 +150,7 @@ def test_a_history_is_what_it_is_in_python(steps: list[tuple], every: bool) -> N
             assert state_at(fresh, version) == states[version], version
             asked = fresh.lookup(pa.array(NAMES, pa.large_string()), version)
             codes = dict(zip(asked["item_id"].to_pylist(), fresh.codes(asked).tolist(), strict=True))
-            assert codes == {item: code for item, (code, _, _) in states[version].items()}
+            assert codes == {item: code for item, (code, *_) in states[version].items()}
             refused = fresh.read_commits(fresh.base_version(version), version).refused
             assert all(why for _, why in refused)
 

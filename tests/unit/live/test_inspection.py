@@ -19,24 +19,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.bundle import CATALOG, QUANTIZER, Bundle
-from genrec.catalog import Catalog, Fit, ResidualQuantizer
+from genrec.catalog import Catalog, Columns, Fit, ResidualQuantizer
 from genrec.errors import CatalogStoreError
 from genrec.live import follower
+from genrec.live.changes import Changes
 from genrec.live.follower import Follower
 from genrec.live.init import init_catalog, quantizer_of
 from genrec.live.inspection import Unknown, inspect_catalog
 from genrec.live.plots import inspection_figure
 from genrec.live.status import Status
 from genrec.live.store import CatalogStore
+from genrec.rules import bind, parse
 from tests.unit.bundle.conftest import LEVELS, write_hollow
 from tests.unit.live.test_histories import ROWS, committed, is_valid
+from tests.unit.live.world import KINDS, NONE, SPACE, State, data_files, new_store, write_raw
 from tests.unit.live.world import QUANTIZER as SMALL
-from tests.unit.live.world import SPACE, State, data_files, new_store, write_raw
 
 Run = Callable[..., tuple[int, str]]
 ADDED = 250
 FITTED = ResidualQuantizer(SMALL.codebooks, Fit(0.5, 2.0))
-FIRST: State = {"i0": (1, 5, True), "i1": (2, 0, False), "i2": (1, 3, True)}
+FIRST: State = {"i0": (1, 5, True, NONE), "i1": (2, 0, False, NONE), "i2": (1, 3, True, NONE)}
 
 
 def rank(sizes: list[int], share: float) -> int:
@@ -50,7 +52,7 @@ def test_figures_are_those_of_plain_python(
     tmp_path_factory: Any, history: list[Any], top_k: int, has_bundle: bool
 ) -> None:
     location = tmp_path_factory.mktemp("store") / "catalogue"
-    store, states, embeddings = new_store(location, FIRST), [FIRST], [set[str]()]
+    store, states, embeddings = new_store(location, FIRST, kinds=KINDS), [FIRST], [set[str]()]
     refused, base = [], 0
     for rows in history:
         before = states[-1]
@@ -68,7 +70,7 @@ def test_figures_are_those_of_plain_python(
     found = inspect_catalog(store, store.latest(), trained, top_k)
 
     state = states[-1]
-    live = {name: code for name, (code, _, there) in state.items() if there}
+    live = {name: code for name, (code, _, there, _) in state.items() if there}
     buckets = Counter(live.values())
     assert (found.version, found.live, found.unavailable) == (len(states) - 1, len(live), len(state) - len(live))
     assert found.base == base and found.commits == len(states) - 1 - base
@@ -295,3 +297,27 @@ def test_a_measurement_that_fails_is_told_and_nothing_else(tmp_path: Path, monke
     assert (status.problem, status.drift) == ("", None)
     running.look()
     assert running._drift.process is None  # not again until something changes
+
+
+def test_what_a_rule_leaves(tmp_path: Path) -> None:
+    columns = Columns.of_values({"price": "number"}, {"price": [1.0, 2.0, 3.0, None, 1.0]})
+    codes = np.array([1, 1, 2, 3, 4])
+    first = Changes(
+        np.array([b"a", b"b", b"c", b"d", b"e"]),
+        np.zeros(5, bool),
+        codes,
+        np.zeros(5, np.int64),
+        np.array([1, 1, 1, 1, 0], np.int8),
+        columns,
+        np.ones(5, bool),
+    )
+    CatalogStore.create(str(tmp_path / "store"), SPACE, [first], kinds={"price": "number"})
+    store = CatalogStore.open(str(tmp_path / "store"))
+    rule = bind(parse('{"where": {"attribute": "price", "<": 3}}'), store.kinds).filter
+    found = inspect_catalog(store, 0, None, 1, rule, 64).rule
+    assert found is not None
+    assert (found.items, found.semantic_ids, found.reachable, found.share) == (2, 1, 1, 0.5)
+    assert not found.narrowed and found.drafts == 32  # half of the items: drafts are only checked
+    narrower = bind(parse('{"where": {"attribute": "price", "is": 2}}'), store.kinds).filter
+    found = inspect_catalog(store, 0, None, 1, narrower, 64).rule
+    assert found is not None and found.narrowed and found.drafts == 1

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from pyarrow.fs import FileSelector
 
 from genrec.cli.main import main
 from genrec.errors import CatalogConflict, CatalogStoreError
+from genrec.live.delta_log import DeltaLog
 from genrec.live.store import CatalogStore
 from tests.needs import missing
 from tests.unit.live.world import QUANTIZER, SPACE, Reader, changes, items, state_at, write_raw
@@ -64,6 +68,80 @@ def s3() -> Iterator[S3]:
     server = S3()
     yield server
     server.stop()
+
+
+class Counted:
+    """The server behind a door that notes requests; the client holds the interpreter's lock while it waits for some."""
+
+    def __init__(self, behind: S3, notes: Path) -> None:
+        notes.touch()
+        command = [sys.executable, "-m", "tests.unit.live.door", str(behind.port), str(notes)]
+        self.notes, self.process = notes, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
+
+    def during(self, call: Callable[[], object]) -> list[str]:
+        """The methods of the requests that a call makes."""
+        before = len(self.notes.read_text())
+        call()
+        return self.notes.read_text()[before:].split()
+
+
+@pytest.fixture
+def counted(s3: S3, tmp_path: Path) -> Iterator[Counted]:
+    door = Counted(s3, tmp_path / "requests")
+    yield door
+    door.process.kill()
+    door.process.wait()
+
+
+def test_a_look_that_finds_nothing_new_is_one_request(s3: S3, counted: Counted) -> None:
+    location = "s3://bucket/shop/polled"
+    CatalogStore.create(location, SPACE, [items(STATE)], s3.options, width=2)
+    writer = CatalogStore.open(location, QUANTIZER, s3.options)
+    reader = CatalogStore.open(location, QUANTIZER, s3.options | {"AWS_ENDPOINT_URL": counted.url})
+    assert reader.latest() == 0  # the first look is whole
+    looks = [counted.during(reader.latest) for _ in range(20)]
+    assert looks.count(["HEAD"]) == 18 and sum(map(len, looks)) <= 30
+    assert all(len(look) <= 6 for look in looks)
+    assert writer.commit(changes(("a", -1, 9)), 0, "one") == 1
+    assert reader.latest() == 1
+    assert counted.during(reader.latest) == ["HEAD"]
+
+
+def test_an_object_store_that_was_replaced_is_told_within_ten_looks(s3: S3) -> None:
+    location = "s3://bucket/shop/replaced"
+    CatalogStore.create(location, SPACE, [items(STATE)], s3.options, width=2)
+    reader = CatalogStore.open(location, QUANTIZER, s3.options)
+    CatalogStore.open(location, QUANTIZER, s3.options).commit(changes(("a", -1, 9)), 0, "one")
+    assert [reader.latest() for _ in range(5)] == [1] * 5
+    files = DeltaLog(location, s3.options).files
+
+    def empty() -> None:
+        for info in files.get_file_info(FileSelector("", recursive=True)):
+            files.delete_file(info.path)
+
+    def looks(count: int, message: str) -> int:
+        """Of so many looks in a row, those that say it: once it is said, it is said by all."""
+        said = []
+        for _ in range(count):
+            try:
+                reader.latest()
+                said.append(False)
+            except CatalogStoreError as error:
+                assert re.search(message, str(error))
+                said.append(True)
+        assert said == sorted(said)
+        return sum(said)
+
+    empty()
+    assert looks(10, "there is no live catalogue") >= 1
+    CatalogStore.create(location, SPACE, [items(STATE)], s3.options, width=2)
+    assert looks(3, "is at version 0, and was at 1: it was replaced; start again") == 3
+    writer = CatalogStore.open(location, QUANTIZER, s3.options)
+    writer.commit(changes(("a", -1, 9)), 0, "one")
+    writer.commit(changes(("a", -1, 8)), 1, "two")
+    assert reader.latest() == 2
 
 
 def test_a_catalogue_in_an_object_store(s3: S3, capsys: pytest.CaptureFixture[str]) -> None:

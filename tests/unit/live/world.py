@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
-from genrec.catalog import ResidualQuantizer, SemanticIdSpace
+from genrec.catalog import Columns, ResidualQuantizer, SemanticIdSpace
 from genrec.live.changes import Changes
 from genrec.live.store import CatalogStore
 
@@ -20,7 +20,10 @@ SPACE = SemanticIdSpace((4, 3, 5))
 QUANTIZER = ResidualQuantizer(
     [np.random.default_rng(level).normal(size=(size, 2)).astype(np.float32) for level, size in enumerate(SPACE.levels)]
 )
-Item = tuple[int, int, bool]  # code, popularity, available
+KINDS = {"brand": "string", "price": "number"}
+Attributes = tuple[str | None, float | None]
+NONE: Attributes = (None, None)
+Item = tuple  # code, popularity, available, and attributes in a catalogue that has them
 State = dict[str, Item]
 ARROW = pa.schema(
     [
@@ -49,14 +52,25 @@ def changes(*rows: tuple) -> Changes:
 
 
 def items(state: Mapping[str, Item]) -> Changes:
-    return changes(*((name, code, popularity, int(live)) for name, (code, popularity, live) in state.items()))
+    made = changes(*((name, code, popularity, int(live)) for name, (code, popularity, live, *_) in state.items()))
+    if all(len(item) == 3 for item in state.values()):
+        return made
+    return described(made, [item[3] for item in state.values()])
+
+
+def described(made: Changes, said: Sequence[Attributes | None]) -> Changes:
+    """Changes with attributes; None where they say nothing of them."""
+    values = zip(*(NONE if one is None else one for one in said), strict=True)
+    columns = Columns.of_values(KINDS, dict(zip(KINDS, values, strict=True)))
+    return replace(made, columns=columns, described=np.array([one is not None for one in said]))
 
 
 def applied(state: State, made: Changes) -> State:
     """`state` behind changes, one after the other."""
     state = dict(state)
-    rows = zip(made.item_ids, made.removed, made.codes, made.popularity, made.available, strict=True)
-    for item_id, removed, code, popularity, available in rows:
+    said = [*zip(*(column.tolist() for column in made.columns.values()), strict=True)] or [()] * len(made)
+    rows = zip(made.item_ids, made.removed, made.codes, made.popularity, made.available, said, strict=True)
+    for (item_id, removed, code, popularity, available, attributes), given in zip(rows, made.described, strict=True):
         name = item_id.decode()
         if removed:
             state.pop(name, None)
@@ -67,6 +81,8 @@ def applied(state: State, made: Changes) -> State:
             int(popularity) if popularity >= 0 else had[1],
             bool(available) if available >= 0 else had[2],
         )
+        if made.columns:
+            state[name] += (attributes if given else (*had, NONE)[3],)
         assert state[name][0] >= 0, f"{name} has no code"
     return state
 

@@ -1,4 +1,4 @@
-"""The masked beam against a search by tuples, with every form of a table and at any state of it."""
+"""The masked beam against a search by tuples, with every form of a table, at any state of it, and under rules."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from genrec.catalog import PrefixTable, SemanticIdSpace
-from genrec.engines.onnx import graph_masks
+from genrec.catalog import PrefixTable, RuleMasks, SemanticIdSpace
+from genrec.engines.onnx import RULE_BITS, RULE_ROWS, graph_masks
 from genrec.model.beam import Beams
-from genrec.model.masks import Masks
+from genrec.model.masks import Masks, Rules
 from genrec_builders.export.onnx import write_graph
 
 # One level, plain ones, a level whose prefixes have several rows (the last one cut short), keys of 64 bits.
@@ -24,7 +24,7 @@ BATCH = 2
 
 
 class Search(nn.Module):
-    """A beam search whose logits are the same for every beam: [B, T_l] per level."""
+    """A beam search whose logits are the same for every beam: [B, T_l] per level. The last inputs may be rules."""
 
     def __init__(self, space: SemanticIdSpace, width: int) -> None:
         super().__init__()
@@ -32,8 +32,10 @@ class Search(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         depth = self.space.depth
-        logits, arrays = inputs[:depth], inputs[depth:]
-        beams = Beams(logits[0].shape[0], self.space.levels, Masks(arrays[:depth], arrays[depth:]), self.width)
+        logits, bits, keys = inputs[:depth], inputs[depth : 2 * depth], inputs[2 * depth : 3 * depth - 1]
+        rules = inputs[3 * depth - 1 :]
+        masks = Masks(bits, keys, Rules(*rules) if rules else None)
+        beams = Beams(logits[0].shape[0], self.space.levels, masks, self.width)
         for level in range(depth):
             beams.step(level, logits[level][:, None].expand(-1, beams.width(level - 1), -1))
         return beams.codes, beams.scores
@@ -136,3 +138,100 @@ def test_a_copy_on_another_device_takes_over_what_changed(space: SemanticIdSpace
         copy.update(table, table.slots(part))
     for ours, theirs in zip((*copy.bits, *copy.keys), (*table.bits, *table.keys), strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+def rules_of(
+    space: SemanticIdSpace, arena: RuleMasks, kinds: list[str], rng: np.random.Generator
+) -> list[tuple[set[int] | None, np.ndarray | None]]:
+    """What each rule allows, and its mask. Those of "most" items of a small space are exact."""
+    rules: list[tuple[set[int] | None, np.ndarray | None]] = []
+    for kind in kinds:
+        if kind == "none":
+            rules.append((None, None))
+            continue
+        if kind == "most" and space.size <= 10_000:
+            codes = rng.permutation(space.size)[: space.size * 9 // 10 + 1]
+        else:
+            codes = np.unique(rng.integers(0, space.size, 40))
+        mask = arena.build(codes)
+        assert mask is not None
+        rules.append((set(codes.tolist()), mask))
+    return rules
+
+
+def check_rules(
+    space: SemanticIdSpace,
+    arena: RuleMasks,
+    rules: list[tuple[set[int] | None, np.ndarray | None]],
+    logits: list[np.ndarray],
+    found: tuple,
+    live: set[int] | None,
+    width: int,
+) -> None:
+    """live: of the catalogue; None if its masks are off."""
+    keys = [int(radix) * -(-size // 256) for radix, size in zip(space.radix, space.levels, strict=True)]
+    for row, (allowed, mask) in enumerate(rules):
+        codes, scores = (np.asarray(each)[row : row + 1] for each in found)
+        drafted = codes[np.isfinite(scores)]
+        if mask is not None:
+            assert arena.allows(mask, drafted).all()
+        wanted = allowed if live is None else live if allowed is None else live & allowed
+        exact = mask is None or mask[:, 1].tolist() == keys
+        if wanted is None:
+            assert np.isfinite(scores).all()
+        elif exact:
+            check(space, [each[row : row + 1] for each in logits], (codes, scores), wanted, width)
+        else:
+            assert live is None or set(drafted.tolist()) <= live
+            if live is not None and len(live) <= width:  # then nothing was cut off
+                assert wanted <= set(drafted.tolist())
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(SPACES),
+    st.sampled_from([1, 4, 64]),
+    st.lists(st.sampled_from(["none", "few", "most"]), min_size=1, max_size=4),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_rule_narrows_the_beam_of_its_own_request(
+    space: SemanticIdSpace, width: int, kinds: list[str], masked: bool, seed: int
+) -> None:
+    rng, arena = np.random.default_rng(seed), RuleMasks(space, 1 << 20)
+    rules = rules_of(space, arena, kinds, rng)
+    # Some items that a rule allows, and others.
+    some = [sorted(allowed)[:20] for allowed, _ in rules if allowed is not None]
+    codes = np.concatenate([rng.integers(0, space.size, 30), *some]).astype(np.int64)
+    table, logits = PrefixTable.build(space, codes), logits_of(space, rng, len(kinds))
+    masks = Masks.of(table if masked else table.unrestricted())
+    rows = arena.stacked([mask for _, mask in rules])
+    with torch.inference_mode():
+        inputs = (*map(torch.tensor, logits), *masks.bits, *masks.keys, torch.tensor(arena.bits), torch.tensor(rows))
+        found = Search(space, width)(*inputs)
+    check_rules(space, arena, rules, logits, found, set(codes.tolist()) if masked else None, width)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_graph_obeys_rules_of_any_arena_and_batch(space: SemanticIdSpace, tmp_path: Path) -> None:
+    rng, width = np.random.default_rng(0), 64
+    names = [f"logits_{level}" for level in range(space.depth)]
+    table, arena = PrefixTable.build(space, rng.integers(0, space.size, 1000)), RuleMasks(space, 32)
+    ruled = {RULE_BITS: arena.bits, RULE_ROWS: arena.stacked([None] * BATCH)}
+    traced = graph_masks(table) | ruled
+    inputs = dict(zip(names, map(torch.tensor, logits_of(space, rng)), strict=True))
+    inputs |= {name: torch.tensor(array) for name, array in traced.items()}
+    free = {name: (f"{name}_rows",) for name in traced}
+    free |= dict.fromkeys([*names, "codes", "scores", RULE_ROWS], ("batch",))
+    write_graph(Search(space, width), inputs, ("codes", "scores"), free, tmp_path / "search.onnx")
+    session = ort.InferenceSession(tmp_path / "search.onnx", providers=["CPUExecutionProvider"])
+    for kinds in (["none"], ["most"], ["few", "none", "most"], ["most", "few"] * 8):
+        arena = RuleMasks(space, 1 << 20)
+        rules, logits = rules_of(space, arena, kinds, rng), logits_of(space, rng, len(kinds))
+        some = [sorted(allowed)[:20] for allowed, _ in rules if allowed is not None]
+        codes = np.concatenate([rng.integers(0, space.size, 30), *some]).astype(np.int64)
+        table = PrefixTable.build(space, codes)
+        for masks, live in ((table, set(codes.tolist())), (table.unrestricted(), None)):
+            feeds = dict(zip(names, logits, strict=True)) | graph_masks(masks)
+            feeds |= {RULE_BITS: arena.bits, RULE_ROWS: arena.stacked([mask for _, mask in rules])}
+            check_rules(space, arena, rules, logits, session.run(None, feeds), live, width)

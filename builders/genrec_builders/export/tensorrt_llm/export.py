@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from genrec.bundle import BUNDLE, CHECKPOINT, TENSORRT_LLM, Bundle, Manifest, new_bundle, seal_bundle
 from genrec.bundle.checkpoint_shapes import DRAFT_HEAD, decoder_of, head_arguments
-from genrec.engines.tensorrt_llm.contract import ARCHITECTURES, BUNDLE_KEY, DTYPES, LLM_ARGUMENTS
+from genrec.engines.tensorrt_llm.contract import ARCHITECTURES, BUNDLE_KEY, DTYPES, LLM_ARGUMENTS, RULE_TOKENS
 from genrec.reporting.outputs import require_replaceable, require_space
 
 _HEADER = """\
@@ -49,12 +49,15 @@ class TensorRtLlmConfig:
 
     def arguments(self, max_tokens: int) -> dict[str, Any]:
         """Arguments of `tensorrt_llm.LLM` for prompts of at most `max_tokens`. Raises ValueError if one cannot fit."""
-        if self.max_num_tokens < max_tokens:
-            raise ValueError(f"max_num_tokens is {self.max_num_tokens}, but the longest prompt has {max_tokens} tokens")
+        if self.max_num_tokens < max_tokens + RULE_TOKENS:
+            raise ValueError(
+                f"max_num_tokens is {self.max_num_tokens}, but the longest prompt has {max_tokens} tokens, "
+                f"{max_tokens + RULE_TOKENS} with a rule"
+            )
         return {
             "max_batch_size": self.max_batch_size,
             "max_num_tokens": self.max_num_tokens,
-            "max_seq_len": max_tokens + 1,
+            "max_seq_len": max_tokens + RULE_TOKENS + 1,
             "max_beam_width": 1,
             "skip_tokenizer_init": True,
             "enable_chunked_prefill": False,

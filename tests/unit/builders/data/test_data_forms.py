@@ -376,7 +376,6 @@ def test_titles_beside_an_index_become_attributes(tmp_path: Path) -> None:
     for part in (
         "'item_id' in Beauty.item.json, where the keys are the ids",
         "'description' of Beauty.item.json, which mixes lists and single values",
-        "column 'tags' of Beauty.item.json, which is list<item: string> and no text",
         "2 items of Beauty.item.json that Beauty.index.json does not list",
         "texts of 1 items, such as 'z', that Beauty.item.json does not list",
     ):

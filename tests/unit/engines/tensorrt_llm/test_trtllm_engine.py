@@ -211,6 +211,103 @@ def test_drafts_without_masks_are_refused(start: Start, prompts: list[np.ndarray
         start().draft(prompts[:1], masked=False)
 
 
+def with_rules(engine: Any, prompts: list[np.ndarray], codes: list[np.ndarray | None]) -> Any:
+    """Drafts of prompts under rules that allow some codes each, None all."""
+    masks = [None if some is None else engine.rule_masks.build(some) for some in codes]
+    return engine.draft(prompts, rules=masks)
+
+
+@pytest.mark.parametrize("pad", [0, 5])
+@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.parametrize("reads", ["history", "tail"])
+def test_requests_of_one_step_obey_their_own_rules(
+    start: Start,
+    stand_in: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    exported: Bundle,
+    exported_tail_only: Bundle,
+    prompts: list[np.ndarray],
+    reads: str,
+    reuse: bool,
+    pad: int,
+) -> None:
+    monkeypatch.setattr(stand_in.LLM, "pad", pad)
+    bundle = exported if reads == "history" else exported_tail_only
+    options = {"kv_cache_config": REUSE} if reuse else {}
+    engine, reference = start(bundle, **options), open_engine(bundle, "torch", device="cpu")
+    every = np.unique(bundle.space.encode(bundle.catalog.sids))
+    some = [None, every[::3], every[:20], np.empty(0, np.int64)]
+    codes = [some[at % 4] for at in range(20)]
+    prompts[3] = np.empty(0, np.int32)
+    for _ in range(2):  # the second time, what can be reused is in the cache
+        assert_same_drafts(with_rules(engine, prompts[:20], codes), with_rules(reference, prompts[:20], codes))
+    assert engine.takes_rules and any(contexts > 4 for contexts, _, _, _ in engine._llm.steps)
+    assert_same_drafts(engine.draft(prompts[:9]), reference.draft(prompts[:9]))
+
+
+def test_rules_of_a_copy_on_a_device_are_told(start: Start, exported: Bundle, prompts: list[np.ndarray]) -> None:
+    engine, reference = start(), open_engine(exported, "torch", device="cpu")
+    every = np.unique(exported.space.encode(exported.catalog.sids))
+    (model,) = engine._models
+    model._rules = model._rules._replace(bits=model._rules.bits.clone())
+    model._device = Elsewhere()
+    mask = engine.rule_masks.build(every[::3])
+    engine.update_rules(engine.rule_masks.rows(mask))
+    engine.rule_masks.add(mask, every[1:30:3])
+    engine.update_rules(engine.rule_masks.rows(mask, every[1:30:3]))
+    allowed = np.union1d(every[::3], every[1:30:3])
+    theirs = with_rules(reference, prompts[:5], [allowed] * 5)
+    assert np.isfinite(engine.draft(prompts[:5], rules=[mask] * 5).scores).any()
+    np.testing.assert_array_equal(model._rules.bits.numpy(), engine.rule_masks.bits)
+    future = engine.submit(prompts[0], rule=mask)
+    ours = engine.draft(prompts[:5], rules=[mask] * 5)
+    np.testing.assert_array_equal(future.result(10).codes[0], ours.codes[0])
+    assert ours.codes.shape == theirs.codes.shape
+
+
+class Elsewhere:
+    """A device that is not the CPU, as far as copies go."""
+
+    type = "elsewhere"
+
+
+def test_more_rules_than_the_model_can_tell_apart_are_refused(
+    start: Start, stand_in: Any, monkeypatch: pytest.MonkeyPatch, prompts: list[np.ndarray]
+) -> None:
+    engine = start()
+    mask = engine.rule_masks.build(np.arange(50))
+    while len(engine._rule_tokens) > 2:
+        engine._rule_tokens.pop()
+    monkeypatch.setattr(stand_in.LLM, "delay", 0.1)
+    futures = [engine.submit(prompts[0], rule=mask) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="too many requests with rules are in flight"):
+        engine.submit(prompts[0], rule=mask)
+    engine.submit(prompts[0]).result(10)
+    assert not wait(futures, 10).not_done
+    assert engine.submit(prompts[0], rule=mask).result(10).codes.shape == (1, engine.beam_width)
+
+
+def test_rules_of_a_model_in_another_process_are_refused(
+    start: Start, monkeypatch: pytest.MonkeyPatch, prompts: list[np.ndarray]
+) -> None:
+    engine = start()
+    mask = engine.rule_masks.build(np.arange(50))
+    monkeypatch.setattr(engine, "_models", set())
+    for tell in (lambda: engine.submit(prompts[0], rule=mask), lambda: engine.update_rules(np.arange(2))):
+        with pytest.raises(RuntimeError, match="nor rules be told; do not set TLLM_WORKER_USE_SINGLE_PROCESS to 0"):
+            tell()
+
+
+def test_a_folder_from_before_rules_serves_without_them(
+    start: Start, exported: Bundle, prompts: list[np.ndarray]
+) -> None:
+    engine = start(max_seq_len=exported.layout.max_tokens + 1)
+    assert not engine.takes_rules
+    assert_same_drafts(engine.draft(prompts[:9]), open_engine(exported, "torch").draft(prompts[:9]))
+    with pytest.raises(ValueError, match="takes no rules"):
+        engine.submit(prompts[0], rule=np.array([[0, 1]] * exported.space.depth))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

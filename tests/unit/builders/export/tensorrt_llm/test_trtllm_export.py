@@ -73,7 +73,7 @@ def test_the_arguments(tail_only: Bundle, tmp_path: Path) -> None:
     assert yaml.safe_load((out.path / TENSORRT_LLM / LLM_ARGUMENTS).read_text()) == {
         "max_batch_size": 32,
         "max_num_tokens": 8192,
-        "max_seq_len": tail_only.layout.max_tokens + 1,
+        "max_seq_len": tail_only.layout.max_tokens + 2,
         "max_beam_width": 1,
         "skip_tokenizer_init": True,
         "enable_chunked_prefill": False,
@@ -120,7 +120,7 @@ def test_settings_out_of_range_are_named(fields: dict, message: str) -> None:
 
 
 def test_what_does_not_fit_is_named(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="max_num_tokens is 10, but the longest prompt has 64 tokens"):
+    with pytest.raises(ValueError, match="max_num_tokens is 10, but the longest prompt has 64 tokens, 65 with a rule"):
         export_tensorrt_llm(bundle.path, tmp_path / "out", TensorRtLlmConfig(max_num_tokens=10))
     with pytest.raises(ValueError, match="drop_block must be 1 to max_history, 20, got 21"):
         export_tensorrt_llm(bundle.path, tmp_path / "out", drop_block=21)

@@ -1,0 +1,180 @@
+"""Rules on one version of a catalogue: which drafted items stay, in which order, and what fills up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from genrec.catalog import CatalogView
+from genrec.catalog.items import id_keys
+from genrec.rules.bound import BoundRules
+from genrec.rules.caps import first_within_caps
+from genrec.rules.form import MAX_BOOST
+from genrec.rules.matching import Kept, matches, numbers_of, values_of
+from genrec.rules.scan import is_in, popular_rows, rows_of
+
+KINDS = ("where", "allow", "deny", "at_most", "boost", "bucket_order", "explain")
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """The items of one request, best first.
+
+    rows: int32 [n], catalogue rows. scores: float32 [n], of their drafts. boosts: float32 [n], what was added to them
+    for the order. drafted: how many of them are drafts; the rest fill up, their score is 0 here. dropped: what was
+    taken away, and how often, for drafts alone. moved: drafts that stand elsewhere than their scores say.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    boosts: np.ndarray
+    drafted: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    moved: int = 0
+
+
+class Applied:
+    """The rules of a deployment and of a request, which hold together, on one version.
+
+    rules: by who gave them, such as "deployment"; those that come first win where they cannot both hold (the order of
+    items that share a semantic ID).
+    """
+
+    def __init__(self, view: CatalogView, rules: dict[str, BoundRules], kept: Kept | None = None) -> None:
+        self._view, self._rules, self._kept = view, rules, kept or Kept()
+        self._caps = [cap for one in rules.values() for cap in one.caps]
+        self._additions = [addition for one in rules.values() for addition in one.additions]
+        self._order = next((one.order for one in rules.values() if one.order is not None), None)
+        self.explain = any(one.explain for one in rules.values())
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Which of KINDS, fields of the form, the rules have."""
+        every = self._rules.values()
+        has = (
+            any(one.filter.where is not None for one in every),
+            any(one.filter.allow is not None for one in every),
+            any(one.deny for one in every),
+            bool(self._caps),
+            bool(self._additions),
+            self._order is not None,
+            self.explain,
+        )
+        return tuple(kind for kind, there in zip(KINDS, has, strict=True) if there)
+
+    def answer(self, rows: np.ndarray, scores: np.ndarray, draft: np.ndarray, blocked: np.ndarray, top_k: int) -> Ruled:
+        """The items of one request.
+
+        rows: int32 [n], of its drafts, in their order; within one by falling popularity. scores: float32 [n]. draft:
+        int64 [n], which draft each is of, rising. blocked: int32 [b], rows that must not be returned.
+        """
+        dropped: dict[str, int] = {}
+        keep = _first_of_each(rows) & ~is_in(rows, np.sort(blocked))
+        kept = int(keep.sum())
+        if kept < rows.size:
+            dropped["blocked"] = rows.size - kept
+        for name, holds in self._checks(rows):
+            keep &= holds
+            left = int(keep.sum())
+            if left < kept:
+                dropped[name] = kept - left
+            kept = left
+        rows, scores, draft = rows[keep], scores[keep], draft[keep]
+        boosts, order = self._boosts(rows), None
+        if self._additions or self._order is not None:
+            order = np.lexsort((self._within_bucket(rows), draft, -(scores + boosts)))
+            rows, scores, boosts = rows[order], scores[order], boosts[order]
+        taken = self._within_caps(rows, top_k)
+        if self._caps:
+            last = int(taken[-1]) + 1 if taken.size == top_k else rows.size
+            if last > taken.size:
+                dropped["at_most"] = last - taken.size
+        moved = 0 if order is None else int((order[taken] != np.sort(order[taken])).sum())
+        found = Ruled(rows[taken], scores[taken], boosts[taken], taken.size, dropped, moved)
+        return found if taken.size == top_k else self._filled(found, blocked, top_k)
+
+    def _filled(self, found: Ruled, blocked: np.ndarray, top_k: int) -> Ruled:
+        """`found` filled up from the most popular items, for which the rules hold as well."""
+        out = np.concatenate([blocked, found.rows])
+        more = np.empty(0, np.int32)
+        taken = np.arange(found.rows.size)
+        for part in popular_rows(self._view, [one.filter for one in self._rules.values()], self._kept):
+            fresh = part[~np.isin(part, out)]
+            for deny in self._denied:
+                fresh = fresh[~np.isin(fresh, deny)]
+            more = np.concatenate([more, fresh])
+            # The drafts stay as they are: they were within the caps, and come first.
+            rows = np.concatenate([found.rows, more])
+            taken = self._within_caps(rows, top_k)
+            if taken.size == top_k:
+                break
+        rows = np.concatenate([found.rows, more])[taken]
+        extra = np.zeros(rows.size - found.rows.size, np.float32)
+        scores, boosts = np.concatenate([found.scores, extra]), np.concatenate([found.boosts, extra])
+        return Ruled(rows.astype(np.int32), scores, boosts, found.drafted, found.dropped, found.moved)
+
+    def _checks(self, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Each rule that an item has to fulfil: its name, and where it holds: bool [n]."""
+        for (who, one), allowed, denied in zip(self._rules.items(), self._allowed, self._denied, strict=True):
+            if denied.size:
+                yield f"{who}.deny", ~is_in(rows, denied)
+            if allowed is not None:
+                yield f"{who}.allow", is_in(rows, allowed)
+            if one.filter.where is not None:
+                yield f"{who}.where", matches(one.filter.where, self._view, rows, self._kept)
+
+    @cached_property
+    def _allowed(self) -> list[np.ndarray | None]:
+        return [
+            None if one.filter.allow is None else rows_of(self._view, one.filter.allow) for one in self._rules.values()
+        ]
+
+    @cached_property
+    def _denied(self) -> list[np.ndarray]:
+        return [rows_of(self._view, one.deny) for one in self._rules.values()]
+
+    def _boosts(self, rows: np.ndarray) -> np.ndarray:
+        if not self._additions:
+            return np.zeros(rows.size, np.float32)
+        total = np.zeros(rows.size)
+        for addition in self._additions:
+            if addition.where is not None:
+                total += addition.add * matches(addition.where, self._view, rows, self._kept)
+            else:
+                total += addition.times * np.nan_to_num(numbers_of(addition.attribute, self._view, rows))
+        return np.clip(total, -MAX_BOOST, MAX_BOOST).astype(np.float32)
+
+    def _within_bucket(self, rows: np.ndarray) -> np.ndarray:
+        """What orders items that share a semantic ID, the smallest first: [n]."""
+        order = self._order
+        if order is None:
+            return np.arange(rows.size)  # by falling popularity, as they come
+        if order.rotate is not None:
+            ids = np.array(self._view.ids_of(rows).tolist(), np.bytes_) if rows.size else np.empty(0, "S1")
+            mixed = (id_keys(ids).astype(np.uint64) ^ np.uint64(order.rotate)) * _MIX
+            return mixed ^ (mixed >> np.uint64(31))
+        if order.highest is not None:
+            return -numbers_of(order.highest, self._view, rows)  # NaN comes last
+        assert order.lowest is not None
+        return numbers_of(order.lowest, self._view, rows)
+
+    def _within_caps(self, rows: np.ndarray, top_k: int) -> np.ndarray:
+        """The places of the first `top_k` of `rows` that the caps allow."""
+        if not self._caps:
+            return np.arange(min(rows.size, top_k))
+        values = [values_of(name, self._view, rows) for name, _ in self._caps]
+        return first_within_caps(values, [items for _, items in self._caps], top_k)
+
+
+def _first_of_each(rows: np.ndarray) -> np.ndarray:
+    """bool [n]: whether a row has not occurred before."""
+    ranked = np.sort(rows)
+    if not (ranked[1:] == ranked[:-1]).any():  # as nearly always
+        return np.ones(rows.size, bool)
+    first = np.zeros(rows.size, bool)
+    first[np.unique(rows, return_index=True)[1]] = True
+    return first

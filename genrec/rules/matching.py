@@ -1,0 +1,153 @@
+"""Which items fulfil a test: the one place where that is decided, for whole columns and for a few rows alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial, reduce
+
+import numpy as np
+
+from genrec.catalog import CatalogView
+from genrec.catalog.columns import NO_TIME, Column, Columns
+from genrec.catalog.ragged import runs
+from genrec.rules.bound import Between, Every, Inverse, Some, Test
+
+Rows = np.ndarray | slice
+Match = Callable[[Rows], np.ndarray]
+_FEW = 4  # values that are compared one by one; more are looked up in a table
+_MOST_KEPT = 64
+
+
+def matcher(test: Test, columns: Columns) -> Match:
+    """Which rows of `columns` fulfil the test: rows (integers [m], or a slice from .. to) -> bool [m].
+
+    An attribute that an item lacks has no value: nothing holds of it, and so every `Inverse` does.
+    """
+    if isinstance(test, Every):
+        return partial(_joined, np.logical_and, [matcher(one, columns) for one in test.tests])
+    if isinstance(test, Some):
+        return partial(_joined, np.logical_or, [matcher(one, columns) for one in test.tests])
+    if isinstance(test, Inverse):
+        inner = matcher(test.test, columns)
+        return lambda rows: ~inner(rows)
+    column = columns[test.attribute]
+    if isinstance(test, Between):
+        return partial(_between, column.values, test, column.kind == "timestamp")
+    if column.kind in ("string", "strings"):
+        codes = column.codes_of(test.values)
+        codes = codes[codes > 0].astype(column.values.dtype)
+        return partial(_any_among, column, codes) if column.kind == "strings" else partial(_among, column.values, codes)
+    return partial(_among, column.values, np.array(test.values, column.values.dtype))
+
+
+def matches(test: Test, view: CatalogView, rows: np.ndarray, kept: Kept | None = None) -> np.ndarray:
+    """Which items of a version fulfil the test: existing rows (integers [m]) -> bool [m]."""
+    found = np.empty(rows.size, bool)
+    for at, columns, own in view.attributes_of(rows):
+        found[at] = (kept or matcher)(test, columns)(own)
+    return found
+
+
+class Kept:
+    """Matchers that were made lately: looking texts up in a dictionary takes longer than matching a few rows."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, Test], tuple[Columns, Match]] = {}
+
+    def __call__(self, test: Test, columns: Columns) -> Match:
+        key = id(columns), test
+        found = self._made.get(key)
+        if found is None:
+            if len(self._made) >= _MOST_KEPT:
+                del self._made[next(iter(self._made))]
+            self._made[key] = found = columns, matcher(test, columns)  # with the columns, so that the id stays theirs
+        return found[1]
+
+
+def values_of(name: str, view: CatalogView, rows: np.ndarray) -> np.ndarray:
+    """Numbers that are equal where items have the same value of an attribute that is no list.
+
+    rows: existing ones, integers [m]. Returns int64 [m], -1 for items without a value.
+    """
+    parts = [(at, columns[name], columns[name].values[own]) for at, columns, own in view.attributes_of(rows)]
+    numbers = np.full(rows.size, -1)
+    if len(parts) == 1 and parts[0][1].kind in ("string", "boolean"):  # the codes of one dictionary are such numbers
+        at, column, stored = parts[0]
+        numbers[at] = stored.astype(np.int64) - (column.kind == "string")
+        return numbers
+    absent = np.ones(rows.size, bool)
+    values: np.ndarray = np.empty(rows.size, object)
+    for at, column, stored in parts:
+        there = ~_absent(column, stored)
+        absent[at[there]] = False
+        stored = stored[there]
+        values[at[there]] = column.words[stored.astype(np.int64) - 1] if column.kind == "string" else stored
+    numbers[~absent] = np.unique(values[~absent], return_inverse=True)[1]
+    return numbers
+
+
+def numbers_of(name: str, view: CatalogView, rows: np.ndarray) -> np.ndarray:
+    """Values of a number or timestamp attribute of existing rows (integers [m]): float64 [m], NaN where absent."""
+    found = np.full(rows.size, math.nan)
+    for at, columns, own in view.attributes_of(rows):
+        column = columns[name]
+        stored = column.values[own]
+        found[at] = np.where(_absent(column, stored), math.nan, stored)
+    return found
+
+
+def _absent(column: Column, stored: np.ndarray) -> np.ndarray:
+    """Which of the values of a column that is no list stand for none: bool [m]."""
+    if column.kind == "number":
+        return np.isnan(stored)
+    return stored == {"string": 0, "boolean": -1, "timestamp": NO_TIME}[column.kind]
+
+
+def _joined(join: np.ufunc, parts: list[Match], rows: Rows) -> np.ndarray:
+    def both(found: np.ndarray, part: Match) -> np.ndarray:
+        return join(found, part(rows), out=found)
+
+    return reduce(both, parts[1:], parts[0](rows))
+
+
+def _among(stored: np.ndarray, wanted: np.ndarray, rows: Rows) -> np.ndarray:
+    values = stored[rows]
+    if wanted.size > _FEW:
+        if values.dtype.kind == "f" or values.dtype.itemsize > 4:
+            return np.isin(values, wanted)
+        table = np.zeros(1 + max(int(wanted.max()), int(values.max(initial=0))), bool)
+        table[wanted] = True
+        return table[values]
+    found = np.zeros(values.shape, bool)
+    for value in wanted:
+        found |= values == value
+    return found
+
+
+def _any_among(column: Column, wanted: np.ndarray, rows: Rows) -> np.ndarray:
+    assert column.offsets is not None
+    if isinstance(rows, slice):
+        ends = column.offsets[rows.start : rows.stop + 1]
+        found = np.zeros(ends.size - 1, bool)
+        at = np.flatnonzero(_among(column.values, wanted, slice(ends[0], ends[-1])))
+        found[np.searchsorted(ends, at + ends[0], side="right") - 1] = True
+        return found
+    begin = column.offsets[rows]
+    at, source = runs(begin, column.offsets[rows + 1] - begin)
+    found = np.zeros(rows.size, bool)
+    found[source[_among(column.values, wanted, at)]] = True
+    return found
+
+
+def _between(stored: np.ndarray, test: Between, is_time: bool, rows: Rows) -> np.ndarray:
+    values = stored[rows]  # NaN, of an absent number, lies in no range
+    if is_time and test.low == -math.inf:  # the smallest number is that of an absent time
+        found = values != NO_TIME
+    else:
+        found = values > test.low if test.low_open else values >= test.low
+    if test.high < math.inf:
+        found &= values < test.high if test.high_open else values <= test.high
+    elif not is_time and test.low == -math.inf:
+        found &= ~np.isnan(values)
+    return found

@@ -1,0 +1,178 @@
+"""The masks of rules: made once for each filter and kept up with the catalogue, so that no beam is wasted.
+
+Whether a beam is narrowed is decided by how many items a filter leaves. Where it leaves nearly all of them, enough
+drafts survive it anyway. Where it leaves very many, making the mask takes long.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from genrec.catalog import CatalogVersion, CatalogView, SemanticIdSpace
+from genrec.catalog.rule_masks import RuleMasks
+from genrec.rules.bound import Filter
+from genrec.rules.matching import Kept
+from genrec.rules.scan import SAMPLE, allowed_rows, holds, share_of
+
+WIDE = 0.5  # the share of the items from which on drafts are only checked
+MOST_ROWS = 300_000  # allowed items of a filter that is pushed down: making its mask takes some 25 ms
+_MOST_KNOWN = 4096
+
+
+def is_narrowed(items: int, live: int, wide: float = WIDE, most_rows: int = MOST_ROWS) -> bool:
+    """Whether a beam is narrowed for a filter that leaves so many of the live items."""
+    return items < wide * live and items <= most_rows
+
+
+@dataclass
+class _Known:
+    """What is known of a filter. version: of the catalogue that it holds for. mask: None if it has none.
+
+    items: that it leaves, by a sample if exact is False. made_of, added: items when the mask was made, and since.
+    """
+
+    version: int
+    items: int
+    exact: bool
+    mask: np.ndarray | None = None
+    made_of: int = 0
+    added: int = 0
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """What a beam is narrowed by: mask as of `RuleMasks`, None to draft from all items. items: left by rules, about."""
+
+    mask: np.ndarray | None
+    items: int
+
+    def noted(self) -> np.ndarray:
+        """Whether there is a mask, and the items: int64 [1, 2]."""
+        return np.array([[self.mask is not None, self.items]], np.int64)
+
+
+class Narrowing:
+    """Masks of filters, the ones that were used last within the memory of `masks`.
+
+    masks: None for an engine that takes none; drafts are then only checked. written: is told of rows of `masks` that
+    were written, int64 [n], where an engine drafts with a copy.
+    """
+
+    def __init__(
+        self,
+        space: SemanticIdSpace,
+        masks: RuleMasks | None,
+        written: Callable[[np.ndarray], None] | None = None,
+        wide: float = WIDE,
+        most_rows: int = MOST_ROWS,
+    ) -> None:
+        self._space, self._masks, self._written = space, masks, written
+        self._wide, self._most_rows = wide, most_rows
+        self._known: OrderedDict[frozenset[Filter], _Known] = OrderedDict()
+        self._kept = Kept()
+
+    def of_batch(
+        self,
+        view: CatalogView,
+        version: int,
+        batch: Sequence[frozenset[Filter]],
+        in_use: Collection[frozenset[Filter]] = (),
+    ) -> list[Narrowed]:
+        """What each request of a batch is narrowed by. The masks are good until the next call.
+
+        view: of the catalogue's version. batch: the filters of each request, empty for one without. in_use: filters
+        whose masks have to stay good for longer.
+        """
+        stay = {*batch, *in_use}
+        found = {frozenset[Filter](): Narrowed(None, view.live_items)}
+        for filters in set(batch) - found.keys():
+            known = self._up_to(view, version, filters, stay)
+            found[filters] = Narrowed(known.mask, known.items)
+        return [found[filters] for filters in batch]
+
+    def _up_to(
+        self, view: CatalogView, version: int, filters: frozenset[Filter], stay: set[frozenset[Filter]]
+    ) -> _Known:
+        known = self._known.get(filters)
+        if known is not None and known.version < version:
+            if not self._keep_up(view, version, filters, known):
+                self._forget(filters)
+                known = None
+        if known is None:
+            known = self._made(view, version, filters, stay)
+            while len(self._known) >= _MOST_KNOWN:
+                self._forget(next(one for one in self._known if one not in stay))
+            self._known[filters] = known
+        self._known.move_to_end(filters)
+        return known
+
+    def _made(
+        self, view: CatalogView, version: int, filters: frozenset[Filter], stay: set[frozenset[Filter]]
+    ) -> _Known:
+        every = list(filters)
+        named = [one.allow for one in every if one.allow is not None]
+        if not named:
+            share = share_of(view, every, self._kept)
+            # A sample of few hits says little: then all are counted.
+            if share >= self._wide or (share * view.live_items > 2 * self._most_rows and share * SAMPLE > 100):
+                return _Known(version, round(share * view.live_items), False)
+        rows = allowed_rows(view, every, self._kept, exact=False)
+        if rows.size > self._most_rows:
+            return _Known(version, rows.size, True)
+        codes = self._codes(view, rows)
+        return _Known(version, rows.size, True, self._built(codes, stay), codes.size)
+
+    def _built(self, codes: np.ndarray, stay: set[frozenset[Filter]]) -> np.ndarray | None:
+        """A mask of codes; those go for it that were not used for the longest time."""
+        if self._masks is None:
+            return None
+        while (mask := self._masks.build(codes)) is None:
+            oldest = next((one for one in self._known if self._may_go(one, stay)), None)
+            if oldest is None:
+                return None
+            self._forget(oldest)
+        if self._written is not None:
+            self._written(self._masks.rows(mask))
+        return mask
+
+    def _keep_up(self, view: CatalogView, version: int, filters: frozenset[Filter], known: _Known) -> bool:
+        """Make `known` good for another version; False if that takes making it anew.
+
+        A mask may allow too much, never too little: so what left is not looked for.
+        """
+        changed = view.changed_since(known.version)
+        if changed is None or not known.exact:
+            return False
+        if known.mask is not None and self._masks is not None and changed.size:
+            rows = changed[holds(view, list(filters), changed, self._kept)]
+            known.added += rows.size
+            if known.added > max(1000, known.made_of):
+                return False
+            codes = self._codes(view, rows)
+            self._masks.add(known.mask, codes)
+            if self._written is not None:
+                self._written(self._masks.rows(known.mask, codes))
+        known.version = version
+        return True
+
+    def _codes(self, view: CatalogView, rows: np.ndarray) -> np.ndarray:
+        """The distinct semantic IDs of rows, rising."""
+        if isinstance(view, CatalogVersion):
+            codes = view.codes_of(rows)
+            if rows.size and rows[-1] < len(view.base):  # a base is in their order
+                return codes[np.concatenate([[True], codes[1:] != codes[:-1]])]
+        else:
+            codes = self._space.encode(view.sids_of(rows))
+        return np.unique(codes)
+
+    def _may_go(self, filters: frozenset[Filter], stay: set[frozenset[Filter]]) -> bool:
+        return filters not in stay and self._known[filters].mask is not None
+
+    def _forget(self, filters: frozenset[Filter]) -> None:
+        known = self._known.pop(filters)
+        if known.mask is not None and self._masks is not None:
+            self._masks.free(known.mask)

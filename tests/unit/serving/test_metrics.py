@@ -1,0 +1,142 @@
+"""What the verifier counts, with a stand-in for Triton's side of it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+from genrec.rules import Applied, RuleBook
+from tests.unit.rules.shops import KINDS, Shop
+
+Key = tuple[str, tuple[tuple[str, str], ...]]
+
+
+class Page:
+    """Stands for Triton's `/metrics` page: values by name and labels, and how often each was written."""
+
+    def __init__(self) -> None:
+        self.values: dict[Key, float] = {}
+        self.writes = 0
+
+    def family(self, name: str, description: str, kind: str) -> Any:
+        assert description
+
+        def metric(labels: dict[str, str]) -> Any:
+            key = name, tuple(sorted((one, value) for one, value in labels.items() if one != "bundle_version"))
+            assert labels["bundle_version"] == "v7" and key not in self.values
+            self.values[key] = 0.0
+
+            def write(value: float) -> None:
+                self.values[key] += value
+                self.writes += 1
+
+            return SimpleNamespace(increment=write, set=write)
+
+        return SimpleNamespace(Metric=metric)
+
+    def of(self, name: str) -> dict[str, float]:
+        """The values of a metric, by the value of its label; those that are 0 left out."""
+        return {
+            labels[0][1] if labels else "": value
+            for (own, labels), value in self.values.items()
+            if own == name and value
+        }
+
+
+@pytest.fixture
+def page() -> Page:
+    return Page()
+
+
+@pytest.fixture
+def metrics(page: Page, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    backend: Any = ModuleType("triton_python_backend_utils")
+    backend.MetricFamily = Mock(side_effect=page.family, COUNTER="counter", GAUGE="gauge")
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    for name in ("genrec.serving.step", "genrec.serving.metrics"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module("genrec.serving.metrics")
+    versions: Any = SimpleNamespace(current=SimpleNamespace(version=3, created=5.0))
+    found = module.Metrics("v7", versions, "")
+    yield found
+    found.close()
+    for name in ("genrec.serving.step", "genrec.serving.metrics"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop(np.random.default_rng(0), 12)
+
+
+@pytest.fixture
+def applied(shop: Shop) -> Callable[..., Applied | None]:
+    def make(text: str, deployment: str = "") -> Applied | None:
+        return RuleBook(KINDS, deployment).applied(shop.catalog, text.encode())
+
+    return make
+
+
+def test_counts_are_published_once_for_many_requests(metrics: Any, page: Page) -> None:
+    before = page.writes
+    for _ in range(100):
+        metrics.count(np.array([[8, 6, 2, 1], [8, 8, 0, 0]], np.int32))
+    metrics.close()
+    assert page.of("genrec_requests_total") == {"": 200}
+    assert page.of("genrec_drafted_total") == {"": 1600} and page.of("genrec_fallback_items_total") == {"": 100}
+    assert page.writes - before <= 10  # twice, if the clock struck meanwhile
+
+
+def test_every_kind_of_rules_is_counted_once_for_a_request(
+    metrics: Any, page: Page, applied: Callable[..., Applied | None], shop: Shop
+) -> None:
+    where = '"where": {"attribute": "price", "<": 20}'
+    rules = [
+        applied(
+            f'{{{where}, "allow": ["a"], "deny": ["b"], "at_most": [{{"attribute": "category", "items": 1}}], "boost": '
+            '[{"attribute": "price", "times": 1}], "bucket_order": {"lowest": "price"}, "explain": true}'
+        ),
+        None,
+        applied(f"{{{where}}}", f"{{{where}}}"),
+        applied("", '{"deny": ["b"], "bucket_order": "popularity"}'),
+    ]
+    nothing = np.empty(0, np.int32)
+    ruled = {
+        number: one.answer(nothing, np.empty(0, np.float32), nothing, nothing, 3)
+        for number, one in enumerate(rules)
+        if one is not None
+    }
+    metrics.count_rules(rules, ruled, [True, False, False, False])
+    metrics.close()
+    once = dict.fromkeys(("allow", "at_most", "boost", "bucket_order", "explain"), 1)
+    assert page.of("genrec_rule_requests_total") == once | {"where": 2, "deny": 2}
+    assert (page.of("genrec_rule_narrowed_total"), page.of("genrec_rule_checked_total")) == ({"": 1}, {"": 2})
+
+
+def test_what_each_rule_drops_is_counted_whoever_gave_it(
+    metrics: Any, page: Page, applied: Callable[..., Applied | None], shop: Shop
+) -> None:
+    rows = np.arange(12, dtype=np.int32)
+    blocked = rows[:2]
+    one = applied('{"deny": ["item-3", "item-4"]}', '{"deny": ["item-2"], "allow": ["item-2", "item-3", "item-5"]}')
+    assert one is not None
+    ruled = one.answer(rows, np.zeros(12, np.float32), rows.astype(np.int64), blocked, 3)
+    metrics.count_rules([None, one], {1: ruled}, [False, True])
+    metrics.close()
+    # Of ten that are not blocked, deny takes 2 and 3, and allow leaves 5 of the others; 4 is gone by then.
+    assert page.of("genrec_rule_dropped_total") == {"deny": 1 + 1, "allow": 7}
+
+
+def test_every_label_is_there_from_the_start(metrics: Any, page: Page) -> None:
+    labels = {labels[0] for name, labels in page.values if name == "genrec_rule_requests_total"}
+    assert labels == {
+        ("kind", kind) for kind in ("where", "allow", "deny", "at_most", "boost", "bucket_order", "explain")
+    }
+    assert ("genrec_rule_narrowed_total", ()) in page.values and ("genrec_rule_checked_total", ()) in page.values
