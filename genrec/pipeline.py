@@ -21,7 +21,7 @@ from genrec.engines.base import Engine
 from genrec.prompt import Limits, Preprocessor, PromptLayout, QueryTokenizer, Request
 from genrec.rules import Applied, RuleBook
 from genrec.rules.explanation import explanation
-from genrec.rules.narrowing import Narrowed, Narrowing
+from genrec.rules.narrowing import Narrowed, Narrowing, masks_of
 from genrec.verifier import Verified, Verifier
 
 
@@ -119,8 +119,7 @@ class Pipeline:
         prepared = self.preprocessor.prepare(requests)
         filters = [self.book.filters(one.rules) for one in prepared]
         narrowed = self.narrowing.of_batch(self.catalog, 0, filters)
-        masks = [one.mask for one in narrowed] if any(filters) else None
-        drafts = self.engine.draft([one.prompt for one in prepared], masked=masked, rules=masks)
+        drafts = self.engine.draft([one.prompt for one in prepared], masked=masked, rules=masks_of(narrowed))
         wanted = np.array([one.top_k for one in prepared])
         applied = [self.book.applied(self.catalog, one.rules) for one in prepared]
         blocked = [one.blocked for one in prepared]

@@ -55,6 +55,12 @@ class Narrowed:
         return np.array([[self.mask is not None, self.items]], np.int64)
 
 
+def masks_of(batch: Sequence[Narrowed]) -> list[np.ndarray | None] | None:
+    """The masks that an engine drafts a batch with; None if no request has one, which any engine takes."""
+    masks = [one.mask for one in batch]
+    return masks if any(mask is not None for mask in masks) else None
+
+
 class Narrowing:
     """Masks of filters, the ones that were used last within the memory of `masks`.
 

@@ -17,7 +17,7 @@ from genrec.engines.base import Drafts, InFlightEngine
 from genrec.errors import InvalidRequest
 from genrec.golden import check_drafts
 from genrec.rules import Filter, RuleBook
-from genrec.rules.narrowing import Narrowed, Narrowing
+from genrec.rules.narrowing import Narrowed, Narrowing, masks_of
 from genrec.serving.step import Step, checked_stamp, tensor
 
 _NOT_NARROWED = np.array([[0, -1]])  # nor is it known how many items are left
@@ -75,7 +75,7 @@ class TritonPythonModel(Step[Prompt]):
 
     def run(self, inputs: list[Prompt]) -> list[list[Any]]:
         narrowed = self.narrowed(inputs)
-        rules = None if narrowed is None else [one.mask for one in narrowed]
+        rules = None if narrowed is None else masks_of(narrowed)
         drafts = self.engine.draft([prompt.token_ids for prompt in inputs], masked=self.masked, rules=rules)
         return [tensors(i, (drafts, None if narrowed is None else narrowed[i])) for i in range(len(inputs))]
 

@@ -131,6 +131,16 @@ def test_it_serves_in_process(old: Bundle, bundle: Bundle) -> None:
         assert_same_ranking(our.item_ids, our.scores, their.item_ids, their.scores)
 
 
+def test_rules_are_checked_where_the_graph_cannot_draft_by_them(old: Bundle, bundle: Bundle) -> None:
+    history = [item.decode() for item in bundle.catalog.item_ids[90:95]]
+    rules = '{"where": {"attribute": "price", "<": 20}, "explain": true}'
+    ours, theirs = (Pipeline.open(each).recommend([history], rules=rules)[0] for each in (old, bundle))
+    price = dict(zip(bundle.catalog.item_ids.tolist(), bundle.catalog.columns["price"].tolist(), strict=True))
+    for answer, narrowed in ((ours, False), (theirs, True)):
+        assert answer.explanation is not None and answer.explanation["narrowed"] is narrowed
+        assert len(answer.item_ids) == 10 and all(price[item_id.encode()] < 20 for item_id in answer.item_ids)
+
+
 def test_its_graph_takes_no_masks_that_change_and_says_what_to_do(old: Bundle) -> None:
     with pytest.raises(ValueError, match=r"as first_child_0, .* make a newer one of it with `genrec export`"):
         open_engine(old, "onnx").set_masks(old.masks)
