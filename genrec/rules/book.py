@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import TypeVar
 
 from genrec.catalog import CatalogView
 from genrec.rules.applied import Applied
@@ -12,8 +13,18 @@ from genrec.rules.form import Rules, parse
 from genrec.rules.matching import Kept
 
 DEPLOYMENT, REQUEST = "deployment", "request"
-_MOST_KEPT = 1024
+_MOST_KEPT, _KEPT_BYTES = 1024, 4096
+Made = TypeVar("Made")
 _NOTHING = Rules().canonical()
+
+
+def kept(make: Callable[[bytes], Made], most: int) -> Callable[[bytes], Made]:
+    """`make`, of texts of rules, with what it made of the last `most` short ones.
+
+    Long texts list ids, mostly other ones for every user, and would take much memory.
+    """
+    cached = lru_cache(most)(make)
+    return lambda text: cached(text) if len(text) <= _KEPT_BYTES else make(text)
 
 
 class RuleBook:
@@ -31,9 +42,9 @@ class RuleBook:
                 parse(deployment, "the deployment's rules"), kinds, "the deployment's rules"
             )
         self._kept = Kept()
-        self.read = lru_cache(_MOST_KEPT)(self._read)
-        self.of = lru_cache(_MOST_KEPT)(self._of)
-        self.filters = lru_cache(_MOST_KEPT)(self._filters)
+        self.read = kept(self._read, _MOST_KEPT)
+        self.of = kept(self._of, _MOST_KEPT)
+        self.filters = kept(self._filters, _MOST_KEPT)
 
     def _read(self, text: bytes) -> bytes:
         """The canonical form of a request's rules, of a multiple of 8 bytes; empty if they say nothing.

@@ -20,7 +20,7 @@ from genrec.rules.scan import SAMPLE, allowed_rows, holds, share_of
 
 WIDE = 0.5  # the share of the items from which on drafts are only checked
 MOST_ROWS = 300_000  # allowed items of a filter that is pushed down: making its mask takes some 25 ms
-_MOST_KNOWN = 4096
+_MOST_KNOWN, _MOST_IDS = 4096, 100_000  # filters that something is known of, and ids that they name
 
 
 def is_narrowed(items: int, live: int, wide: float = WIDE, most_rows: int = MOST_ROWS) -> bool:
@@ -80,6 +80,7 @@ class Narrowing:
         self._wide, self._most_rows = wide, most_rows
         self._known: OrderedDict[frozenset[Filter], _Known] = OrderedDict()
         self._kept = Kept()
+        self._ids = 0
 
     def of_batch(
         self,
@@ -110,9 +111,13 @@ class Narrowing:
                 known = None
         if known is None:
             known = self._made(view, version, filters, stay)
-            while len(self._known) >= _MOST_KNOWN:
-                self._forget(next(one for one in self._known if one not in stay))
             self._known[filters] = known
+            self._ids += _ids_of(filters)
+            while len(self._known) > _MOST_KNOWN or self._ids > _MOST_IDS:
+                oldest = next((one for one in self._known if one not in stay), None)
+                if oldest is None:
+                    break
+                self._forget(oldest)
         self._known.move_to_end(filters)
         return known
 
@@ -180,5 +185,11 @@ class Narrowing:
 
     def _forget(self, filters: frozenset[Filter]) -> None:
         known = self._known.pop(filters)
+        self._ids -= _ids_of(filters)
         if known.mask is not None and self._masks is not None:
             self._masks.free(known.mask)
+
+
+def _ids_of(filters: frozenset[Filter]) -> int:
+    """How many ids filters name."""
+    return sum(len(one.allow or ()) for one in filters)

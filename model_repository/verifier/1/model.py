@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from genrec.catalog import BucketView, CatalogView, PrefixTable
 from genrec.catalog.published import Entry
 from genrec.golden import check_items
 from genrec.rules import Applied
+from genrec.rules.book import kept
 from genrec.rules.explanation import explanation
 from genrec.serving.metrics import Metrics
 from genrec.serving.step import Stamp, Step, checked_stamp, stamped, tensor
@@ -47,7 +48,7 @@ class TritonPythonModel(Step[Draft]):
         self.metrics = Metrics(bundle.manifest.bundle_version, self.catalogues, self.parameters["catalog"])
 
     def catalogue(self, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> Catalogue:
-        applied = lru_cache(_MOST_APPLIED)(partial(self.rule_book(items).applied, items))
+        applied = kept(partial(self.rule_book(items).applied, items), _MOST_APPLIED)
         return Catalogue(items, Verifier(items, buckets), applied)
 
     def read(self, request: Any) -> Draft:
