@@ -166,7 +166,7 @@ def _of_columns(path: Path, table: pa.Table, kinds: Kinds) -> pa.Array:
         values = table[name]
         try:
             columns[name], bad = as_column(values, kind)
-        except TypeError as error:
+        except (TypeError, pa.ArrowException) as error:
             raise DataError(f"{path}: column {name!r}: the attribute is {kind}, and {error}; convert it") from error
         if bad.any():
             at = int(bad.argmax())
