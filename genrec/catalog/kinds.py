@@ -11,7 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -25,6 +26,8 @@ MAX_ATTRIBUTES = 64
 MAX_NAME_CHARACTERS = 64
 MAX_STRING_BYTES = 256  # nor may a string end in NUL
 EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # timestamps: the years 1 to 9999
+# In the metadata of an items file: the columns that are texts for people and models, as JSON. Rules have the rest, too.
+TEXTS_KEY = b"genrec.texts"
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -41,6 +44,16 @@ def check_kinds(kinds: Kinds) -> None:
             raise ValueError(f"attribute {name[:80]!r} must have 1 to {MAX_NAME_CHARACTERS} characters; rename it")
         if kind not in KINDS:
             raise ValueError(f"attribute {name!r} has kind {kind!r}; the kinds are {', '.join(KINDS)}")
+
+
+def texts_among(names: Sequence[str], metadata: Mapping[bytes, bytes] | None) -> list[str]:
+    """Those of an items file's columns that are texts, all if its metadata do not say. Raises ValueError."""
+    stated = (metadata or {}).get(TEXTS_KEY)
+    try:
+        texts = names if stated is None else json.loads(stated)
+        return [name for name in names if name in texts]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"metadata {TEXTS_KEY.decode()} says {stated!r}; write the file again") from error
 
 
 def is_text(kind: str) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from genrec.catalog.kinds import texts_among
 from genrec.errors import DataError
 from genrec.knowledge.decoder import TextRequest
 from genrec.knowledge.model import KnowledgeModel
@@ -77,8 +78,12 @@ def read_entities(path: Path) -> Entities:
             return _users_of_interactions(path, _read(path, _INTERACTION))
         if "item_id" in names and not {"user_id", "history"} & set(names):
             attributes = [name for name in names if not re.fullmatch(_NO_ATTRIBUTE, name)]
+            if path.suffix != ".csv":
+                attributes = texts_among(attributes, pq.read_schema(path).metadata)
             return _items(path, _read(path, ["item_id", *attributes]))
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}; give a .parquet or .csv file") from error
     raise DataError(f"{path}: has the columns {', '.join(names)}; it needs those of one form. {_FORMS}")
 

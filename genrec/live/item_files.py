@@ -16,7 +16,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from genrec.catalog import Columns
-from genrec.catalog.kinds import STRING, Kinds
+from genrec.catalog.kinds import STRING, STRINGS, Kinds
 from genrec.errors import DataError
 from genrec.live.arrow_columns import as_column
 from genrec.live.attributes import is_no, names_in, texts_of
@@ -104,9 +104,13 @@ def _read_csv(path: Path) -> pa.Table:
 
 def _read_json_lines(path: Path, kinds: Kinds) -> pa.Table:
     # An id or a name that looks like a date is still text.
-    texts = pa.schema([(name, pa.string()) for name in ["item_id", *(n for n in kinds if kinds[n] == STRING)]])
+    types = {STRING: pa.string(), STRINGS: pa.list_(pa.string())}
+    named = [(name, types[kind]) for name, kind in kinds.items() if kind in types and name not in COLUMNS]
+    texts = pa.schema([("item_id", pa.string()), *named])
     try:
-        return pa_json.read_json(path, parse_options=pa_json.ParseOptions(explicit_schema=texts))
+        table = pa_json.read_json(path, parse_options=pa_json.ParseOptions(explicit_schema=texts))
+        # What is asked for is there, if only as nulls.
+        return table.drop_columns([name for name, _ in named if table[name].null_count == len(table)])
     except pa.ArrowInvalid:
         return pa_json.read_json(path)
 
@@ -162,7 +166,7 @@ def _of_columns(path: Path, table: pa.Table, kinds: Kinds) -> pa.Array:
         values = table[name]
         try:
             columns[name], bad = as_column(values, kind)
-        except TypeError as error:
+        except (TypeError, pa.ArrowException) as error:
             raise DataError(f"{path}: column {name!r}: the attribute is {kind}, and {error}; convert it") from error
         if bad.any():
             at = int(bad.argmax())

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genrec.catalog import Columns
+from genrec.catalog.kinds import texts_among
 from genrec.errors import DataError
 from genrec_builders.data.attributes import attribute_columns
 from genrec_builders.data.checks import INT32_MAX, checked_codes, common_length, look_up, rounded_levels, short
@@ -22,7 +23,7 @@ from genrec_builders.data.found import Found
 from genrec_builders.data.notation import EXAMPLES, parse_sids
 from genrec_builders.data.tables import ItemTable
 
-LEVELS_KEY, TEXTS_KEY = b"genrec.levels", b"genrec.texts"
+LEVELS_KEY = b"genrec.levels"
 # Columns that pandas adds when it writes its index.
 _PANDAS_INDEX = r"__index_level_\d+__|Unnamed: \d+|"
 _FLOAT = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?([nN][aA][nN]|[iI][nN][fF])$"
@@ -65,8 +66,12 @@ def item_table(path: Path, table: pa.Table, found: Found, kinds: Mapping[str, st
     typed = attribute_columns(
         path, table, [name for name in names if not re.fullmatch(_PANDAS_INDEX, name)], item_ids, kinds, found
     )
+    try:
+        texts = texts_among(names, table.schema.metadata)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
     attributes = {}
-    for name in _texts(path, table, names):
+    for name in texts:
         if name in typed and is_list(table.column(name).type):
             continue  # rules have it; it has no text
         text = _attribute(path, table.column(name), name, found)
@@ -217,17 +222,6 @@ def _stated_levels(path: Path, table: pa.Table, sids: np.ndarray) -> tuple[int, 
             f"{path}: metadata {LEVELS_KEY.decode()} says {stated!r}, but the codes reach {tops}; write the file again"
         )
     return tuple(levels)
-
-
-def _texts(path: Path, table: pa.Table, names: list[str]) -> list[str]:
-    """Those of `names` that are texts for people: all, or those that `write_dataset` left in the file's metadata."""
-    stated = (table.schema.metadata or {}).get(TEXTS_KEY)
-    if stated is None:
-        return names
-    try:
-        return [name for name in names if name in json.loads(stated)]
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: metadata {TEXTS_KEY.decode()} says {stated!r}; write the file again") from error
 
 
 def _attribute(path: Path, column: pa.ChunkedArray, name: str, found: Found) -> list[str] | None:

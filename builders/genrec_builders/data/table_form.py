@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genrec.catalog.kinds import STRING
+from genrec.catalog.kinds import STRING, TEXTS_KEY
 from genrec.errors import DataError
 from genrec.reporting.kept import Fingerprint
 from genrec.reporting.outputs import Output, replaced, require_replaceable
 from genrec_builders.data.attributes import arrow_column
-from genrec_builders.data.items import LEVELS_KEY, TEXTS_KEY
+from genrec_builders.data.items import LEVELS_KEY
 from genrec_builders.data.tables import Dataset
 
 MADE_OF_KEY = b"genrec.made_of"

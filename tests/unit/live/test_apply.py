@@ -129,7 +129,7 @@ def test_embeddings_and_attributes_of_every_format(shop: Shop, genrec: Genrec, e
 
 
 KINDS = {"brand": "string", "price": "number", "released": "timestamp", "tags": "strings"}
-ACME = {"brand": "acme", "price": 1.5, "released": "2024-05-01T00:00:00Z", "tags": ["x", "y"]}
+ACME = {"brand": "acme", "price": 1.5, "released": "2024-05-01T00:00:00Z", "tags": ["x", "2024-01-01"]}
 
 
 @pytest.fixture
@@ -159,12 +159,20 @@ def test_attributes_may_be_columns(described: Shop, genrec: Genrec, ending: str)
     elif ending == "jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
-        path.write_text('item_id,brand,price,released,tags,popularity\na,acme,1.5,2024-05-01,"x, y",9\nb,,,,,8\n')
+        path.write_text(
+            'item_id,brand,price,released,tags,popularity\na,acme,1.5,2024-05-01,"x, 2024-01-01",9\nb,,,,,8\n'
+        )
     assert genrec("apply", described.location, "--add", path)[0] == 0
     said = attributes_of(described, 1)
     released = datetime.fromisoformat(said["a"].pop("released").replace("Z", "+00:00"))
     assert released == datetime(2024, 5, 1, tzinfo=timezone.utc)
     assert said == {"a": {name: value for name, value in ACME.items() if name != "released"}, "b": None}
+
+
+def test_attributes_may_be_a_record_of_json_lines(described: Shop, genrec: Genrec) -> None:
+    path = described.file("new.jsonl", json.dumps({"item_id": "a", "attributes": {"brand": "x", "price": 2}}) + "\n")
+    assert genrec("apply", described.location, "--add", path)[0] == 0
+    assert attributes_of(described, 1)["a"] == {"brand": "x", "price": 2}
 
 
 @pytest.mark.parametrize(
