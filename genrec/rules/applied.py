@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 
 from genrec.catalog import CatalogView
-from genrec.catalog.items import id_keys
+from genrec.catalog.items import MAX_ID_BYTES, id_keys
 from genrec.rules.bound import BoundRules
 from genrec.rules.caps import first_within_caps
 from genrec.rules.form import MAX_BOOST
@@ -49,6 +50,8 @@ class Applied:
         self._caps = [cap for one in rules.values() for cap in one.caps]
         self._additions = [addition for one in rules.values() for addition in one.additions]
         self._order = next((one.order for one in rules.values() if one.order is not None), None)
+        self._more = popular_rows(view, [one.filter for one in rules.values()], self._kept)
+        self._found: list[np.ndarray] = []
         self.explain = any(one.explain for one in rules.values())
 
     @cached_property
@@ -102,7 +105,7 @@ class Applied:
         out = np.concatenate([blocked, found.rows])
         more = np.empty(0, np.int32)
         taken = np.arange(found.rows.size)
-        for part in popular_rows(self._view, [one.filter for one in self._rules.values()], self._kept):
+        for part in self._popular():
             fresh = part[~np.isin(part, out)]
             for deny in self._denied:
                 fresh = fresh[~np.isin(fresh, deny)]
@@ -116,6 +119,16 @@ class Applied:
         extra = np.zeros(rows.size - found.rows.size, np.float32)
         scores, boosts = np.concatenate([found.scores, extra]), np.concatenate([found.boosts, extra])
         return Ruled(rows.astype(np.int32), scores, boosts, found.drafted, found.dropped, found.moved)
+
+    def _popular(self) -> Iterator[np.ndarray]:
+        """The most popular items that the filters leave, part by part; what was found once is kept."""
+        for at in count():
+            if at == len(self._found):
+                part = next(self._more, None)
+                if part is None:
+                    return
+                self._found.append(part.astype(np.int32))
+            yield self._found[at]
 
     def _checks(self, rows: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Each rule that an item has to fulfil: its name, and where it holds: bool [n]."""
@@ -154,7 +167,7 @@ class Applied:
         if order is None:
             return np.arange(rows.size)  # by falling popularity, as they come
         if order.rotate is not None:
-            ids = np.array(self._view.ids_of(rows).tolist(), np.bytes_) if rows.size else np.empty(0, "S1")
+            ids = self._view.ids_of(rows).astype(f"S{MAX_ID_BYTES}")  # of one width, so that an id has one key
             mixed = (id_keys(ids).astype(np.uint64) ^ np.uint64(order.rotate)) * _MIX
             return mixed ^ (mixed >> np.uint64(31))
         if order.highest is not None:

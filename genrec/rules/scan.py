@@ -76,8 +76,9 @@ def share_of(view: CatalogView, filters: Sequence[Filter], kept: Kept | None = N
 def popular_rows(view: CatalogView, filters: Sequence[Filter], kept: Kept | None = None) -> Iterator[np.ndarray]:
     """The live rows that all filters leave, by falling popularity, part by part: int64 [m] each."""
     searched, given = 0, np.empty(0, np.int64)
+    named = any(one.allow is not None for one in filters)
     for rows in view.popular_slices():
-        if searched >= _SEARCHED:
+        if named or searched >= _SEARCHED:
             rest = np.setdiff1d(allowed_rows(view, filters, kept), given)
             yield rest[np.argsort(-view.popularity_of(rest), kind="stable")]
             return

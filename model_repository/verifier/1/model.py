@@ -20,7 +20,7 @@ from genrec.serving.step import Stamp, Step, checked_stamp, stamped, tensor
 from genrec.verifier import Verifier
 
 _NO_EXPLANATION = np.array([[b""]], object)
-_MOST_APPLIED = 256
+_MOST_APPLIED = 64  # rules for which the fallback was looked up are kept with it
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,16 +131,21 @@ def test_caps_are_as_if_items_were_taken_one_by_one(seed: int, count: int, caps:
 
 def test_a_rotation_depends_on_the_seed_and_not_on_the_rows() -> None:
     shop = Shop(np.random.default_rng(3), 40)
+    long = np.array([*shop.catalog.item_ids[:-1].tolist(), b"an id of more bytes than the others have"])
+    shop.catalog = replace(shop.catalog, item_ids=long)
     rows = np.arange(40, dtype=np.int32)
-    scores, draft, nothing = np.zeros(40, np.float32), np.zeros(40, np.int64), np.empty(0, np.int32)
+    nothing = np.empty(0, np.int32)
 
     def answer(seed: int, given: np.ndarray) -> list[int]:
+        scores, draft = np.zeros(given.size, np.float32), np.zeros(given.size, np.int64)
         rules = applied(shop, {"bucket_order": {"rotate": seed}})
-        return rules.answer(given, scores, draft, nothing, 40).rows.tolist()
+        return rules.answer(given, scores, draft, nothing, given.size).rows.tolist()
 
     assert answer(1, rows) == answer(1, rows[::-1].copy())
     assert answer(1, rows) != answer(2, rows)
     assert sorted(answer(1, rows)) == rows.tolist()
+    few = rows[:7]  # with shorter ids than some of the others
+    assert answer(1, few) == [row for row in answer(1, rows) if row in few]
 
 
 @pytest.mark.parametrize(
