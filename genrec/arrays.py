@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
+
+NewArray = Callable[[str, tuple[int, ...], DTypeLike], np.ndarray]
+"""Makes an array of zeros to fill, by its name, shape and dtype."""
+
+
+def in_memory(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """A `NewArray` that keeps arrays in memory."""
+    return np.zeros(shape, dtype)
+
+
+def in_folder(folder: Path) -> NewArray:
+    """A `NewArray` of files `NAME.npy` in `folder`, mapped to be written, with the bytes that `save_array` writes.
+
+    It raises OSError for an array that the disk has no room for.
+    """
+
+    def new(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        path = folder / f"{name}.npy"
+        folder.mkdir(parents=True, exist_ok=True)
+        array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+        if hasattr(os, "posix_fallocate"):
+            # A write to a mapped page that the disk has no room for would end the process.
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return np.asarray(array)
+
+    return new
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

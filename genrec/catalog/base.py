@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from genrec.arrays import load_array, save_array
+from genrec.arrays import in_folder, in_memory, load_array, save_array
+from genrec.catalog.arranged import PART, Arranged, arranged
 from genrec.catalog.hash_table import HashTable
-from genrec.catalog.items import id_keys, rows_of_ids
+from genrec.catalog.items import rows_of_ids
 from genrec.catalog.ragged import runs
-from genrec.catalog.semantic_id import SemanticIdSpace
+from genrec.catalog.semantic_id import SemanticIdSpace, code_dtype
+from genrec.catalog.sorting import Columns
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class CatalogBase:
 
     codes: uint32 or int64 (`code_dtype`) [n]. popularity: int64 [n]. item_ids: bytes S[w] [n], distinct.
     live: rows [0, live) are available; the rest are known only. popular_rows: int32 [live], by falling popularity, then
-    row.
+    as given.
     """
 
     space: SemanticIdSpace
@@ -45,28 +48,34 @@ class CatalogBase:
         available: np.ndarray,
     ) -> CatalogBase:
         """Base of n items: bytes S[w] [n], int64 [n], int64 [n], bool [n]. Raises ValueError for repeated ids."""
-        available = np.asarray(available, bool)
-        order = np.flatnonzero(available)
-        popular = order[np.argsort(-popularity[order], kind="stable")]  # of equally popular ones, as given
-        order = popular[np.argsort(codes[popular], kind="stable")]
-        live = order.size
-        rank = np.empty(len(codes), np.int32)
-        rank[order] = np.arange(live, dtype=np.int32)
-        popular_rows = rank[popular]
-        del rank, popular
-        order = np.concatenate([order, np.flatnonzero(~available)])
-        sorted_codes = codes[order].astype(code_dtype(space))
-        firsts = np.flatnonzero(np.concatenate([[True], sorted_codes[1:] != sorted_codes[:-1]])[:live])
-        ids = item_ids[order]
+        items = {"item_ids": item_ids, "codes": codes, "popularity": popularity, "available": available}
+        return cls._of(space, arranged(space, [items], in_memory))
+
+    @classmethod
+    def write(
+        cls, folder: Path, space: SemanticIdSpace, batches: Iterable[Columns], scratch: Path, part: int = PART
+    ) -> CatalogBase:
+        """Write the base of items that come in batches into `folder`, as `build` and `save` would, and map it.
+
+        batches: each with columns `item_ids`, `codes`, `popularity` and `available` as `build` takes, ids of any width.
+        Memory does not grow with their number. scratch: a folder to make and to fill with about as many bytes as the
+        columns have; it is empty in the end. part: items that are sorted at a time.
+        Raises ValueError for repeated ids and for codes outside the space, and OSError.
+        """
+        return cls._of(space, arranged(space, batches, in_folder(folder), scratch, part))
+
+    @classmethod
+    def _of(cls, space: SemanticIdSpace, made: Arranged) -> CatalogBase:
+        columns = made.columns
         return cls(
             space=space,
-            codes=sorted_codes,
-            popularity=np.asarray(popularity, np.int64)[order],
-            item_ids=ids,
-            live=live,
-            popular_rows=popular_rows,
-            _row_of_code=HashTable.build(sorted_codes[firsts], firsts.astype(np.int32)),
-            _row_of_id=HashTable.build(id_keys(ids), np.arange(ids.size, dtype=np.int32)),
+            codes=columns["codes"],
+            popularity=columns["popularity"],
+            item_ids=columns["item_ids"],
+            live=len(made.popular_rows),
+            popular_rows=made.popular_rows,
+            _row_of_code=made.row_of_code,
+            _row_of_id=made.row_of_id,
         )
 
     def __len__(self) -> int:
@@ -120,8 +129,3 @@ class CatalogBase:
             _row_of_code=HashTable.load(folder / "code_keys.npy", folder / "code_rows.npy"),
             _row_of_id=HashTable.load(folder / "id_keys.npy", folder / "id_rows.npy"),
         )
-
-
-def code_dtype(space: SemanticIdSpace) -> type[np.unsignedinteger] | type[np.signedinteger]:
-    """The smallest type that codes of `space` are kept in."""
-    return np.uint32 if space.size <= 2**32 else np.int64

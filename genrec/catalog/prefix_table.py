@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, isqrt
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from genrec.arrays import load_array, save_array
+from genrec.arrays import NewArray, in_memory, load_array, save_array
 from genrec.catalog.items import Catalog
-from genrec.catalog.semantic_id import SemanticIdSpace
+from genrec.catalog.placement import GROUP, SLOTS, find_new_places, find_places, home_buckets
+from genrec.catalog.prefixes import Parts, bits_of, distinct, in_order, levels_of, mask_shape
+from genrec.catalog.semantic_id import SemanticIdSpace, checked_codes
 
-SLOTS = 8  # of a bucket: keys and rows are one cache line where a key has 32 bits
-GROUP = 64  # buckets: 4 KiB then, so that both of a key are close to each other
-LEFT, RIGHT = 31, 33  # buckets of a group for either choice: coprime, so that keys with one in common part in the other
 _EMPTY = -1
-_WHOLE, _CHUNK = 512, 256  # codes of a level whose prefixes have one row each, and codes of a row on larger levels
-_LOAD = 0.5  # keys per slot of a new table; somewhere above 0.65 both buckets of one are full
 _ROWS = 0.65  # rows per slot
 _SPARE = 4096
+_PART = 1 << 21  # codes
 
 
 class TableFull(Exception):
     """Codes that a `PrefixTable` has no room for, in both buckets of one of their prefixes. Nothing was changed."""
-
-
-def mask_shape(level: int, size: int) -> tuple[int, int]:
-    """Rows of a prefix of `level` codes that one of `size` codes may follow, and bytes of a row.
-
-    A prefix of a large level has a row for each chunk of codes that holds any. The first level has one prefix, so it
-    needs no chunks.
-    """
-    if level == 0 or size <= _WHOLE:
-        return 1, -(-size // 8)
-    return -(-size // _CHUNK), _CHUNK // 8
 
 
 @dataclass(frozen=True)
@@ -66,32 +50,48 @@ class PrefixTable:
     used: np.ndarray
 
     @classmethod
-    def build(cls, space: SemanticIdSpace, codes: np.ndarray, spare: int = _SPARE) -> PrefixTable:
-        """Table of semantic IDs by their codes: int64 [n], in any order, repeats allowed.
+    def build(
+        cls,
+        space: SemanticIdSpace,
+        codes: np.ndarray,
+        spare: int = _SPARE,
+        new: NewArray = in_memory,
+        part: int = _PART,
+    ) -> PrefixTable:
+        """Table of semantic IDs by their codes: integers [n], in any order, repeats allowed.
 
-        spare: prefixes per level that there is room for besides, before some are left over. Raises ValueError for a
-        code outside the space.
+        spare: prefixes per level that there is room for besides, before some are left over. new: makes the arrays, with
+        the names of `save`. part: codes that are looked at at a time; what else is in memory grows with the prefixes.
+        Raises ValueError for a code outside the space.
         """
         bits: list[np.ndarray] = []
         keys: list[np.ndarray] = []
-        used = np.ones(space.depth, np.int64)
-        for level, found in _levels(space, codes):
+        used = new("used", (space.depth,), np.int64)
+        used[:] = 1
+        prefixes = codes
+        for level in reversed(range(space.depth)):
             chunks, width = mask_shape(level, space.levels[level])
+            parts = Parts(space, level, prefixes, part)
+            found = parts.keys()
             if level == 0:
-                rows, table = np.zeros(found.keys.size, np.int64), np.zeros((1, width), np.uint8)
+                rows, table = np.zeros(found.size, np.int64), new("bits_0", (1, width), np.uint8)
             else:
                 # No more than there can be, so that small levels stay small.
                 most = int(space.radix[level]) * chunks
-                placed, slots = _placed(found.keys, min(found.keys.size + spare, most), _key_type(space, level))
-                table = np.zeros((1 + min(most, int(_ROWS * SLOTS * len(slots))), width), np.uint8)
-                rows = np.empty(found.keys.size, np.int64)
-                rows[_in_order(space, level, found.keys)] = np.arange(1, 1 + rows.size)
-                bucket, slot = placed
-                slots[bucket, slot], slots[bucket, SLOTS + slot] = found.keys, rows
+                groups, bucket, slot = find_new_places(found, min(found.size + spare, most))
+                slots = _no_keys(new(f"keys_{level}", (groups * GROUP, 2 * SLOTS), _key_type(space, level)))
+                rows = np.empty(found.size, slots.dtype)
+                rows[in_order(space, level, found)] = np.arange(1, 1 + rows.size, dtype=rows.dtype)
+                slots[bucket, slot], slots[bucket, SLOTS + slot] = found, rows
+                del bucket, slot
                 keys.insert(0, slots)
                 used[level] += rows.size
-            table[rows[found.key_of], found.byte] = found.value
+                table = new(f"bits_{level}", (1 + min(most, int(_ROWS * SLOTS * len(slots))), width), np.uint8)
+            for one in parts:
+                row = rows if one.keys is found else rows[np.searchsorted(found, one.keys)]
+                table[row[one.key_of], one.byte] |= one.value
             bits.insert(0, table)
+            prefixes = distinct(found // chunks)
         return cls(space, tuple(bits), tuple(keys), used)
 
     @classmethod
@@ -106,7 +106,10 @@ class PrefixTable:
         """
         bits = tuple(np.full_like(rows[:1], 0xFF) for rows in self.bits)
         return PrefixTable(
-            self.space, bits, tuple(_no_keys(1, keys.dtype) for keys in self.keys), np.ones_like(self.used)
+            self.space,
+            bits,
+            tuple(_no_keys(np.zeros_like(keys[:GROUP])) for keys in self.keys),
+            np.ones_like(self.used),
         )
 
     def add(self, codes: np.ndarray) -> None:
@@ -116,7 +119,7 @@ class PrefixTable:
         table is then as before.
         """
         plans = []
-        for level, found in _levels(self.space, codes):
+        for level, found in levels_of(self.space, codes):
             rows = self._rows(level, found.keys)
             new = np.flatnonzero(rows == 0) if level else np.empty(0, np.int64)
             rows[new] = self.used[level] + np.arange(new.size)
@@ -137,16 +140,16 @@ class PrefixTable:
 
         Raises ValueError for a code outside the space.
         """
-        prefixes = _checked(self.space, codes)
+        prefixes = checked_codes(self.space, codes)
         for level in reversed(range(self.space.depth)):
             chunks, _ = mask_shape(level, self.space.levels[level])
-            found, bits = _found(self.space, level, prefixes), self.bits[level]
+            found, bits = bits_of(self.space, level, prefixes), self.bits[level]
             rows = self._rows(level, found.keys)
             known = np.flatnonzero((rows > 0)[found.key_of]) if level else slice(None)
             bits[rows[found.key_of[known]], found.byte[known]] &= ~found.value[known]
             if level == 0:
                 break
-            parents = _distinct(found.keys[(rows > 0) & ~bits[rows].any(1)] // chunks)
+            parents = distinct(found.keys[(rows > 0) & ~bits[rows].any(1)] // chunks)
             siblings = (parents[:, None] * chunks + np.arange(chunks)).reshape(-1)
             left = bits[self._rows(level, siblings)].any(1).reshape(-1, chunks).any(1)
             prefixes = parents[~left]
@@ -158,7 +161,7 @@ class PrefixTable:
         for a code outside the space.
         """
         changed: list[tuple[np.ndarray, np.ndarray]] = []
-        for level, found in _levels(self.space, codes):
+        for level, found in levels_of(self.space, codes):
             bucket, slot = self._find(level, found.keys)
             there = bucket >= 0
             rows = (
@@ -224,7 +227,7 @@ class PrefixTable:
         bucket, slot = np.full((2, keys.size), -1)
         if level:
             table = self.keys[level - 1]
-            homes = np.stack(_homes(keys, len(table)), 1)
+            homes = np.stack(home_buckets(keys, len(table)), 1)
             at, place = np.divmod(np.flatnonzero(table[homes, :SLOTS] == keys[:, None, None]), 2 * SLOTS)
             bucket[at], slot[at] = homes[at, place // SLOTS], place % SLOTS
         return bucket, slot
@@ -235,11 +238,11 @@ class PrefixTable:
             return keys, keys
         table = self.keys[level - 1]
         # Only the buckets in question are looked at: a table may have millions.
-        touched, homes = np.unique(np.stack(_homes(keys, len(table))), return_inverse=True)
+        touched, homes = np.unique(np.stack(home_buckets(keys, len(table))), return_inverse=True)
         first, second = homes.reshape(2, -1)
         # Up to the last key: a writer that was killed may have left an empty slot before it.
         taken = ((table[touched, :SLOTS] != _EMPTY) * np.arange(1, 1 + SLOTS, dtype=np.uint8)).max(1)
-        placed = _place(first, second, taken)
+        placed = find_places(first, second, taken)
         if placed is None or self.used[level] + keys.size > len(self.bits[level]):
             raise TableFull(
                 f"level {level}: no room for {keys.size} new prefixes beside {self.used[level] - 1} in "
@@ -248,131 +251,13 @@ class PrefixTable:
         return touched[placed[0]], placed[1]
 
 
-class _Found(NamedTuple):
-    """What the rows of a level hold of some prefixes: distinct keys, rising, and every byte that is not 0.
-
-    keys: int64 [k]. key_of, byte: int64 [m], which key's row, and which byte of it. value: uint8 [m].
-    """
-
-    keys: np.ndarray
-    key_of: np.ndarray
-    byte: np.ndarray
-    value: np.ndarray
-
-
-def _levels(space: SemanticIdSpace, codes: np.ndarray) -> Iterator[tuple[int, _Found]]:
-    """The levels, the last one first, with what they hold of semantic IDs. Raises ValueError."""
-    prefixes = _checked(space, codes)
-    for level in reversed(range(space.depth)):
-        found = _found(space, level, prefixes)
-        yield level, found
-        prefixes = _distinct(found.keys // mask_shape(level, space.levels[level])[0])
-
-
-def _found(space: SemanticIdSpace, level: int, prefixes: np.ndarray) -> _Found:
-    """What a level holds of prefixes of level + 1 codes, int64 [n]."""
-    size, (chunks, width) = space.levels[level], mask_shape(level, space.levels[level])
-    code, parent = np.divmod(prefixes, space.radix[level])
-    parent, code = np.divmod(np.unique(parent * size + code), size)
-    keys, byte = parent * chunks + code // (8 * width), code // 8 % width
-    starts = np.flatnonzero(_differs(keys) | _differs(byte))
-    if not starts.size:
-        return _Found(keys, keys, keys, np.empty(0, np.uint8))
-    value = np.bitwise_or.reduceat(np.uint8(1) << (code % 8).astype(np.uint8), starts)
-    keys = keys[starts]
-    first = _differs(keys)
-    return _Found(keys[first], first.cumsum() - 1, byte[starts], value)
-
-
-def _differs(values: np.ndarray) -> np.ndarray:
-    """Which of `values` differ from the one before; the first one does."""
-    different = np.ones(values.size, bool)
-    np.not_equal(values[1:], values[:-1], out=different[1:])
-    return different
-
-
-def _distinct(rising: np.ndarray) -> np.ndarray:
-    return rising[_differs(rising)]
-
-
-def _checked(space: SemanticIdSpace, codes: np.ndarray) -> np.ndarray:
-    codes = np.asarray(codes, np.int64)
-    if codes.size and not 0 <= (least := int(codes.min())) <= (most := int(codes.max())) < space.size:
-        wrong = least if least < 0 else most
-        raise ValueError(f"code {wrong} is outside the space of levels {space.levels}, 0 to {space.size - 1}")
-    return codes
-
-
 def _key_type(space: SemanticIdSpace, level: int) -> type[np.signedinteger]:
     """Of a level's keys and rows."""
     keys = int(space.radix[level]) * mask_shape(level, space.levels[level])[0]
     return np.int32 if keys <= np.iinfo(np.int32).max + 1 else np.int64
 
 
-def _no_keys(groups: int, dtype: np.typing.DTypeLike) -> np.ndarray:
-    table = np.zeros((groups * GROUP, 2 * SLOTS), dtype)
+def _no_keys(table: np.ndarray) -> np.ndarray:
+    """The level's keys in an array of zeros, without a key so far."""
     table[:, :SLOTS] = _EMPTY
     return table
-
-
-def _in_order(space: SemanticIdSpace, level: int, keys: np.ndarray) -> np.ndarray:
-    """Which of a level's keys comes first, second and so on in the order of the semantic IDs: int64 [n]."""
-    chunks = mask_shape(level, space.levels[level])[0]
-    rest, chunk = np.divmod(keys, chunks)
-    place = np.zeros_like(keys)
-    for size in space.levels[:level]:
-        rest, code = np.divmod(rest, size)
-        place = place * size + code
-    return np.argsort(place * chunks + chunk)
-
-
-def _homes(keys: np.ndarray, buckets: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two buckets of each key."""
-    q, group = np.divmod(keys, buckets // GROUP)
-    return GROUP * group + q % LEFT, GROUP * group + LEFT + q % RIGHT
-
-
-def _placed(
-    keys: np.ndarray, room: int, dtype: type[np.signedinteger]
-) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Bucket and slot of distinct keys, int64 [n] each, in an empty table for `room` of them, and that table."""
-    groups = ceil(room / _LOAD / SLOTS / GROUP)
-    while True:
-        groups = _prime(groups)
-        placed = _place(*_homes(keys, groups * GROUP), np.zeros(groups * GROUP, np.uint8))
-        if placed is not None:
-            return placed, _no_keys(groups, dtype)
-        groups += groups // 8 + 1
-
-
-def _place(first: np.ndarray, second: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Bucket and slot for each of n new keys that may stand in two buckets, int64 [n] each; None if one finds no room.
-
-    taken: uint8, slots of every bucket that are in use; counted up. Each key goes into the emptier bucket, the first
-    one if they are equal. Few are placed at a time, because what is placed at once does not see itself.
-    """
-    bucket, slot = np.empty((2, first.size), np.int64)
-    claims = np.empty(taken.size, np.int64)
-    parts = max(1, 4 * first.size // taken.size)
-    for part in range(parts):
-        pending = np.arange(part, first.size, parts)
-        while pending.size:
-            one, other = first[pending], second[pending]
-            wanted = np.where(taken[other] < taken[one], other, one)
-            if taken[wanted].max() >= SLOTS:
-                return None
-            claims[wanted] = pending  # of several that want a bucket, one stays and gets it
-            won = claims[wanted] == pending
-            winners, to = pending[won], wanted[won]
-            bucket[winners], slot[winners] = to, taken[to]
-            taken[to] += 1
-            pending = pending[~won]
-    return bucket, slot
-
-
-def _prime(least: int) -> int:
-    """The smallest prime of at least `least`; 1 counts as one."""
-    number = max(1, least)
-    while any(number % divisor == 0 for divisor in range(2, isqrt(number) + 1)):
-        number += 1
-    return number

@@ -66,3 +66,17 @@ class SemanticIdSpace:
         """The inverse of `encode`: int64 [...] -> int32 [..., L]."""
         codes = np.asarray(codes, dtype=np.int64)
         return (codes[..., None] // self.radix % np.asarray(self.levels)).astype(np.int32)
+
+
+def code_dtype(space: SemanticIdSpace) -> type[np.unsignedinteger] | type[np.signedinteger]:
+    """The smallest type that codes of `space` are kept in."""
+    return np.uint32 if space.size <= 2**32 else np.int64
+
+
+def checked_codes(space: SemanticIdSpace, codes: np.ndarray) -> np.ndarray:
+    """`codes`, integers of any shape, as int64. Raises ValueError for one outside the space."""
+    codes = np.asarray(codes, np.int64)
+    if codes.size and not 0 <= (least := int(codes.min())) <= (most := int(codes.max())) < space.size:
+        wrong = least if least < 0 else most
+        raise ValueError(f"code {wrong} is outside the space of levels {space.levels}, 0 to {space.size - 1}")
+    return codes

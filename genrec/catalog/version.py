@@ -5,7 +5,7 @@ The lower layer is large and seldom made, the upper one is small and made for ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from genrec.catalog.ragged import runs
 from genrec.catalog.semantic_id import SemanticIdSpace
 
 _LOAD = 0.3  # most of what is asked is not in a delta, and only full buckets make that take longer
+_SLICE = 1 << 18  # items
 GONE, KNOWN, LIVE = 0, 1, 2  # states of an item: forgotten; known but not available; available
 
 
@@ -227,17 +228,20 @@ class CatalogVersion:
         return np.concatenate([np.empty(0, np.int64), *(delta.touched_codes for delta in self.deltas)])
 
     def current(self) -> Iterator[tuple[CatalogBase | Delta, np.ndarray, np.ndarray]]:
-        """What it holds: of each of its parts which rows count, bool [m], and whether these are live, bool [m]."""
+        """What it holds, some items at a time: a part, rows in it that count, int64 [k], and whether these are live."""
         parts: list[CatalogBase | Delta] = [self.base, *self.deltas]
         for number, part in enumerate(parts):
-            if isinstance(part, Delta):
-                counts, live = part.state != GONE, part.state == LIVE
-            else:
-                counts, live = np.ones(len(part), bool), np.arange(len(part)) < part.live
-            for above in self.deltas[number:]:
-                void = part.rows_of(above.item_ids.astype(object))
-                counts[void[void >= 0]] = False
-            yield part, counts, live
+            void = np.sort(np.concatenate([np.empty(0, np.int32), *_rows_above(part, self.deltas[number:])]))
+            for start in range(0, len(part), _SLICE):
+                end = min(len(part), start + _SLICE)
+                if isinstance(part, Delta):
+                    state = part.state[start:end]
+                    counts, live = state != GONE, state == LIVE
+                else:
+                    counts, live = np.ones(end - start, bool), np.arange(start, end) < part.live
+                counts[void[slice(*np.searchsorted(void, [start, end]))] - start] = False
+                at = np.flatnonzero(counts)
+                yield part, start + at, live[at]
 
     def _gathered(self, rows: np.ndarray, name: str, dtype: type) -> np.ndarray:
         """What the parts' arrays `name` hold of existing rows."""
@@ -256,6 +260,14 @@ class CatalogVersion:
             at = np.flatnonzero((rows >= first) & (rows < first + len(delta)))
             if at.size:
                 yield at, delta, first
+
+
+def _rows_above(part: CatalogBase | Delta, above: Iterable[Delta]) -> Iterator[np.ndarray]:
+    """Rows of `part` that deltas above it replace, some at a time."""
+    for delta in above:
+        for start in range(0, len(delta), _SLICE):
+            rows = part.rows_of(delta.item_ids[start : start + _SLICE].astype(object))
+            yield rows[rows >= 0]
 
 
 def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-
+from genrec.arrays import in_folder
 from genrec.catalog import CatalogBase, CatalogVersion, PrefixTable, SemanticIdSpace
+from genrec.catalog.arranged import COLUMNS
 from genrec.catalog.published import BASES, MASKS, load_version
+from genrec.catalog.sorting import Columns
 from genrec.live.changes import Changes
 
 _NOTE = "base.json"
 _UNFINISHED = ".unfinished-"
+_SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -54,45 +56,31 @@ def _version_of(name: str) -> int:
 
 
 def base_of_batches(root: Path, table: str, space: SemanticIdSpace, version: int, batches: Iterable[Changes]) -> str:
-    """Write the base of `version` from a store's batches, in which every field is set. Returns its name."""
-    parts = list(batches)
-    if parts:
-        ids, codes, popularity, available = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("item_ids", "codes", "popularity", "available")
-        )
-    else:
-        ids, codes, popularity, available = np.empty(0, "S1"), *(np.empty(0, np.int64) for _ in range(3))
-    del parts
-    return _write(root, table, space, version, ids, codes, popularity, available == 1)
+    """Write the base of `version` from a store's batches, in which every field is set. Returns its name.
+
+    What is in memory does not grow with the items, except by the masks' prefixes. Raises ValueError for items that do
+    not make a catalogue, OSError where the disk has no room, and what `batches` raise; nothing is left then.
+    """
+    return _write(root, table, space, version, ({name: getattr(part, name) for name in COLUMNS} for part in batches))
 
 
 def base_of_version(root: Path, table: str, catalog: CatalogVersion) -> str:
-    """Write the base of a version: what it holds, without a delta. Returns its name."""
-    ids, codes, popularity, available = [], [], [], []
-    for part, counts, live in catalog.current():
-        ids.append(part.item_ids[counts])
-        codes.append(part.codes[counts].astype(np.int64))
-        popularity.append(part.popularity[counts])
-        available.append(live[counts])
-    columns = map(np.concatenate, (ids, codes, popularity, available))
-    return _write(root, table, catalog.space, catalog.version, *columns)
+    """Write the base of a version: what it holds, without a delta. Returns its name; otherwise as above."""
+    columns = (
+        {name: getattr(part, name)[rows] for name in COLUMNS if name != "available"} | {"available": live}
+        for part, rows, live in catalog.current()
+    )
+    return _write(root, table, catalog.space, catalog.version, columns)
 
 
-def _write(
-    root: Path,
-    table: str,
-    space: SemanticIdSpace,
-    version: int,
-    ids: np.ndarray,
-    codes: np.ndarray,
-    popularity: np.ndarray,
-    available: np.ndarray,
-) -> str:
+def _write(root: Path, table: str, space: SemanticIdSpace, version: int, batches: Iterable[Columns]) -> str:
     name = unused_name(root / BASES, version)
     with new_folder(root / BASES / name) as folder:
-        CatalogBase.build(space, ids, codes, popularity, available).save(folder)
-        PrefixTable.build(space, np.unique(codes[available]), spare=spare_prefixes(ids.size)).save(folder / MASKS)
+        scratch = folder / _SCRATCH
+        base = CatalogBase.write(folder, space, batches, scratch)
+        scratch.rmdir()
+        spare = spare_prefixes(len(base))
+        PrefixTable.build(space, base.codes[: base.live], spare, in_folder(folder / MASKS))
         (folder / _NOTE).write_text(json.dumps({"table": table, "levels": list(space.levels)}))
     return name
 
@@ -114,11 +102,15 @@ def most_touched(items: int) -> int:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which is at `folder` once it is whole; one that is there goes first."""
+    """A folder to fill, which is at `folder` once it is whole; one that is there goes first. An error removes it."""
     unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    yield unfinished
+    try:
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

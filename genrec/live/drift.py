@@ -15,8 +15,8 @@ import numpy as np
 
 from genrec.bundle import Bundle
 from genrec.catalog import Catalog, CatalogVersion, SemanticIdSpace
-from genrec.catalog.base import code_dtype
 from genrec.catalog.published import CURRENT, Record, load_version
+from genrec.catalog.semantic_id import code_dtype
 
 PSI_LIMIT = 0.25  # by convention a major shift (Siddiqi, Credit Risk Scorecards, 2006); from 0.1 on a minor one
 ERROR_LIMIT = 1.5  # of this project's own: docs/catalogue.md says what was measured
@@ -40,12 +40,10 @@ def is_added(trained: Catalog, space: SemanticIdSpace, item_ids: np.ndarray, cod
 def added_codes(catalog: CatalogVersion, trained: Catalog) -> np.ndarray:
     """Codes of the live items of a version that are added: int64 [m]."""
     found = [np.empty(0, np.int64)]
-    for part, counts, live in catalog.current():
-        for start in range(0, len(part), _SLICE):
-            end = start + _SLICE
-            rows = start + np.flatnonzero(counts[start:end] & live[start:end])
-            codes = part.codes[rows].astype(np.int64)
-            found.append(codes[is_added(trained, catalog.space, part.item_ids[rows], codes)])
+    for part, rows, live in catalog.current():
+        rows = rows[live]
+        codes = part.codes[rows].astype(np.int64)
+        found.append(codes[is_added(trained, catalog.space, part.item_ids[rows], codes)])
     return np.concatenate(found)
 
 

@@ -279,6 +279,7 @@ class Follower:
         self._rebase = None
         if rebase.process.returncode:
             self._log(f"catalogue: no new base could be made (status {rebase.process.returncode}); the old one stays")
+            remove_unfinished(self._root)
             return
         assert rebase.process.stdout is not None
         base = LocalBase.load(self._root, rebase.process.stdout.read().decode().strip(), self._space)

@@ -9,7 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from genrec.catalog.prefix_table import GROUP, LEFT, RIGHT, SLOTS, mask_shape
+from genrec.catalog.placement import GROUP, LEFT, RIGHT, SLOTS
+from genrec.catalog.prefixes import mask_shape
 from genrec.model.masks import Masks
 
 # The additive mask of each byte's 8 codes: bit set -> 0, clear -> -inf.

@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from genrec.catalog import Catalog, PrefixTable, SemanticIdSpace, TableFull
-from genrec.catalog.prefix_table import GROUP, SLOTS, mask_shape
+from genrec.catalog.placement import GROUP, SLOTS
+from genrec.catalog.prefixes import mask_shape
 
 # One level, plain ones, a level of one code, one whose prefixes have several rows, and one whose keys need 64 bits.
 SPACES = tuple(map(SemanticIdSpace, ((9,), (5, 11, 7), (4, 1, 6), (3, 600, 5), (300, 300, 300, 300, 4))))

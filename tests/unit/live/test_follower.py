@@ -291,6 +291,39 @@ def test_a_damaged_base_is_made_anew(tmp_path: Path) -> None:
     assert any("codes.npy" in line for line in log)
 
 
+def test_a_base_that_cannot_be_read_to_its_end_leaves_nothing(tmp_path: Path) -> None:
+    store = MemoryStore(FIRST)
+    whole = store.read_base
+
+    def broken(version: int) -> Iterator[Changes]:
+        yield from whole(version)
+        raise CatalogStoreError("the store is away")
+
+    store.read_base = broken  # type: ignore[method-assign]
+    with pytest.raises(CatalogStoreError, match="away"):
+        start(store, tmp_path)
+    assert not list((tmp_path / BASES).iterdir())
+    store.read_base = whole  # type: ignore[method-assign]
+    start(store, tmp_path)
+    assert_serves(tmp_path, store, 0)
+
+
+def test_a_new_base_that_was_killed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "most_touched", lambda items: 3)
+    store, log = MemoryStore(FIRST), list[str]()
+    running = start(store, tmp_path, log)
+    for number in range(4):
+        store.commit({f"n{number}": (number, number, None)})
+    running.look()
+    assert running._rebase is not None
+    running._rebase.process.kill()
+    running._rebase.process.wait()
+    (tmp_path / BASES / ".unfinished-4.0").mkdir(exist_ok=True)
+    running.look()
+    assert "no new base could be made" in log[-1] and len(list((tmp_path / BASES).iterdir())) == 1
+    assert_serves(tmp_path, store, 4)
+
+
 def test_readers_keep_the_versions_that_can_be_asked_for(tmp_path: Path) -> None:
     store = MemoryStore(FIRST)
     running = Follower(store, tmp_path, 20, keep_s=0.5, log=lambda line: None)  # type: ignore[arg-type]

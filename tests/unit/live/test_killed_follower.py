@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from genrec.catalog import PrefixTable
+from genrec.catalog.published import BASES
+from genrec.catalog.sorting import Sorter
 from genrec.live import follower
 from tests.unit.live.test_fold import SPACE, Item, assert_holds
 from tests.unit.live.test_follower import MemoryStore, published, start
@@ -45,6 +47,8 @@ def work_until_killed(running: follower.Follower, step: int) -> bool:
     try:
         kill = KilledAt(step)
         np.save = kill(np.save)
+        np.lib.format.open_memmap = kill(np.lib.format.open_memmap)
+        Sorter.add, Sorter.merged = kill(Sorter.add), kill(Sorter.merged)  # type: ignore[method-assign]
         os.rename, os.symlink, os.unlink, os.mkdir = map(kill, (os.rename, os.symlink, os.unlink, os.mkdir))
         shutil.rmtree = kill(shutil.rmtree)
         for name in ("add", "discard"):
@@ -82,6 +86,7 @@ def test_a_follower_killed_at_any_step_leaves_a_whole_version(tmp_path: Path, mo
         live = {code for code, _, available in store.states[last].values() if available}
         assert set(np.flatnonzero(allowed).tolist()) == live
         assert not log
+        assert not list(root.glob("*/.unfinished-*")) and not list((root / BASES).glob("*/scratch"))
         last = store.commit({"i0": (2, 2, True)})
         again.look()
         assert_holds(published(root), store.states[last])
