@@ -150,9 +150,11 @@ class PrefixTable:
             if level == 0:
                 break
             parents = distinct(found.keys[(rows > 0) & ~bits[rows].any(1)] // chunks)
-            siblings = (parents[:, None] * chunks + np.arange(chunks)).reshape(-1)
-            left = bits[self._rows(level, siblings)].any(1).reshape(-1, chunks).any(1)
-            prefixes = parents[~left]
+            siblings = self._rows(level, (parents[:, None] * chunks + np.arange(chunks)).reshape(-1))
+            there = np.flatnonzero(siblings)  # few of them
+            empty = np.ones(parents.size, bool)
+            empty[there[bits[siblings[there]].any(1)] // chunks] = False
+            prefixes = parents[empty]
 
     def slots(self, codes: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
         """What `add` or `discard` of these codes, int64 [n], may have changed: per level, rows and buckets, int64 each.
@@ -228,7 +230,9 @@ class PrefixTable:
         if level:
             table = self.keys[level - 1]
             homes = np.stack(home_buckets(keys, len(table)), 1)
-            at, place = np.divmod(np.flatnonzero(table[homes, :SLOTS] == keys[:, None, None]), 2 * SLOTS)
+            # Compared in the table's own type: that of `keys` takes twice the memory.
+            same = table[homes, :SLOTS] == keys.astype(table.dtype)[:, None, None]
+            at, place = np.divmod(np.flatnonzero(same), 2 * SLOTS)
             bucket[at], slot[at] = homes[at, place // SLOTS], place % SLOTS
         return bucket, slot
 

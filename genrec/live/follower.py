@@ -63,6 +63,7 @@ class Follower:
         self._status = Status(0, -1, None, time.time())
         self._emptied: list[tuple[float, np.ndarray]] = []  # codes that lost their last item, and since when
         self._rebase: _Rebase | None = None
+        self._tidied = False  # nothing can have become unused since folders were looked through
         self._drift = _DriftMeasured()
         for folder in (BASES, MERGED, VERSIONS):
             (root / folder).mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ class Follower:
 
     def _merge(self) -> None:
         """Make one delta of all that was folded since the base; what comes next has a small one of its own over it."""
-        below, self._merged = self._fold.below, ""
+        below, self._merged, self._tidied = self._fold.below, "", False
         if len(self._fold):
             delta = self._fold.delta(self._most_popular + _MOST_FRESH)
             self._merged = unused_name(self._root / MERGED, self._folded)
@@ -203,28 +204,26 @@ class Follower:
         delta, below = self._fresh.delta(self._most_popular), self._fresh.below
         self._catalog = catalog = CatalogVersion(version, below.base, *below.deltas, delta)
         there = catalog.buckets_of(moved) >= 0
-        if before is None or before.version < version:
-            folder = self._root / VERSIONS / str(version)
-            with new_folder(folder) as unfinished:
+        is_new = before is None or before.version < version
+        if is_new:
+            with new_folder(self._root / VERSIONS / str(version)) as unfinished:
                 delta.save(unfinished)
-                items = self._fold.live
-                Record(
-                    version, self._base.name, self._merged, items, self._store.committed_at(version), time.time()
-                ).save(unfinished)
-            try:
-                self._base.masks.add(moved[there])
-            except TableFull:
-                self._log(f"catalogue: the masks of base {self._base.name} are full; a larger base is made")
-                self._open(base_of_version(self._root, self._store.table_id, catalog))
-                return self._publish(np.empty(0, np.int64))
+                items, committed_at = self._fold.live, self._store.committed_at(version)
+                Record(version, self._base.name, self._merged, items, committed_at, time.time()).save(unfinished)
+        try:
+            # Also for a version that an earlier follower published: it stands on what is set here.
+            self._base.masks.add(moved[there])
+        except TableFull:
+            self._log(f"catalogue: the masks of base {self._base.name} are full; a larger base is made")
+            self._open(base_of_version(self._root, self._store.table_id, catalog))
+            return self._publish(np.empty(0, np.int64))
+        if is_new:
             pointer = self._root / f"{CURRENT}.new"
             pointer.unlink(missing_ok=True)
             pointer.symlink_to(f"{VERSIONS}/{version}")
             pointer.rename(self._root / CURRENT)
             if before is not None:
                 self._superseded[before.version] = time.monotonic()
-        else:
-            self._base.masks.add(moved[there])
         if not there.all():
             self._emptied.append((time.monotonic(), moved[~there]))
         self._status = replace(self._status, published=version, waiting_since=self._waiting_since(version))
@@ -280,6 +279,7 @@ class Follower:
         if rebase.process.returncode:
             self._log(f"catalogue: no new base could be made (status {rebase.process.returncode}); the old one stays")
             remove_unfinished(self._root)
+            self._tidied = False
             return
         assert rebase.process.stdout is not None
         base = LocalBase.load(self._root, rebase.process.stdout.read().decode().strip(), self._space)
@@ -305,7 +305,8 @@ class Follower:
             if version != newest and now - since > self._keep_s + 1:
                 shutil.rmtree(self._root / VERSIONS / str(version), ignore_errors=True)
                 del self._superseded[version]
-        if self._rebase is None:
+                self._tidied = False
+        if self._rebase is None and not self._tidied:
             folders = [folder for folder in (self._root / VERSIONS).iterdir() if folder.name.isdecimal()]
             records = [Record.load(folder) for folder in folders]
             used = {self._base.name, self._merged} | {
@@ -314,6 +315,7 @@ class Follower:
             for folder in (*(self._root / BASES).iterdir(), *(self._root / MERGED).iterdir()):
                 if folder.name not in used:
                     shutil.rmtree(folder, ignore_errors=True)
+            self._tidied = True
 
 
 @dataclass

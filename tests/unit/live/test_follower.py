@@ -299,6 +299,36 @@ def test_a_damaged_base_is_made_anew(tmp_path: Path) -> None:
     assert any("codes.npy" in line for line in log)
 
 
+def test_a_look_that_finds_nothing_new_looks_through_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore(FIRST)
+    running = start(store, tmp_path)
+    for number in range(3):
+        store.commit({f"n{number}": (number, number, None)})
+        running.look()
+    running._superseded = dict.fromkeys(running._superseded, 0.0)
+    running.look()
+    assert len(list((tmp_path / VERSIONS).iterdir())) == 2
+    listed: list[Path] = []
+    iterdir = Path.iterdir
+
+    def noted(folder: Path) -> Iterator[Path]:
+        listed.append(folder)
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", noted)
+    for _ in range(3):
+        running.look()
+    assert not listed
+    unused = tmp_path / BASES / "99.0"
+    unused.mkdir()
+    version = store.commit({"last": (1, 1, None)})
+    running.look()
+    running._superseded = dict.fromkeys(running._superseded, 0.0)
+    running.look()
+    assert listed and not unused.exists()
+    assert_serves(tmp_path, store, version)
+
+
 def test_a_base_that_cannot_be_read_to_its_end_leaves_nothing(tmp_path: Path) -> None:
     store = MemoryStore(FIRST)
     whole = store.read_base
