@@ -1,7 +1,7 @@
 """The masks of rules: made once for each filter and kept up with the catalogue, so that no beam is wasted.
 
-Whether a beam is narrowed is decided by how many items a filter leaves. Where it leaves nearly all of them, enough
-drafts survive it anyway. Where it leaves very many, making the mask takes long.
+Whether a beam is narrowed is decided by the share of the items that a filter leaves. Where it leaves most of them,
+enough drafts survive it anyway. Where it leaves very many, the mask holds the first levels only: that takes less time.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from genrec.catalog import CatalogVersion, CatalogView, SemanticIdSpace
 from genrec.catalog.rule_masks import RuleMasks
 from genrec.rules.bound import Filter
 from genrec.rules.matching import Kept
-from genrec.rules.scan import SAMPLE, allowed_rows, holds, share_of
+from genrec.rules.scan import allowed_rows, holds, share_of
 
 WIDE = 0.5  # the share of the items from which on drafts are only checked
-MOST_ROWS = 300_000  # allowed items of a filter that is pushed down: making its mask takes some 25 ms
+MOST_ROWS = 150_000  # semantic IDs of a mask with all levels: making it takes some 15 ms
 _MOST_KNOWN, _MOST_IDS = 4096, 100_000  # filters that something is known of, and ids that they name
 
 
-def is_narrowed(items: int, live: int, wide: float = WIDE, most_rows: int = MOST_ROWS) -> bool:
+def is_narrowed(items: int, live: int, wide: float = WIDE) -> bool:
     """Whether a beam is narrowed for a filter that leaves so many of the live items."""
-    return items < wide * live and items <= most_rows
+    return items < wide * live
 
 
 @dataclass
@@ -125,15 +125,11 @@ class Narrowing:
         self, view: CatalogView, version: int, filters: frozenset[Filter], stay: set[frozenset[Filter]]
     ) -> _Known:
         every = list(filters)
-        named = [one.allow for one in every if one.allow is not None]
-        if not named:
+        if not any(one.allow is not None for one in every):
             share = share_of(view, every, self._kept)
-            # A sample of few hits says little: then all are counted.
-            if share >= self._wide or (share * view.live_items > 2 * self._most_rows and share * SAMPLE > 100):
+            if share >= self._wide:
                 return _Known(version, round(share * view.live_items), False)
         rows = allowed_rows(view, every, self._kept, exact=False)
-        if rows.size > self._most_rows:
-            return _Known(version, rows.size, True)
         codes = self._codes(view, rows)
         return _Known(version, rows.size, True, self._built(codes, stay), codes.size)
 
@@ -141,7 +137,8 @@ class Narrowing:
         """A mask of codes; those go for it that were not used for the longest time."""
         if self._masks is None:
             return None
-        while (mask := self._masks.build(codes)) is None:
+        build = self._masks.build if codes.size <= self._most_rows else self._masks.build_first_levels
+        while (mask := build(codes)) is None:
             oldest = next((one for one in self._known if self._may_go(one, stay)), None)
             if oldest is None:
                 return None
@@ -171,14 +168,14 @@ class Narrowing:
         return True
 
     def _codes(self, view: CatalogView, rows: np.ndarray) -> np.ndarray:
-        """The distinct semantic IDs of rows, rising."""
+        """The semantic IDs of rows, distinct unless they are very many."""
         if isinstance(view, CatalogVersion):
             codes = view.codes_of(rows)
             if rows.size and rows[-1] < len(view.base):  # a base is in their order
                 return codes[np.concatenate([[True], codes[1:] != codes[:-1]])]
         else:
             codes = self._space.encode(view.sids_of(rows))
-        return np.unique(codes)
+        return np.unique(codes) if codes.size <= 2 * self._most_rows else codes
 
     def _may_go(self, filters: frozenset[Filter], stay: set[frozenset[Filter]]) -> bool:
         return filters not in stay and self._known[filters].mask is not None

@@ -77,6 +77,32 @@ def test_a_mask_allows_all_of_its_items_and_only_what_shares_their_rows(
     check(arena, mask, {*codes.tolist(), *more.tolist()}, rng)
 
 
+@settings(max_examples=40)
+@given(spaces, st.integers(0, 3000), st.integers(0, 2**32 - 1))
+def test_a_mask_of_the_first_levels_is_exact_there(space: SemanticIdSpace, items: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    arena = RuleMasks(space, 1 << 24)
+    codes = rng.integers(0, space.size, items)
+    mask = arena.build_first_levels(codes)
+    assert mask is not None
+    asked = np.concatenate(
+        [codes, (codes + rng.choice(space.radix, items)) % space.size, rng.integers(0, space.size, 300)]
+    )
+    depth = int((mask[:, 0] > 0).sum())
+    assert depth and (mask[depth:] == [0, 1]).all()
+    assert depth == space.depth or int(space.radix[depth]) * -(-space.levels[depth] // 256) > 1 << 17
+    span = space.size if depth == space.depth else int(space.radix[depth])
+    np.testing.assert_array_equal(allowed(arena, mask, asked), np.isin(asked % span, codes % span))
+    more = rng.integers(0, space.size, 30)
+    before = arena.bits.copy()
+    arena.add(mask, more)
+    changed = np.flatnonzero((before != arena.bits).any(1))
+    assert np.isin(changed, arena.rows(mask, more)).all() and np.isin(changed, arena.rows(mask)).all()
+    assert allowed(arena, mask, more).all()
+    arena.free(mask)
+    assert arena.used_bytes == 32
+
+
 @settings(max_examples=30)
 @given(st.lists(st.sampled_from((2, 3, 8)), min_size=1, max_size=4).map(tuple), st.integers(0, 2**32 - 1))
 def test_small_spaces_are_exact(levels: tuple[int, ...], seed: int) -> None:

@@ -33,11 +33,11 @@ def test_scans_find_the_allowed_items(seed: int, items: int) -> None:
     assert popular.tolist() == sorted(expected, key=lambda row: (-shop.catalog.popularity[row], row))
 
 
-@given(seed=st.integers(0, 2**32 - 1), items=st.integers(1, 200), memory=st.sampled_from([0, 2000, 1 << 20]))
+@given(seed=st.integers(0, 2**32 - 1), items=st.integers(1, 200), memory=st.sampled_from([0, 3000, 1 << 20]))
 def test_masks_allow_what_the_rules_leave(seed: int, items: int, memory: int) -> None:
     shop = Shop(np.random.default_rng(seed), items)
     masks, book = RuleMasks(SPACE, 32 + memory), RuleBook(KINDS)
-    narrowing = Narrowing(SPACE, masks, wide=0.9)
+    narrowing = Narrowing(SPACE, masks, wide=0.9, most_rows=int(shop.rng.choice([3, 1000])))
     kinds = [told(shop) for _ in range(6)]
     for _ in range(4):
         batch = [kinds[at] for at in shop.rng.integers(0, len(kinds), 3)] + [{}]
