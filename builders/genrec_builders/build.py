@@ -21,6 +21,7 @@ from genrec.bundle import (
     CHECKPOINT,
     GOLDEN,
     INDEX,
+    MANIFEST,
     MASKS,
     ONNX_GRAPH,
     QUANTIZER,
@@ -91,7 +92,7 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
     split = split_leave_one_out(dataset.interactions)
     print_line(require_data(dataset, split, config))
-    if config.checkpoint is not None:
+    if config.checkpoint is not None and not (config.checkpoint / MANIFEST).exists():  # else it is a bundle
         facts = read_facts(config.checkpoint)
         require_usable(facts.folder, facts.findings)  # the semantic IDs of many items take minutes
     if not config.training.epochs:

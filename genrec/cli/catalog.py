@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from genrec.cli.arguments import BundlePath, StorageOptions, storage_options
+from genrec.cli.arguments import BundlePath, StorageOptions, storage_options, usage
 
 if TYPE_CHECKING:
     from genrec.live.store import CatalogStore
@@ -133,6 +133,10 @@ def inspect(
     from genrec.live.rule_reach import BEAM_WIDTH
     from genrec.rules import bind, parse
 
+    asked = None
+    if where is not None:
+        with usage():
+            asked = parse(f'{{"where": {where}}}', f"--where {where!r}")
     trained = None if bundle is None else Bundle(bundle)
     if plot is not None:
         if plot.suffix != ".svg" or not plot.parent.is_dir():
@@ -145,9 +149,7 @@ def inspect(
             f"--bundle {bundle}: has levels {list(trained.space.levels)}, {location} has {list(store.space.levels)}; "
             "name the bundle that it was made of"
         )
-    rule = None
-    if where is not None:
-        rule = bind(parse(f'{{"where": {where}}}', "--where"), store.kinds, "--where").filter
+    rule = None if asked is None else bind(asked, store.kinds, f"--where {where!r}").filter
     newest = store.latest()
     catalog, top_k = (None, TOP_K) if trained is None else (trained.catalog, trained.manifest.limits.top_k)
     width = BEAM_WIDTH if trained is None else trained.space.beams(trained.manifest.beam_width)

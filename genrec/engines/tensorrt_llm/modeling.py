@@ -99,7 +99,7 @@ class _DraftsFromContexts:
         size = min(MAX_RULES, self.config.vocab_size)
         rows = torch.tensor(rule_masks.stacked([None] * size), device=self._device)
         self._rule_masks, self._rules = rule_masks, Rules(as_tensor(rule_masks.bits).to(self._device), rows)
-        return [token for token in range(size) if token != self._placeholder]
+        return [token for token in range(1, size) if token != self._placeholder]  # row 0 is that of no rule
 
     def set_rule(self, token: int, rows: np.ndarray) -> None:
         """Let `token` stand for a rule: its mask, int64 [2 L]. It is there for the steps that begin after this."""

@@ -19,9 +19,9 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from genrec.bundle import BundleError
-from genrec.catalog import PrefixTable, SemanticIdSpace
+from genrec.catalog import PrefixTable, RuleMasks, SemanticIdSpace
 from genrec.engines.base import Drafts
-from genrec.engines.onnx import OnnxEngine, graph_masks
+from genrec.engines.onnx import RULE_BITS, RULE_ROWS, OnnxEngine, graph_masks
 from genrec.engines.torch import TorchEngine
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import backbone_config
@@ -518,7 +518,8 @@ def test_a_graph_holds_the_rotary_table_of_its_longest_prompt(kind: str, tmp_pat
     table = PrefixTable.build(SPACE, np.arange(SPACE.size))
     prompts = np.random.default_rng(0).integers(0, 16, (2, layout.max_tokens)).astype(np.int32)
     feeds = {"token_ids": prompts, "lengths": np.array([layout.max_tokens, layout.max_tokens - 2], np.int32)}
-    feeds |= graph_masks(table)
+    feeds |= graph_masks(table) | {RULE_BITS: np.full((1, 32), 255, np.uint8)}
+    feeds[RULE_ROWS] = RuleMasks(SPACE, 32).stacked([None] * 2)
     whole, short = (
         onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, feeds)
         for name in ("whole.onnx", "cut.onnx")
