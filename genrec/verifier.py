@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -70,16 +71,19 @@ class Verifier:
             applied = rules[number]
             assert applied is not None
             beams = np.flatnonzero(valid[number])
-            rows, source = self._index.expand(buckets[number, beams])
-            answers[number] = applied.answer(
-                rows, scores[number, beams[source]], source, blocked[number], int(top_k[number])
-            )
+            expand = partial(self._expanded, buckets[number, beams])
+            answers[number] = applied.answer(expand, scores[number, beams], blocked[number], int(top_k[number]))
         plain = [number for number, applied in enumerate(rules) if applied is None]
         if plain:
             others = self._verified(codes[plain], scores[plain], [blocked[number] for number in plain], top_k[plain])
         else:
             others = None
         return _together(len(codes), answers, plain, others, finite.sum(1), valid.sum(1))
+
+    def _expanded(self, buckets: np.ndarray, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """The items of buckets begin .. end - 1, and which bucket each is of."""
+        rows, source = self._index.expand(buckets[begin:end])
+        return rows, source + begin
 
     def _verified(
         self, codes: np.ndarray, scores: np.ndarray, blocked: Sequence[np.ndarray], top_k: np.ndarray

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -18,6 +19,9 @@ from genrec.rules.matching import Kept, matches, numbers_of, values_of
 from genrec.rules.scan import is_in, popular_rows, rows_of
 
 KINDS = ("where", "allow", "deny", "at_most", "boost", "bucket_order", "explain")
+# Gives the items of drafts begin .. end - 1, and which draft each is of.
+Expand = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+_FIRST_DRAFTS = 16  # that are looked at first; then four times as many, and so on
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -69,36 +73,59 @@ class Applied:
         )
         return tuple(kind for kind, there in zip(KINDS, has, strict=True) if there)
 
-    def answer(self, rows: np.ndarray, scores: np.ndarray, draft: np.ndarray, blocked: np.ndarray, top_k: int) -> Ruled:
+    def answer(self, expand: Expand, scores: np.ndarray, blocked: np.ndarray, top_k: int) -> Ruled:
         """The items of one request.
 
-        rows: int32 [n], of its drafts, in their order; within one by falling popularity. scores: float32 [n]. draft:
-        int64 [n], which draft each is of, rising. blocked: int32 [b], rows that must not be returned.
+        scores: float32 [n], of its drafts, falling. expand: gives the items of drafts begin .. end - 1, in order, and
+        within one by falling popularity: rows int32 [m], and which of the n drafts each is of, int64 [m], rising.
+        blocked: int32 [b], rows that must not be returned.
+
+        No more drafts are looked at than are needed, unless boosts may bring up any, or all have to be explained.
         """
-        dropped: dict[str, int] = {}
-        keep = _first_of_each(rows) & ~is_in(rows, np.sort(blocked))
+        dropped: Counter[str] = Counter()
+        blocked_rows = np.sort(blocked)
+        rows, draft = np.empty(0, np.int32), np.empty(0, np.int64)
+        begin, end = 0, scores.size if self._additions or self.explain else _FIRST_DRAFTS
+        while True:
+            more, its_draft = self._kept_of(*expand(begin, end), rows, blocked_rows, dropped)
+            rows, draft = np.concatenate([rows, more]), np.concatenate([draft, its_draft])
+            # A boost moves drafts: there is but one round then.
+            order, boosts = self._ordered(rows, draft, scores)
+            taken = self._within_caps(rows if order is None else rows[order], top_k)
+            if taken.size == top_k or end >= scores.size:
+                break
+            begin, end = end, 4 * end
+        if self._caps:
+            last = int(taken[-1]) + 1 if taken.size == top_k else rows.size
+            dropped["at_most"] += last - taken.size
+        places = taken if order is None else order[taken]
+        moved = 0 if order is None else int((places != np.sort(places)).sum())
+        counts = {name: count for name, count in dropped.items() if count}
+        found = Ruled(rows[places], scores[draft[places]], boosts[places], taken.size, counts, moved)
+        return found if taken.size == top_k else self._filled(found, blocked, top_k)
+
+    def _kept_of(
+        self, rows: np.ndarray, draft: np.ndarray, before: np.ndarray, blocked: np.ndarray, dropped: Counter[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the items `rows` that may be answered, and their drafts. before: that were found already."""
+        keep = _first_of_each(rows) & ~is_in(rows, blocked)
+        if before.size:
+            keep &= ~is_in(rows, np.sort(before))
         kept = int(keep.sum())
-        if kept < rows.size:
-            dropped["blocked"] = rows.size - kept
+        dropped["blocked"] += rows.size - kept
         for name, holds in self._checks(rows):
             keep &= holds
             left = int(keep.sum())
-            if left < kept:
-                dropped[name] = kept - left
+            dropped[name] += kept - left
             kept = left
-        rows, scores, draft = rows[keep], scores[keep], draft[keep]
-        boosts, order = self._boosts(rows), None
-        if self._additions or self._order is not None:
-            order = np.lexsort((self._within_bucket(rows), draft, -(scores + boosts)))
-            rows, scores, boosts = rows[order], scores[order], boosts[order]
-        taken = self._within_caps(rows, top_k)
-        if self._caps:
-            last = int(taken[-1]) + 1 if taken.size == top_k else rows.size
-            if last > taken.size:
-                dropped["at_most"] = last - taken.size
-        moved = 0 if order is None else int((order[taken] != np.sort(order[taken])).sum())
-        found = Ruled(rows[taken], scores[taken], boosts[taken], taken.size, dropped, moved)
-        return found if taken.size == top_k else self._filled(found, blocked, top_k)
+        return rows[keep], draft[keep]
+
+    def _ordered(self, rows: np.ndarray, draft: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """Which item comes first, second and so on, None for as they are, and what boosts add to each."""
+        boosts = self._boosts(rows)
+        if not self._additions and self._order is None:
+            return None, boosts
+        return np.lexsort((self._within_bucket(rows), draft, -(scores[draft] + boosts))), boosts
 
     def _filled(self, found: Ruled, blocked: np.ndarray, top_k: int) -> Ruled:
         """`found` filled up from the most popular items, for which the rules hold as well."""

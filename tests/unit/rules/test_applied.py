@@ -137,9 +137,9 @@ def test_a_rotation_depends_on_the_seed_and_not_on_the_rows() -> None:
     nothing = np.empty(0, np.int32)
 
     def answer(seed: int, given: np.ndarray) -> list[int]:
-        scores, draft = np.zeros(given.size, np.float32), np.zeros(given.size, np.int64)
         rules = applied(shop, {"bucket_order": {"rotate": seed}})
-        return rules.answer(given, scores, draft, nothing, given.size).rows.tolist()
+        one_draft = np.zeros(given.size, np.int64)
+        return rules.answer(lambda *_: (given, one_draft), np.zeros(1, np.float32), nothing, given.size).rows.tolist()
 
     assert answer(1, rows) == answer(1, rows[::-1].copy())
     assert answer(1, rows) != answer(2, rows)
@@ -159,8 +159,9 @@ def test_a_rotation_depends_on_the_seed_and_not_on_the_rows() -> None:
 def test_what_was_dropped_is_counted(told: dict[str, Any], counts: dict[str, int]) -> None:
     shop = Shop(np.random.default_rng(3), 40)
     rows = np.arange(40, dtype=np.int32)
-    result = applied(shop, told).answer(
-        rows, np.zeros(40, np.float32), rows.astype(np.int64), np.array([39], np.int32), 10
+    rules = applied(shop, told | {"explain": True})
+    result = rules.answer(
+        lambda begin, end: (rows[begin:end], np.arange(begin, end)), np.zeros(40, np.float32), np.array([39]), 10
     )
     assert result.dropped["blocked"] == 1
     for name, count in counts.items():
