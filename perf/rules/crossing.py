@@ -33,7 +33,7 @@ from perf.rules.shop import BundlePath, Data, Items, Out, Shop, User, Windows, q
 RESULTS = "crossing.json"
 WAYS = ("pushed down", "only checked")
 KINDS = {"unrelated": "by time of release", "related": "by category"}
-console = Console(soft_wrap=True)
+console = Console(width=150)
 
 
 def gain(ids: list[str], target: str) -> float:

@@ -40,7 +40,7 @@ SHOPS_RULES: dict[str, dict[str, Any]] = {
         ]
     },
 }
-console = Console(soft_wrap=True)
+console = Console(width=150)
 
 
 def spent_on(shop: Shop, where: dict[str, Any], rounds: int) -> dict[str, Any]:

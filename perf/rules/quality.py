@@ -31,7 +31,7 @@ from perf.rules.shop import RULE_BYTES, BundlePath, Data, Items, Out, Shop, requ
 
 RESULTS = "quality.json"
 WAYS = ("exhaustive", "pushed down", "only checked")
-console = Console(soft_wrap=True)
+console = Console(width=150)
 
 
 def rules_for(shop: Shop, item: int) -> dict[str, dict[str, Any]]:

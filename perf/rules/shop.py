@@ -28,7 +28,7 @@ from genrec.prompt import Request
 from genrec.rules.narrowing import Narrowing
 from genrec_builders.data import read_dataset, sample_users, split_leave_one_out
 
-NOISE = 0.03  # of each of an embedding's 64 numbers, as of items with the same traits
+NOISE = 0.06  # of each of an embedding's 64 numbers; most copies then have a semantic ID of their own
 PART = 1 << 18
 RULE_BYTES = 256 << 20
 _DAY_US = 86_400_000_000
