@@ -1,0 +1,1 @@
+"""What rules of a shop cost, and what they do to the answers."""
