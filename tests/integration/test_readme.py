@@ -84,14 +84,14 @@ def test_every_command_of_the_page_runs(page: str, bundle: Bundle, tmp_path: Pat
     (tmp_path / "build" / "shop-bundle").symlink_to(bundle.path)  # what `make demo` leaves
     found = blocks(page)
     assert {"", "python"} <= {language for language, _ in found} <= {"", "python", "yaml"}
+    for text in (text for language, text in found if language == "yaml"):
+        (tmp_path / "rules.yaml").write_text(text)  # rules of a shop, which commands name
     with contextlib.ExitStack() as stack:
         for language, text in found:
             if language == "python":
                 assert run([sys.executable, "-c", text], tmp_path).strip()
                 continue
-            if language == "yaml":  # rules of a shop
-                (tmp_path / "rules.yaml").write_text(text)
-                run(["genrec", "rules", "check", "rules.yaml", "--bundle", "build/shop-bundle"], tmp_path)
+            if language == "yaml":
                 continue
             for line in text.splitlines():
                 if command := re.split(r"\s{2,}#", line)[0].strip():

@@ -200,9 +200,9 @@ def test_a_rule_narrows_the_beam_of_its_own_request(
 ) -> None:
     rng, arena = np.random.default_rng(seed), RuleMasks(space, 1 << 20)
     rules = rules_of(space, arena, kinds, rng)
-    # Some items that a rule allows, and others.
-    some = [sorted(allowed)[:20] for allowed, _ in rules if allowed is not None]
-    codes = np.concatenate([rng.integers(0, space.size, 30), *some]).astype(np.int64)
+    # A rule allows items of the catalogue: else a prefix may have a live item and an allowed one, but not both.
+    theirs = [sorted(allowed) for allowed, _ in rules if allowed is not None]
+    codes = np.concatenate([rng.integers(0, space.size, 30), *theirs]).astype(np.int64)
     table, logits = PrefixTable.build(space, codes), logits_of(space, rng, len(kinds))
     masks = Masks.of(table if masked else table.unrestricted())
     rows = arena.stacked([mask for _, mask in rules])
@@ -228,8 +228,8 @@ def test_a_graph_obeys_rules_of_any_arena_and_batch(space: SemanticIdSpace, tmp_
     for kinds in (["none"], ["most"], ["few", "none", "most"], ["most", "few"] * 8):
         arena = RuleMasks(space, 1 << 20)
         rules, logits = rules_of(space, arena, kinds, rng), logits_of(space, rng, len(kinds))
-        some = [sorted(allowed)[:20] for allowed, _ in rules if allowed is not None]
-        codes = np.concatenate([rng.integers(0, space.size, 30), *some]).astype(np.int64)
+        theirs = [sorted(allowed) for allowed, _ in rules if allowed is not None]
+        codes = np.concatenate([rng.integers(0, space.size, 30), *theirs]).astype(np.int64)
         table = PrefixTable.build(space, codes)
         for masks, live in ((table, set(codes.tolist())), (table.unrestricted(), None)):
             feeds = dict(zip(names, logits, strict=True)) | graph_masks(masks)

@@ -109,7 +109,7 @@ def test_every_kind_of_rules_is_counted_once_for_a_request(
     ]
     nothing = np.empty(0, np.int32)
     ruled = {
-        number: one.answer(nothing, np.empty(0, np.float32), nothing, nothing, 3)
+        number: one.answer(lambda *_: (nothing, nothing), np.empty(0, np.float32), nothing, 3)
         for number, one in enumerate(rules)
         if one is not None
     }
@@ -127,7 +127,9 @@ def test_what_each_rule_drops_is_counted_whoever_gave_it(
     blocked = rows[:2]
     one = applied('{"deny": ["item-3", "item-4"]}', '{"deny": ["item-2"], "allow": ["item-2", "item-3", "item-5"]}')
     assert one is not None
-    ruled = one.answer(rows, np.zeros(12, np.float32), rows.astype(np.int64), blocked, 3)
+    ruled = one.answer(
+        lambda begin, end: (rows[begin:end], np.arange(12)[begin:end]), np.zeros(12, np.float32), blocked, 3
+    )
     metrics.count_rules([None, one], {1: ruled}, [False, True])
     metrics.close()
     # Of ten that are not blocked, deny takes 2 and 3, and allow leaves 5 of the others; 4 is gone by then.
