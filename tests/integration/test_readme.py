@@ -86,6 +86,7 @@ def test_every_command_of_the_page_runs(page: str, bundle: Bundle, tmp_path: Pat
     assert {"", "python"} <= {language for language, _ in found} <= {"", "python", "yaml"}
     for text in (text for language, text in found if language == "yaml"):
         (tmp_path / "rules.yaml").write_text(text)  # rules of a shop, which commands name
+    (tmp_path / "rules.json").write_text('{"at_most": [{"attribute": "brand", "items": 2}]}')
     with contextlib.ExitStack() as stack:
         for language, text in found:
             if language == "python":
