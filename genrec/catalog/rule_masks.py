@@ -13,6 +13,7 @@ from genrec.catalog.semantic_id import SemanticIdSpace
 CHUNK = 256  # codes of a row
 OCTETS = CHUNK // 8  # bytes of a row
 _SPREAD = 2  # rows of a level for each key of it
+_BITS = np.left_shift(1, np.arange(8)).astype(np.uint8)
 
 
 class RuleMasks:
@@ -179,10 +180,9 @@ class RuleMasks:
         return row * CHUNK + (code & (CHUNK - 1))
 
     def _set(self, mask: np.ndarray, codes: np.ndarray) -> None:
-        places = np.concatenate([self._places(mask, level, codes) for level in range(len(mask))])
-        octets, bits, flat = places >> 3, (places & 7).astype(np.uint8), self.bits.reshape(-1)
-        for bit in range(8):  # those of one bit do not mind whose write is the last
-            flat[octets[bits == bit]] |= np.uint8(1 << bit)
+        for level in range(len(mask)):
+            places = self._places(mask, level, codes)
+            np.bitwise_or.at(self.bits.reshape(-1), places >> 3, _BITS[places & 7])
 
     def _checked(self, codes: np.ndarray) -> np.ndarray:
         codes = np.asarray(codes, np.int64)
