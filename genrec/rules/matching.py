@@ -15,6 +15,8 @@ from genrec.rules.bound import Between, Every, Inverse, Some, Test
 
 Rows = np.ndarray | slice
 Match = Callable[[Rows], np.ndarray]
+_LIST = 64  # bytes that are as dear to read as a list of texts
+_SPARSE = 8  # rows for each one that is left: from there on it is cheaper to look at these one by one
 _FEW = 4  # values that are compared one by one; more are looked up in a table
 _MOST_KEPT = 64
 
@@ -25,7 +27,8 @@ def matcher(test: Test, columns: Columns) -> Match:
     An attribute that an item lacks has no value: nothing holds of it, and so every `Inverse` does.
     """
     if isinstance(test, Every):
-        return partial(_joined, np.logical_and, [matcher(one, columns) for one in test.tests])
+        dear_last = sorted(test.tests, key=lambda one: _bytes_of(one, columns))
+        return partial(_every, [matcher(one, columns) for one in dear_last])
     if isinstance(test, Some):
         return partial(_joined, np.logical_or, [matcher(one, columns) for one in test.tests])
     if isinstance(test, Inverse):
@@ -104,6 +107,28 @@ def _absent(column: Column, stored: np.ndarray) -> np.ndarray:
     return stored == {"string": 0, "boolean": -1, "timestamp": NO_TIME}[column.kind]
 
 
+def _bytes_of(test: Test, columns: Columns) -> int:
+    """What a test reads of an item, about: it takes as long."""
+    if isinstance(test, (Every, Some)):
+        return sum(_bytes_of(one, columns) for one in test.tests)
+    if isinstance(test, Inverse):
+        return _bytes_of(test.test, columns)
+    column = columns[test.attribute]
+    return _LIST if column.offsets is not None else column.values.itemsize
+
+
+def _every(parts: list[Match], rows: Rows) -> np.ndarray:
+    """Where all hold; where few rows are left of many, the rest of the tests looks at these alone."""
+    found = parts[0](rows)
+    for number, part in enumerate(parts[1:], 1):
+        if isinstance(rows, slice) and np.count_nonzero(found) * _SPARSE < found.size:
+            left = np.flatnonzero(found)
+            found[left] = _every(parts[number:], rows.start + left)
+            return found
+        np.logical_and(found, part(rows), out=found)
+    return found
+
+
 def _joined(join: np.ufunc, parts: list[Match], rows: Rows) -> np.ndarray:
     def both(found: np.ndarray, part: Match) -> np.ndarray:
         return join(found, part(rows), out=found)
@@ -142,6 +167,11 @@ def _any_among(column: Column, wanted: np.ndarray, rows: Rows) -> np.ndarray:
 
 def _between(stored: np.ndarray, test: Between, is_time: bool, rows: Rows) -> np.ndarray:
     values = stored[rows]  # NaN, of an absent number, lies in no range
+    if is_time and math.isfinite(test.low) and math.isfinite(test.high):
+        low, high = int(test.low) + test.low_open, int(test.high) - test.high_open
+        if low > high:
+            return np.zeros(values.shape, bool)
+        return (values - low).view(np.uint64) <= np.uint64(high - low)  # what is below turns round, and is large
     if is_time and test.low == -math.inf:  # the smallest number is that of an absent time
         found = values != NO_TIME
     else:

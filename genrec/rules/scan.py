@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import numpy as np
 
 from genrec.catalog import CatalogView
-from genrec.catalog.columns import Columns
-from genrec.rules.bound import Every, Filter, Test, attributes_of
-from genrec.rules.matching import Kept, Match, matcher, matches
+from genrec.rules.bound import Every, Filter
+from genrec.rules.matching import Kept, matcher, matches
 
 SAMPLE = 4096
 _TOGETHER = 1 << 17  # rows whose attributes are looked at together: what is made of them stays in the cache
-_FEW = 16  # a row that is read by itself takes so many times as long as one in a row of others
 _SEARCHED = 50_000  # popular rows that are looked at before all rows are: by then few items are left
 
 
@@ -58,43 +55,17 @@ def allowed_rows(
         rows = rows[view.are_live(rows)]
         return rows[holds(view, filters, rows, kept)]
     found = []
+    every = Every(tuple(one.where for one in filters if one.where is not None))
     for first, columns, live, count in view.parts():
-        tests = [matcher(test, columns) for test in sorted(_conjuncts(filters), key=partial(_bytes_of, columns))]
+        test = matcher(every, columns) if every.tests else None
         for begin in range(0, count, _TOGETHER):
             together = slice(begin, min(begin + _TOGETHER, count))
-            found.append(first + _fulfil(tests, together, None if live is None else live[together]))
+            hit = np.ones(together.stop - begin, bool) if test is None else test(together)
+            if live is not None:
+                hit &= live[together]
+            found.append(first + begin + np.flatnonzero(hit))
     rows = np.concatenate([np.empty(0, np.int64), *found])
     return rows[view.are_live(rows)] if exact else rows
-
-
-def _conjuncts(filters: Sequence[Filter]) -> Iterator[Test]:
-    """Tests that all have to hold, taken apart as far as they go."""
-    pending = [one.where for one in filters if one.where is not None]
-    while pending:
-        test = pending.pop()
-        if isinstance(test, Every):
-            pending += test.tests
-        else:
-            yield test
-
-
-def _bytes_of(columns: Columns, test: Test) -> int:
-    """What a test reads of each column in full."""
-    return sum(columns[name].values.nbytes for name in attributes_of(test))
-
-
-def _fulfil(tests: Sequence[Match], together: slice, live: np.ndarray | None) -> np.ndarray:
-    """The rows of a slice that fulfil all tests, of those that are live: int64 [n], rising."""
-    hit = np.ones(together.stop - together.start, bool) if live is None else live.copy()
-    rows: np.ndarray | None = None
-    for test in tests:
-        if rows is None and np.count_nonzero(hit) < hit.size // _FEW:
-            rows = together.start + np.flatnonzero(hit)
-        if rows is None:
-            hit &= test(together)
-        else:  # a few rows are read from here and there, not the whole column
-            rows = rows[test(rows)]
-    return together.start + np.flatnonzero(hit) if rows is None else rows
 
 
 def share_of(view: CatalogView, filters: Sequence[Filter], kept: Kept | None = None) -> float:
