@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Union
@@ -124,17 +124,6 @@ def bind(rules: Rules, kinds: Mapping[str, str], what: str = "rules") -> BoundRu
         order=order,
         explain=rules.explain,
     )
-
-
-def attributes_of(test: Test) -> Iterator[str]:
-    """Names of the attributes that a test looks at."""
-    if isinstance(test, (Every, Some)):
-        for one in test.tests:
-            yield from attributes_of(one)
-    elif isinstance(test, Inverse):
-        yield from attributes_of(test.test)
-    else:
-        yield test.attribute
 
 
 @dataclass(frozen=True)
