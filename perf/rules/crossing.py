@@ -110,8 +110,9 @@ def figure(found: list[dict[str, Any]]) -> Figure:
             axes.set_title(f"{title}, {words}", fontsize=9)
             axes.set_xlabel("items that the rule leaves, %" if row + 1 == len(KINDS) else "")
             tidy(axes)
-        panels[row][2].set_yscale("log")
-    panels[-1][1].set_axis_off()
+    panels[0][2].set_ylim(bottom=0)
+    panels[-1][1].remove()  # nothing is right there
+    panels[-2][1].tick_params(labelbottom=True)
     panels[0][0].legend(frameon=False, fontsize=9)
     return made
 
