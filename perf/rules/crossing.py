@@ -5,7 +5,8 @@ python -m perf.rules.crossing build/rules/bundle build/rules/shop build/rules --
     --shares 0.00001,0.0001,0.001,0.01,0.03,0.1
 
 An answer is full if it has ten items and none of them is from the fallback. Rules are around the item that a user took
-next: by the time of release, which has nothing to do with taste, or by category, which has.
+next: by the time of release, which has nothing to do with taste, or by category, which has. Those of other categories
+leave what the user will not take: then nothing is right, and only full answers and time say anything.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from perf.rules.shop import BundlePath, Data, Items, Out, Shop, User, Windows, q
 
 RESULTS = "crossing.json"
 WAYS = ("pushed down", "only checked")
-KINDS = {"unrelated": "by time of release", "related": "by category"}
+KINDS = {"unrelated": "by time of release", "related": "the item's category", "unlike": "other categories"}
 console = Console(width=150)
 
 
@@ -94,8 +95,8 @@ def compare(shop: Shop, users: list[User], shares: list[float], most: int) -> li
 
 def figure(found: list[dict[str, Any]]) -> Figure:
     """Full answers, NDCG@10 and time against the share that rules leave."""
-    made = Figure(figsize=(9.6, 6.0), layout="constrained")
-    panels = made.subplots(2, 3, sharex=True, sharey="col")
+    made = Figure(figsize=(9.6, 7.6), layout="constrained")
+    panels = made.subplots(len(KINDS), 3, sharex=True, sharey="col")
     titles = ("full answers, %", "NDCG@10", "ms of an answer, p50")
     for row, (kind, words) in enumerate(KINDS.items()):
         for way, colour in zip(WAYS, COLOURS, strict=False):
@@ -107,9 +108,11 @@ def figure(found: list[dict[str, Any]]) -> Figure:
         for axes, title in zip(panels[row], titles, strict=True):
             axes.set_xscale("log")
             axes.set_title(f"{title}, {words}", fontsize=9)
-            axes.set_xlabel("items that the rule leaves, %" if row else "")
+            axes.set_xlabel("items that the rule leaves, %" if row + 1 == len(KINDS) else "")
             tidy(axes)
-        panels[row][2].set_yscale("log")
+    panels[0][2].set_ylim(bottom=0)
+    panels[-1][1].remove()  # nothing is right there
+    panels[-2][1].tick_params(labelbottom=True)
     panels[0][0].legend(frameon=False, fontsize=9)
     return made
 

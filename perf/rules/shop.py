@@ -81,10 +81,8 @@ class Shop:
         assert quantizer is not None and embeddings is not None
         own, every = len(catalog), np.ones
         codes = self.bundle.space.encode(catalog.sids)
-        first = 1 + rng.zipf(1.5, own).clip(1, 10**6)  # own items come first where they share a semantic ID
-        yield Changes(
-            catalog.item_ids, ~every(own, bool), codes, first, every(own, np.int8), catalog.columns, every(own, bool)
-        )
+        sold, there = catalog.popularity, every(own, np.int8)
+        yield Changes(catalog.item_ids, ~every(own, bool), codes, sold, there, catalog.columns, every(own, bool))
         for start in range(own, self.items, PART):
             size = min(PART, self.items - start)
             source = rng.integers(0, own, size)
@@ -93,9 +91,8 @@ class Shop:
             ids = np.char.add(b"grown-", np.arange(start, start + size).astype("S8"))
             columns = noisy_columns(catalog.columns.take(source), rng)
             codes = self.bundle.space.encode(quantizer.encode(noisy))
-            yield Changes(
-                ids, ~every(size, bool), codes, every(size, int), every(size, np.int8), columns, every(size, bool)
-            )
+            sold, there = rng.choice(catalog.popularity, size), every(size, np.int8)
+            yield Changes(ids, ~every(size, bool), codes, sold, there, columns, every(size, bool))
 
     def users(self, count: int) -> list[User]:
         """Some of the test split, of which the model has not seen the last item."""
@@ -137,9 +134,20 @@ class Windows:
 
     def related(self, item: int, share: float) -> dict[str, Any]:
         """By the item's category; more of them for a larger share, a part of it for a smaller one."""
+        own, others = self._categories(item)
+        return self._of_categories(item, share, np.concatenate([[own], others]))
+
+    def unlike(self, item: int, share: float) -> dict[str, Any]:
+        """By other categories than the item's, which it does not leave."""
+        return self._of_categories(item, share, self._categories(item)[1])
+
+    def _categories(self, item: int) -> tuple[int, np.ndarray]:
+        """The code of the item's category, and those of all others in random order: int64."""
         order = np.random.default_rng(item).permutation(len(self._category.words)) + 1
         own = int(self._category.codes_of([self._own_category[item].encode()])[0])
-        order = np.concatenate([[own], order[order != own]])
+        return own, order[order != own]
+
+    def _of_categories(self, item: int, share: float, order: np.ndarray) -> dict[str, Any]:
         shares = self._counts[order].cumsum() / self._released.size
         count = min(1 + int(np.searchsorted(shares, share)), order.size)
         names = [self._category.words[code - 1].decode() for code in order[:count].tolist()]
