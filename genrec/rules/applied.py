@@ -53,6 +53,9 @@ class Applied:
         self._view, self._rules, self._kept = view, rules, kept or Kept()
         self._caps = [cap for one in rules.values() for cap in one.caps]
         self._additions = [addition for one in rules.values() for addition in one.additions]
+        # What a boost can add at most.
+        sizes = [max(0.0, one.add) if one.where is not None else MAX_BOOST for one in self._additions]
+        self._largest_boost = np.float32(min(MAX_BOOST, sum(sizes)))
         self._order = next((one.order for one in rules.values() if one.order is not None), None)
         self._more = popular_rows(view, [one.filter for one in rules.values()], self._kept)
         self._found: list[np.ndarray] = []
@@ -80,20 +83,23 @@ class Applied:
         within one by falling popularity: rows int32 [m], and which of the n drafts each is of, int64 [m], rising.
         blocked: int32 [b], rows that must not be returned.
 
-        No more drafts are looked at than are needed, unless boosts may bring up any, or all have to be explained.
+        No more drafts are looked at than are needed, unless all have to be explained.
         """
         dropped: Counter[str] = Counter()
         blocked_rows = np.sort(blocked)
         rows, draft = np.empty(0, np.int32), np.empty(0, np.int64)
-        begin, end = 0, scores.size if self._additions or self.explain else _FIRST_DRAFTS
+        begin, end = 0, scores.size if self.explain else _FIRST_DRAFTS
         while True:
             more, its_draft = self._kept_of(*expand(begin, end), rows, blocked_rows, dropped)
             rows, draft = np.concatenate([rows, more]), np.concatenate([draft, its_draft])
-            # A boost moves drafts: there is but one round then.
             order, boosts = self._ordered(rows, draft, scores)
             taken = self._within_caps(rows if order is None else rows[order], top_k)
-            if taken.size == top_k or end >= scores.size:
+            if end >= scores.size:
                 break
+            if taken.size == top_k:
+                last = taken[-1] if order is None else order[taken[-1]]
+                if scores[draft[last]] + boosts[last] >= scores[end] + self._largest_boost:  # what no other draft beats
+                    break
             begin, end = end, 4 * end
         if self._caps:
             last = int(taken[-1]) + 1 if taken.size == top_k else rows.size
