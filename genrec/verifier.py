@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from genrec.catalog import BucketView, CatalogView
+from genrec.catalog.row_sets import first_of_each
 from genrec.rules import Applied, Ruled
 
 DRAFTED, FALLBACK = 0, 1
@@ -202,15 +203,6 @@ def _together(
         boosts=boosts.astype(np.float32),
         ruled=ruled,
     )
-
-
-def first_of_each(keys: np.ndarray) -> np.ndarray:
-    """bool [n]: whether a key (int64 [n]) has not occurred before in the array."""
-    order = keys.argsort(kind="stable")
-    ranked = keys.take(order)
-    first = np.ones(keys.size, bool)
-    first[order[1:]] = ranked[1:] != ranked[:-1]
-    return first
 
 
 def _rank_in_group(owner: np.ndarray, groups: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from genrec.catalog.columns import Columns
 from genrec.catalog.hash_table import HashTable
 from genrec.catalog.items import ATTRIBUTES, growing_slices, id_keys, rows_of_ids
 from genrec.catalog.ragged import runs
+from genrec.catalog.row_sets import is_in
 from genrec.catalog.semantic_id import SemanticIdSpace
 
 _LOAD = 0.3  # most of what is asked is not in a delta, and only full buckets make that take longer
@@ -77,7 +78,7 @@ class Delta:
         buckets = below.buckets_of(touched)
         there = np.flatnonzero(buckets >= 0)
         rows, source = below.expand(buckets[there])
-        kept = ~_is_in(rows, void)
+        kept = ~is_in(rows, void)
         old, bucket = rows[kept], there[source[kept]]
         rows = np.concatenate([old, count + live])
         bucket = np.concatenate([bucket, np.searchsorted(touched, codes[live])])
@@ -86,7 +87,7 @@ class Delta:
         sizes = np.bincount(bucket, minlength=touched.size)
 
         head = below.popular_rows[: most_popular + void.size]  # at most so many of them can be void
-        head = head[~_is_in(head, void)][:most_popular]
+        head = head[~is_in(head, void)][:most_popular]
         popular = np.concatenate([head, count + live])
         sold = np.concatenate([below.popularity_of(head), popularity[live]])
         return cls(
@@ -270,7 +271,7 @@ class CatalogVersion:
     def are_live(self, rows: np.ndarray) -> np.ndarray:
         live = self.states_of(rows) == LIVE
         for delta in self.deltas:
-            live &= ~_is_in(rows, delta.void)
+            live &= ~is_in(rows, delta.void)
         return live
 
     def parts(self) -> Iterator[tuple[int, Columns, np.ndarray | None, int]]:
@@ -318,12 +319,6 @@ class CatalogVersion:
 
     def current(self) -> Iterator[tuple[CatalogBase | Delta, np.ndarray, np.ndarray]]:
         """What it holds, some items at a time: a part, rows in it that count, int64 [k], and whether these are live."""
-        for part, start, _, counts, live in self._slices():
-            at = np.flatnonzero(counts)
-            yield part, start + at, live[at]
-
-    def _slices(self) -> Iterator[tuple[CatalogBase | Delta, int, int, np.ndarray, np.ndarray]]:
-        """Of each part rows start .. end - 1, some at a time, which of them count, and which are live: bool [k]."""
         parts: list[CatalogBase | Delta] = [self.base, *self.deltas]
         for number, part in enumerate(parts):
             void = np.sort(np.concatenate([np.empty(0, np.int32), *_rows_above(part, self.deltas[number:])]))
@@ -335,7 +330,8 @@ class CatalogVersion:
                 else:
                     counts, live = np.ones(end - start, bool), np.arange(start, end) < part.live
                 counts[void[slice(*np.searchsorted(void, [start, end]))] - start] = False
-                yield part, start, end, counts, live
+                at = np.flatnonzero(counts)
+                yield part, start + at, live[at]
 
     def _gathered(self, rows: np.ndarray, name: str, dtype: type) -> np.ndarray:
         """What the parts' arrays `name` hold of existing rows."""
@@ -362,10 +358,3 @@ def _rows_above(part: CatalogBase | Delta, above: Iterable[Delta]) -> Iterator[n
         for start in range(0, len(delta), _SLICE):
             rows = part.rows_of(delta.item_ids[start : start + _SLICE].astype(object))
             yield rows[rows >= 0]
-
-
-def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """bool [n]: whether each of `values` is in `ordered` (rising)."""
-    if not ordered.size:
-        return np.zeros(values.size, bool)
-    return ordered.take(np.searchsorted(ordered, values), mode="clip") == values

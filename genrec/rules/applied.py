@@ -12,11 +12,12 @@ import numpy as np
 
 from genrec.catalog import CatalogView
 from genrec.catalog.items import MAX_ID_BYTES, id_keys
+from genrec.catalog.row_sets import first_of_each, is_in
 from genrec.rules.bound import BoundRules
 from genrec.rules.caps import first_within_caps
 from genrec.rules.form import MAX_BOOST
 from genrec.rules.matching import Kept, matches, numbers_of, values_of
-from genrec.rules.scan import is_in, popular_rows, rows_of
+from genrec.rules.scan import popular_rows, rows_of
 
 KINDS = ("where", "allow", "deny", "at_most", "boost", "bucket_order", "explain")
 # Gives the items of drafts begin .. end - 1, and which draft each is of.
@@ -114,7 +115,7 @@ class Applied:
         self, rows: np.ndarray, draft: np.ndarray, before: np.ndarray, blocked: np.ndarray, dropped: Counter[str]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Those of the items `rows` that may be answered, and their drafts. before: that were found already."""
-        keep = _first_of_each(rows) & ~is_in(rows, blocked)
+        keep = first_of_each(rows) & ~is_in(rows, blocked)
         if before.size:
             keep &= ~is_in(rows, np.sort(before))
         kept = int(keep.sum())
@@ -214,13 +215,3 @@ class Applied:
             return np.arange(min(rows.size, top_k))
         values = [values_of(name, self._view, rows) for name, _ in self._caps]
         return first_within_caps(values, [items for _, items in self._caps], top_k)
-
-
-def _first_of_each(rows: np.ndarray) -> np.ndarray:
-    """bool [n]: whether a row has not occurred before."""
-    ranked = np.sort(rows)
-    if not (ranked[1:] == ranked[:-1]).any():  # as nearly always
-        return np.ones(rows.size, bool)
-    first = np.zeros(rows.size, bool)
-    first[np.unique(rows, return_index=True)[1]] = True
-    return first

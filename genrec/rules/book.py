@@ -13,18 +13,19 @@ from genrec.rules.form import Rules, parse
 from genrec.rules.matching import Kept
 
 DEPLOYMENT, REQUEST = "deployment", "request"
-_MOST_KEPT, _KEPT_BYTES = 1024, 4096
+_MOST_KEPT, _KEPT_BYTES, _LONG_KEPT = 1024, 4096, 16
 Made = TypeVar("Made")
 _NOTHING = Rules().canonical()
 
 
 def kept(make: Callable[[bytes], Made], most: int) -> Callable[[bytes], Made]:
-    """`make`, of texts of rules, with what it made of the last `most` short ones.
+    """`make`, of texts of rules, with what it made of the last `most` short ones, and of a few long ones.
 
-    Long texts list ids, mostly other ones for every user, and would take much memory.
+    Long texts list ids, mostly other ones for every user, and would take much memory: they are kept for as long as one
+    batch asks for them.
     """
-    cached = lru_cache(most)(make)
-    return lambda text: cached(text) if len(text) <= _KEPT_BYTES else make(text)
+    short, long = lru_cache(most)(make), lru_cache(_LONG_KEPT)(make)
+    return lambda text: (short if len(text) <= _KEPT_BYTES else long)(text)
 
 
 class RuleBook:
@@ -36,11 +37,8 @@ class RuleBook:
     def __init__(self, kinds: Mapping[str, str], deployment: str = "") -> None:
         """Raises InvalidRequest for a deployment's rules that are wrong, or do not fit the catalogue."""
         self._kinds = dict(kinds)
-        self._deployment = {}
-        if deployment:
-            self._deployment[DEPLOYMENT] = bind(
-                parse(deployment, "the deployment's rules"), kinds, "the deployment's rules"
-            )
+        what = "the deployment's rules"
+        self._deployment = {DEPLOYMENT: bind(parse(deployment, what), kinds, what)} if deployment else {}
         self._kept = Kept()
         self.read = kept(self._read, _MOST_KEPT)
         self.of = kept(self._of, _MOST_KEPT)
@@ -71,4 +69,4 @@ class RuleBook:
 
     def _filters(self, text: bytes) -> frozenset[Filter]:
         """What the rules for a request leave, however they order it."""
-        return frozenset(one.filter for one in self._of(text).values()) - {Filter(None, None)}
+        return frozenset(one.filter for one in self.of(text).values()) - {Filter(None, None)}

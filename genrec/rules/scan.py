@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from genrec.catalog import CatalogView
+from genrec.catalog.row_sets import is_in
 from genrec.rules.bound import Every, Filter
 from genrec.rules.matching import Kept, matcher, matches
 
@@ -21,13 +22,6 @@ def rows_of(view: CatalogView, ids: frozenset[bytes]) -> np.ndarray:
     wanted[:] = list(ids)
     rows = view.rows_of(wanted)
     return np.sort(rows[rows >= 0])
-
-
-def is_in(rows: np.ndarray, rising: np.ndarray) -> np.ndarray:
-    """bool [n]: which rows are among some that rise; for a few rows faster than `numpy.isin`."""
-    if not rising.size:
-        return np.zeros(rows.size, bool)
-    return rising.take(np.searchsorted(rising, rows), mode="clip") == rows
 
 
 def holds(view: CatalogView, filters: Sequence[Filter], rows: np.ndarray, kept: Kept | None = None) -> np.ndarray:
