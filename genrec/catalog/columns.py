@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from genrec.arrays import load_array, save_array
+from genrec.arrays import in_folder, load_array, save_array
 from genrec.catalog.kinds import (
     BOOLEAN,
     EPOCH,
@@ -39,8 +39,8 @@ from genrec.catalog.kinds import (
     number_of,
 )
 from genrec.catalog.ragged import runs
+from genrec.catalog.value_classes import NO_TIME, ValueClasses, classes_of
 
-NO_TIME = int(np.iinfo(np.int64).min)
 FIXED: dict[str, type] = {NUMBER: np.float64, BOOLEAN: np.int8, TIMESTAMP: np.int64}
 _ABSENT: dict[str, Any] = {NUMBER: np.nan, BOOLEAN: -1, TIMESTAMP: NO_TIME}
 _NOTE = "kinds.json"
@@ -57,12 +57,14 @@ class Column:
 
     values: [n], of strings [m]. words: bytes S[w], rising, distinct, of text alone; there may be some that no item has.
     offsets: int64 [n + 1], of strings alone: item i has values[offsets[i]:offsets[i + 1]].
+    classes: of the values, where a scan of a long column gains by them.
     """
 
     kind: str
     values: np.ndarray
     words: np.ndarray = field(default_factory=lambda: np.empty(0, "S1"))
     offsets: np.ndarray | None = None
+    classes: ValueClasses | None = None
 
     def __len__(self) -> int:
         return len(self.values if self.offsets is None else self.offsets) - (self.offsets is not None)
@@ -89,9 +91,9 @@ class Column:
     def slice(self, begin: int, end: int) -> Column:
         """Items begin .. end - 1, without a copy of their values."""
         if self.offsets is None:
-            return replace(self, values=self.values[begin:end])
+            return replace(self, values=self.values[begin:end], classes=None)
         offsets = self.offsets[begin : end + 1]
-        return replace(self, values=self.values[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])
+        return replace(self, values=self.values[offsets[0] : offsets[-1]], offsets=offsets - offsets[0], classes=None)
 
     def tolist(self) -> list[Any]:
         """Python values, None for absent ones; an empty list for strings."""
@@ -113,7 +115,7 @@ class Column:
     def _of_fewer(self, values: np.ndarray, offsets: np.ndarray | None = None) -> Column:
         """The same with other values, without the words that few values leave unused."""
         if not is_text(self.kind) or len(values) >= len(self.words):
-            return replace(self, values=values, offsets=offsets)
+            return replace(self, values=values, offsets=offsets, classes=None)
         used = np.unique(values[values > 0])
         codes = np.searchsorted(used, values) + 1
         return Column(
@@ -240,6 +242,7 @@ class Columns(Mapping[str, Column]):
                 save_array(folder / f"{place}.words.npy", column.words)
             if column.offsets is not None:
                 save_array(folder / f"{place}.offsets.npy", column.offsets)
+            classes_of(column.kind, column.values, column.offsets, in_folder(folder), place)
         note_kinds(folder, self.kinds)
 
     @classmethod
@@ -287,13 +290,15 @@ def merged_words(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nda
 def _load(folder: Path, place: int, kind: str, count: int) -> Column:
     path = folder / f"{place}.values.npy"
     if kind in FIXED:
-        return Column(kind, load_array(path, FIXED[kind], (count,)))
+        values = load_array(path, FIXED[kind], (count,))
+        return Column(kind, values, classes=ValueClasses.load(folder, place, kind, values.dtype, count))
     words = load_array(folder / f"{place}.words.npy", "S", (None,))
     codes = code_type(len(words)).type
     if kind == STRING:
         return Column(kind, load_array(path, codes, (count,)), words)
     offsets = load_array(folder / f"{place}.offsets.npy", np.int64, (count + 1,))
-    return Column(kind, load_array(path, codes, (int(offsets[-1]),)), words, offsets)
+    values = load_array(path, codes, (int(offsets[-1]),))
+    return Column(kind, values, words, offsets, ValueClasses.load(folder, place, kind, values.dtype, count))
 
 
 def _absent(kind: str, count: int) -> Column:

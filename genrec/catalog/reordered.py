@@ -13,6 +13,7 @@ from genrec.arrays import NewArray, in_folder
 from genrec.catalog.columns import FIXED, Columns, merged_words, note_kinds, used_words
 from genrec.catalog.kinds import STRINGS, Kinds, is_text
 from genrec.catalog.ragged import runs
+from genrec.catalog.value_classes import classes_of
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Reordered:
             if kind != STRINGS:
                 for start in range(0, len(order), part):
                     found[start : start + part] = values[order[start : start + part]]
+                classes_of(kind, found, None, new, place)
                 continue
             sizes = _mapped(waiting.sizes, np.int64)
             begins = in_folder(self._scratch)(f"{place}.begins", sizes.shape, np.int64)
@@ -80,6 +82,7 @@ class Reordered:
                 offsets[start + 1 : start + 1 + rows.size] = ends
                 at, _ = runs(begins[rows], sizes[rows])
                 found[offsets[start] : ends[-1]] = values[at]
+            classes_of(kind, found, offsets, new, place)
         if self._kinds:
             note_kinds(folder, self._kinds)
         shutil.rmtree(self._scratch)

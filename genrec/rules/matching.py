@@ -11,13 +11,16 @@ import numpy as np
 from genrec.catalog import CatalogView
 from genrec.catalog.columns import NO_TIME, Column, Columns
 from genrec.catalog.ragged import runs
-from genrec.rules.bound import Between, Every, Inverse, Some, Test
+from genrec.catalog.value_classes import OTHERS
+from genrec.rules.bound import Among, Between, Every, Inverse, Some, Test
 
 Rows = np.ndarray | slice
 Match = Callable[[Rows], np.ndarray]
+OfClasses = Callable[[np.ndarray], np.ndarray]
 _LIST = 64  # bytes that are as dear to read as a list of texts
 _SPARSE = 8  # rows for each one that is left: from there on it is cheaper to look at these one by one
 _FEW = 4  # values that are compared one by one; more are looked up in a table
+_MANY = 1024  # rows from which on their classes are looked at first
 _MOST_KEPT = 64
 
 
@@ -35,6 +38,15 @@ def matcher(test: Test, columns: Columns) -> Match:
         inner = matcher(test.test, columns)
         return lambda rows: ~inner(rows)
     column = columns[test.attribute]
+    exact = _exactly(test, column)
+    if column.classes is None:
+        return exact
+    every, some = map(_class_matcher, _held(test, column))
+    return partial(_by_classes, column.classes.of, every, some, exact)
+
+
+def _exactly(test: Among | Between, column: Column) -> Match:
+    """A matcher that looks at each value."""
     if isinstance(test, Between):
         return partial(_between, column.values, test, column.kind == "timestamp")
     if column.kind in ("string", "strings"):
@@ -114,6 +126,8 @@ def _bytes_of(test: Test, columns: Columns) -> int:
     if isinstance(test, Inverse):
         return _bytes_of(test.test, columns)
     column = columns[test.attribute]
+    if column.classes is not None:
+        return 1
     return _LIST if column.offsets is not None else column.values.itemsize
 
 
@@ -163,6 +177,58 @@ def _any_among(column: Column, wanted: np.ndarray, rows: Rows) -> np.ndarray:
     found = np.zeros(rows.size, bool)
     found[source[_among(column.values, wanted, at)]] = True
     return found
+
+
+def _held(test: Among | Between, column: Column) -> tuple[np.ndarray, np.ndarray]:
+    """Which classes of a column's values fulfil a test as a whole, and which in part: bool [256] each."""
+    classes = column.classes
+    assert classes is not None
+    every, some = np.zeros((2, 256), bool)
+    if classes.offsets is not None:
+        lists = Column(column.kind, classes.bounds, column.words, classes.offsets)
+        every[1 : 1 + len(lists)] = _exactly(test, lists)(slice(0, len(lists)))
+        some[OTHERS] = True
+        return every, some
+    lows, highs = classes.ranges()
+    own = slice(1, 1 + lows.size)
+    if isinstance(test, Between):
+        at_ends = _exactly(test, Column(column.kind, np.concatenate([lows, highs])))(slice(0, 2 * lows.size))
+        every[own] = at_ends[: lows.size] & at_ends[lows.size :]
+        # Bounds of times may be infinite: as numbers of 64 bits they are not, and as floats they would be rounded.
+        low, high = (lows.dtype.type(min(max(end, lows[0]), highs[-1])) for end in (test.low, test.high))
+        some[own] = (highs >= low) & (lows <= high)
+    else:
+        wanted = np.array(test.values, lows.dtype)
+        some[np.searchsorted(classes.bounds, wanted, side="right") + 1] = True
+        every[own] = some[own] & (lows == highs)
+    return every, some & ~every
+
+
+def _by_classes(classes: np.ndarray, every: OfClasses, some: OfClasses, exact: Match, rows: Rows) -> np.ndarray:
+    """Many rows by their classes, with a look at the values where these do not tell."""
+    if not isinstance(rows, slice) and rows.size < _MANY:
+        return exact(rows)
+    own = classes[rows]
+    unsure = np.flatnonzero(some(own))
+    if unsure.size * _FEW > own.size:
+        return exact(rows)
+    found = every(own)
+    found[unsure] = exact(rows.start + unsure if isinstance(rows, slice) else rows[unsure])
+    return found
+
+
+def _class_matcher(wanted: np.ndarray) -> OfClasses:
+    """What tells which items are of wanted classes, bool [256]: their classes, uint8 [m] -> bool [m]."""
+    numbers = np.flatnonzero(wanted).astype(np.uint8)
+    if not numbers.size:
+        return lambda own: np.zeros(own.shape, bool)
+    if numbers[-1] - numbers[0] + 1 == numbers.size:
+        return lambda own: own - numbers[0] <= numbers[-1] - numbers[0]  # what is below turns round, and is large
+    if numbers.size <= _FEW:
+        return lambda own: reduce(np.logical_or, [own == number for number in numbers])
+    # `bytes.translate` looks up a byte at a time; an index of numpy would be made of eight bytes an item first.
+    table = wanted.tobytes()
+    return lambda own: np.frombuffer(bytearray(own).translate(table), bool)
 
 
 def _between(stored: np.ndarray, test: Between, is_time: bool, rows: Rows) -> np.ndarray:

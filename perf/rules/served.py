@@ -48,6 +48,7 @@ class Bench:
     windows: Windows
     rounds: int
     seconds: float
+    memory_mb: int
 
     def rules(self) -> dict[str, Rule]:
         """Usual rules by their names; the first is none."""
@@ -160,7 +161,7 @@ def rotation(bench: Bench, distinct: int = 1000) -> dict[str, Any]:
         at: median_ratio([one[at] for one in runs["rules"]], [one[at] for one in runs["none"]])
         for at in runs["none"][0]
     }
-    memory = {"before_mb": before, "after_mb": _backbone_mb(), "limit_mb": Deployment().rules_memory_mb}
+    memory = {"before_mb": before, "after_mb": _backbone_mb(), "limit_mb": bench.memory_mb}
     made = quantiles([one.ms for one in first])
     return {
         "rules": distinct,
@@ -230,15 +231,16 @@ def main(
     rounds: Annotated[int, typer.Option(help="One request at a time.")] = 5,
     seconds: Annotated[float, typer.Option(help="Of a run.")] = 10.0,
     distinct: Annotated[int, typer.Option(help="Rules in rotation.")] = 1000,
+    memory_mb: Annotated[int, typer.Option(help="For the masks of rules.")] = Deployment().rules_memory_mb,
 ) -> None:
     """Serve the grown shop, measure, and write `served.json`."""
     shop = Shop(Bundle(bundle), data, out, items)
     windows, store, root = Windows(shop), live_store(shop), out / f"published-{items}"
     live = LiveCatalog(str(out / f"store-{items}"), root)
-    deployment = Deployment(threads=1, timeout_ms=10_000)
+    deployment = Deployment(threads=1, timeout_ms=10_000, rules_memory_mb=memory_mb)
     with serve_bundle(bundle, deployment, live, log_path=out / "triton.log") as server:
         histories = [[item_id.decode() for item_id in user.history] for user in shop.users(users)]
-        bench = Bench(shop, server.grpc_url, store, root, histories, windows, rounds, seconds)
+        bench = Bench(shop, server.grpc_url, store, root, histories, windows, rounds, seconds, memory_mb)
         scenarios: dict[str, Callable[[], dict[str, Any]]] = {
             "known": lambda: known(bench),
             "saturated": lambda: saturated(bench),
@@ -250,7 +252,8 @@ def main(
             if only and name not in only.split(","):
                 continue
             console.rule(name)
-            settings = provenance(items=items, users=users, rounds=rounds, seconds=seconds, load=os.getloadavg()[0])
+            load = os.getloadavg()[0]
+            settings = provenance(items=items, users=users, rounds=rounds, seconds=seconds, load=load)
             kept = json.loads(path.read_text()) if path.exists() else {}
             kept[f"{name}-{items}"] = scenario() | {"settings": settings}
             path.write_text(json.dumps(kept, indent=1) + "\n")
