@@ -17,6 +17,7 @@ _EMPTY = -1
 _ROWS = 0.65  # rows per slot
 _SPARE = 4096
 _PART = 1 << 21  # codes
+_SAMPLE = 1 << 12  # keys
 
 
 class TableFull(Exception):
@@ -183,6 +184,14 @@ class PrefixTable:
             rows = self._rows(level, codes % self.space.radix[level] * chunks + code // (8 * width))
             allowed &= (self.bits[level][rows, code // 8 % width] >> (code % 8).astype(np.uint8) & 1) == 1
         return allowed
+
+    def following(self) -> np.ndarray:
+        """The share of the codes of a row that follow its key, on average, by a sample: float64 [L]. 1 if all may."""
+        shares = []
+        for bits, used, size in zip(self.bits, self.used.tolist(), self.space.levels, strict=True):
+            rows = bits[:1] if used == 1 else bits[1 : used : 1 + used // _SAMPLE]
+            shares.append(min(1.0, np.unpackbits(rows).sum() / len(rows) / min(size, 8 * rows.shape[1])))
+        return np.array(shares)
 
     def save(self, folder: Path) -> None:
         """Write the table's arrays into `folder`."""

@@ -13,7 +13,8 @@ from genrec.catalog.semantic_id import SemanticIdSpace
 
 CHUNK = 256  # codes of a row
 OCTETS = CHUNK // 8  # bytes of a row
-_SPREAD = 2  # rows of a level for each key of it
+_SPREAD = 2  # rows of a level for each key of it, at most
+_WRONG = 0.1  # codes that a row shared by keys lets through by mistake, for each right one
 _FIRST_ROWS = 1 << 17  # rows of the deepest level that a mask of the first levels holds, at most
 _BLOCK = 1 << 13  # codes that are worked on at once
 
@@ -21,7 +22,8 @@ _BLOCK = 1 << 13  # codes that are worked on at once
 class RuleMasks:
     """An arena of rules' masks, which a graph gathers from. A rule's mask is a `RuleMask`: int64 [L, 2].
 
-    space: of the semantic IDs. limit: bytes of all masks together.
+    space: of the semantic IDs. limit: bytes of all masks together. following: the share of codes that follow by the
+    catalogue's masks, which hold besides: float64 [L], as of `PrefixTable.following`; None for all.
     bits: uint8 [rows, 32]; bit `c % 8` of byte `c % 256 // 8` of a row says that code c may follow. Row 0 is all ones.
     all: int64 [L, 2], what stands for no rule: row 0 at every level.
 
@@ -36,11 +38,11 @@ class RuleMasks:
     written anew by the next `build`: free no mask that a batch under way may still read.
     """
 
-    def __init__(self, space: SemanticIdSpace, limit: int) -> None:
+    def __init__(self, space: SemanticIdSpace, limit: int, following: np.ndarray | None = None) -> None:
         """Raises ValueError for a limit below the one row of no rule, 32 bytes."""
         if limit < OCTETS:
             raise ValueError(f"masks of rules need at least {OCTETS} bytes, got a limit of {limit}")
-        self.space = space
+        self.space, self.following = space, following
         self.bits = np.zeros((limit // OCTETS, OCTETS), np.uint8)  # memory that is taken when it is first written
         self.bits[0] = 0xFF
         self.all = np.tile(np.array([0, 1], np.int64), (space.depth, 1))
@@ -172,7 +174,11 @@ class RuleMasks:
         return None
 
     def _size(self, level: int, codes: np.ndarray) -> int:
-        """Rows for the prefixes of `codes` at a level: one for each key there can be, unless that is too many."""
+        """Rows for the prefixes of `codes` at a level: one for each key there can be, unless that is too many.
+
+        A row that keys share lets through what any of them allows, of those codes that follow by the catalogue's masks.
+        Where few do, as at the deepest level, many keys can share one.
+        """
         chunks = chunks_of(self.space.levels[level])
         most = int(self.space.radix[level]) * chunks
         if most <= _SPREAD:
@@ -184,7 +190,11 @@ class RuleMasks:
             flags[keys if flags.size == most else _remainder(keys, flags.size)] = True
         filled = float(np.count_nonzero(flags)) / flags.size
         distinct = filled * most if flags.size == most else -np.log1p(-min(filled, 0.99)) * flags.size
-        wanted = max(1, int(_SPREAD * distinct))
+        spread = float(_SPREAD)
+        if self.following is not None:
+            # Of n rows for k keys, a key's has the codes of k / n others. A share `following` of them is let through.
+            spread = min(spread, self.following[level] / _WRONG)
+        wanted = max(1, int(spread * distinct))
         return most if most <= wanted else prime(wanted)
 
     def _keys(self, level: int, codes: np.ndarray) -> np.ndarray:

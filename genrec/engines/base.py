@@ -56,7 +56,7 @@ class Engine(ABC):
         self.beam_width = beam_width
         self._rule_masks = None
         if rule_bytes is not None and isinstance(masks, PrefixTable):
-            self._rule_masks = RuleMasks(masks.space, rule_bytes)
+            self._rule_masks = RuleMasks(masks.space, rule_bytes, masks.following())
         self._masks = {True: self._prepared(masks), False: self._prepared(masks.unrestricted())}
 
     def set_masks(self, table: PrefixTable) -> None:
@@ -65,6 +65,12 @@ class Engine(ABC):
         May be called while another thread drafts. Raises ValueError for an engine that cannot take it.
         """
         self._masks = {**self._masks, True: self._prepared(table)}
+        self._follow(table)
+
+    def _follow(self, table: PrefixTable) -> None:
+        """Make the masks of rules as wide as they have to be beside those of `table`."""
+        if self._rule_masks is not None:
+            self._rule_masks.following = table.following()
 
     def update_masks(self, changed: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:  # noqa: B027 - most engines read the table itself
         """Take over what has changed of the table that was set last, where the engine drafts with a copy on a device.

@@ -48,7 +48,7 @@ def spent_on(shop: Shop, where: dict[str, Any], rounds: int) -> dict[str, Any]:
     view, space = shop.version, shop.bundle.space
     rule = bind(parse(json.dumps({"where": where})), view.kinds).filter
     filters = frozenset([rule])
-    arena = RuleMasks(space, RULE_BYTES)
+    arena = RuleMasks(space, RULE_BYTES, shop.masks.following())
     steps: dict[str, list[float]] = {name: [] for name in STEPS}
     found: dict[str, Any] = {}
 

@@ -124,6 +124,7 @@ class TensorRtLlmEngine(InFlightEngine):
         """See `Engine`. Raises RuntimeError if the model runs in another process."""
         for model in self._reached():
             model.set_masks(table)
+        self._follow(table)
 
     def update_masks(self, changed: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """See `Engine`. Raises RuntimeError if the model runs in another process."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec.catalog import RuleMasks, SemanticIdSpace
+from genrec.catalog import PrefixTable, RuleMasks, SemanticIdSpace
 
 SIZES = (2, 3, 8, 255, 256, 257, 600, 8192)
 spaces = st.lists(st.sampled_from(SIZES), min_size=1, max_size=4).map(tuple).map(SemanticIdSpace)
@@ -186,3 +186,29 @@ def test_wrong_codes_and_limits_are_refused() -> None:
     assert arena.used_bytes == 32
     with pytest.raises(ValueError, match="at least 32 bytes"):
         RuleMasks(SemanticIdSpace((4,)), 31)
+
+
+@settings(max_examples=10)
+@given(st.sampled_from(((64,) * 4, (256,) * 4, (300, 200, 100))), st.integers(0, 2**32 - 1))
+def test_beside_a_catalogues_masks_fewer_rows_let_through_hardly_more(levels: tuple[int, ...], seed: int) -> None:
+    space, rng = SemanticIdSpace(levels), np.random.default_rng(seed)
+    catalogue = np.unique(rng.integers(0, space.size, 60_000))
+    table = PrefixTable.build(space, catalogue)
+    narrow, wide = RuleMasks(space, 1 << 23, table.following()), RuleMasks(space, 1 << 23)
+    codes = np.sort(rng.choice(catalogue, 3000, replace=False))
+    through = []
+    for arena in (narrow, wide):
+        mask = arena.build(codes)
+        assert mask is not None and arena.allows(mask, codes).all()
+        through.append(int(np.count_nonzero(arena.allows(mask, catalogue))))
+    assert narrow.used_bytes < 0.8 * wide.used_bytes
+    # A tenth of what is right at each level, and room for chance.
+    assert through[0] <= through[1] + 0.15 * len(levels) * codes.size
+
+
+def test_following_is_the_share_of_codes_behind_a_key() -> None:
+    space = SemanticIdSpace((4, 300, 5))
+    sids = np.array([[0, 0, 0], [0, 0, 1], [0, 299, 2], [3, 7, 0], [3, 7, 4]])
+    table = PrefixTable.build(space, space.encode(sids))
+    assert table.following().tolist() == pytest.approx([2 / 4, 1.5 / 300, 5 / 3 / 5])
+    assert table.unrestricted().following().tolist() == [1, 1, 1]

@@ -68,7 +68,7 @@ def test_engines_agree_and_obey_the_rule_of_each_request(kind: str, request: pyt
             found = {name: drafted(engine, requests, masked) for name, engine in engines.items()}
             for name in ("onnx", "recorded"):
                 assert_same_drafts(found[name], found["torch"])
-            arena = RuleMasks(bundle.space, 1 << 24)
+            arena = RuleMasks(bundle.space, 1 << 24, bundle.masks.following())
             for row, (prompt, codes) in enumerate(requests):
                 live = found["onnx"].codes[row][np.isfinite(found["onnx"].scores[row])]
                 if codes is None:
