@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
@@ -17,6 +17,11 @@ _SPREAD = 2  # rows of a level for each key of it, at most
 _WRONG = 0.1  # codes that a row shared by keys lets through by mistake, for each right one
 _FIRST_ROWS = 1 << 17  # rows of the deepest level that a mask of the first levels holds, at most
 _BLOCK = 1 << 13  # codes that are worked on at once
+MakeRoom = Callable[[], bool]
+
+
+def _no_room() -> bool:
+    return False
 
 
 class RuleMasks:
@@ -61,14 +66,14 @@ class RuleMasks:
         """Bytes of all masks, and of row 0."""
         return self.bits.nbytes - self.free_bytes
 
-    def build(self, codes: np.ndarray) -> np.ndarray | None:
+    def build(self, codes: np.ndarray, make_room: MakeRoom = _no_room) -> np.ndarray | None:
         """The mask of a rule that allows `codes`: distinct, int64 [n], in any order. None if there is no room for it.
 
-        Raises ValueError for a code outside the space.
+        make_room: frees a mask, and says whether there was one to free. Raises ValueError for a code outside the space.
         """
         codes = self._checked(codes)
         sizes = [self._size(level, codes) for level in range(self.space.depth)]
-        first = self._take(sum(sizes))
+        first = self._take(sum(sizes), make_room)
         if first is None:
             return None
         self.bits[first : first + sum(sizes)] = 0
@@ -76,17 +81,17 @@ class RuleMasks:
         self._set(mask, codes)
         return mask
 
-    def build_first_levels(self, codes: np.ndarray) -> np.ndarray | None:
+    def build_first_levels(self, codes: np.ndarray, make_room: MakeRoom = _no_room) -> np.ndarray | None:
         """The mask of a rule that allows very many codes: int64 [n], in any order, repeats allowed.
 
         It holds the first levels, as many as have at most 131,072 rows, exactly; the deeper ones allow everything. So
-        making it takes some 15 ns an item, and 4 MiB at most for each level. None if there is no room for it.
+        making it takes some 15 ns an item, and 4 MiB at most for each level. Otherwise as `build`.
         Raises ValueError for a code outside the space.
         """
         prefixes = self._checked(codes)
         most = [int(radix) * chunks_of(size) for radix, size in zip(self.space.radix, self.space.levels, strict=True)]
         depth = sum(rows <= _FIRST_ROWS for rows in most)
-        first = self._take(sum(most[:depth]))
+        first = self._take(sum(most[:depth]), make_room)
         if first is None:
             return None
         mask = self.all.copy()
@@ -162,7 +167,16 @@ class RuleMasks:
             self._starts.insert(at, start)
             self._ends.insert(at, end)
 
-    def _take(self, rows: int) -> int | None:
+    def _take(self, rows: int, make_room: MakeRoom) -> int | None:
+        """The first of so many rows in one piece, once there is room for them; None if there is none to be made."""
+        if rows >= len(self.bits):
+            return None
+        while (first := self._free_rows(rows)) is None:
+            if not make_room():
+                return None
+        return first
+
+    def _free_rows(self, rows: int) -> int | None:
         """The first of so many free rows in one piece, the foremost there are; None if there are none."""
         for at, (start, end) in enumerate(zip(self._starts, self._ends, strict=True)):
             if end - start > rows:

@@ -2,12 +2,15 @@
 
 Whether a beam is narrowed is decided by the share of the items that a filter leaves. Where it leaves most of them,
 enough drafts survive it anyway. Where it leaves very many, the mask holds the first levels only: that takes less time.
+Making masks takes a bounded share of the time.
 """
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +23,7 @@ from genrec.rules.scan import allowed_rows, holds, share_of
 
 WIDE = 0.5  # the share of the items from which on drafts are only checked
 MOST_ROWS = 150_000  # semantic IDs of a mask with all levels: making it takes some 15 ms
+MAKING, _SAVED_S = 0.25, 1.0  # the share of the time that may go into making masks, and how much of it can be saved up
 _MOST_KNOWN, _MOST_IDS = 4096, 100_000  # filters that something is known of, and ids that they name
 
 
@@ -45,7 +49,10 @@ class _Known:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """What a beam is narrowed by: mask as of `RuleMasks`, None to draft from all items. items: left by rules, about."""
+    """What a beam is narrowed by: mask as of `RuleMasks`, None to draft from all items.
+
+    items: left by rules, about; -1 if that is not known.
+    """
 
     mask: np.ndarray | None
     items: int
@@ -61,11 +68,35 @@ def masks_of(batch: Sequence[Narrowed]) -> list[np.ndarray | None] | None:
     return masks if any(mask is not None for mask in masks) else None
 
 
+class _Allowance:
+    """A share of the time that goes by, of which at most `_SAVED_S` is saved up."""
+
+    def __init__(self, share: float) -> None:
+        self._share, self._left_s, self._at = share, _SAVED_S, time.monotonic()
+
+    def is_left(self) -> bool:
+        now = time.monotonic()
+        self._left_s = min(_SAVED_S, self._left_s + self._share * (now - self._at))
+        self._at = now
+        return self._left_s > 0
+
+    @contextmanager
+    def spent(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._left_s -= time.monotonic() - began
+
+
 class Narrowing:
     """Masks of filters, the ones that were used last within the memory of `masks`.
 
     masks: None for an engine that takes none; drafts are then only checked. written: is told of rows of `masks` that
     were written, int64 [n], where an engine drafts with a copy.
+    making: the share of the time that may go into making masks. Where more is asked for, as by more rules in turn than
+    there is memory for, the drafts of the others are only checked: so those that are there stay, and no request waits
+    for the masks of many others.
     """
 
     def __init__(
@@ -75,7 +106,9 @@ class Narrowing:
         written: Callable[[np.ndarray], None] | None = None,
         wide: float = WIDE,
         most_rows: int = MOST_ROWS,
+        making: float = MAKING,
     ) -> None:
+        self._allowance = _Allowance(making)
         self._space, self._masks, self._written = space, masks, written
         self._wide, self._most_rows = wide, most_rows
         self._known: OrderedDict[frozenset[Filter], _Known] = OrderedDict()
@@ -110,7 +143,10 @@ class Narrowing:
                 self._forget(filters)
                 known = None
         if known is None:
-            known = self._made(view, version, filters, stay)
+            if not self._allowance.is_left():
+                return _Known(version, -1, False)
+            with self._allowance.spent():
+                known = self._made(view, version, filters, stay)
             self._known[filters] = known
             self._ids += _ids_of(filters)
             while len(self._known) > _MOST_KNOWN or self._ids > _MOST_IDS:
@@ -137,12 +173,17 @@ class Narrowing:
         """A mask of codes; those go for it that were not used for the longest time."""
         if self._masks is None:
             return None
-        build = self._masks.build if codes.size <= self._most_rows else self._masks.build_first_levels
-        while (mask := build(codes)) is None:
+
+        def make_room() -> bool:
             oldest = next((one for one in self._known if self._may_go(one, stay)), None)
-            if oldest is None:
-                return None
-            self._forget(oldest)
+            if oldest is not None:
+                self._forget(oldest)
+            return oldest is not None
+
+        build = self._masks.build if codes.size <= self._most_rows else self._masks.build_first_levels
+        mask = build(codes, make_room)
+        if mask is None:
+            return None
         if self._written is not None:
             self._written(self._masks.rows(mask))
         return mask

@@ -65,7 +65,9 @@ def compare(shop: Shop, users: list[User], shares: list[float], most: int) -> li
     windows, engine = Windows(shop), shop.engine()
     space, ids = shop.bundle.space, shop.bundle.catalog.item_ids
     pipelines = {
-        "pushed down": shop.pipeline(engine, Narrowing(space, engine.rule_masks, wide=2.0, most_rows=1 << 40)),
+        "pushed down": shop.pipeline(
+            engine, Narrowing(space, engine.rule_masks, wide=2.0, most_rows=1 << 40, making=1.0)
+        ),
         "only checked": shop.pipeline(engine, Narrowing(space, None)),
     }
     plain = [request(user, None) for user in users]

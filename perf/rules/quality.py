@@ -64,8 +64,12 @@ def compare(shop: Shop, users: int, most_codes: int) -> dict[str, dict[str, Any]
     masks = shop.masks
     exhaustive = TorchEngine(shop.bundle.path / CHECKPOINT, masks, 1, "cpu", rule_bytes=RULE_BYTES)
     ways: dict[str, Pipeline] = {
-        "exhaustive": shop.pipeline(exhaustive, Narrowing(space, exhaustive.rule_masks, wide=2.0, most_rows=1 << 40)),
-        "pushed down": shop.pipeline(engine, Narrowing(space, engine.rule_masks, wide=2.0, most_rows=1 << 40)),
+        "exhaustive": shop.pipeline(
+            exhaustive, Narrowing(space, exhaustive.rule_masks, wide=2.0, most_rows=1 << 40, making=1.0)
+        ),
+        "pushed down": shop.pipeline(
+            engine, Narrowing(space, engine.rule_masks, wide=2.0, most_rows=1 << 40, making=1.0)
+        ),
         "only checked": shop.pipeline(engine, Narrowing(space, None)),
     }
     found: dict[str, dict[str, list[float]]] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import given
@@ -65,3 +67,38 @@ def allowed_by(masks: RuleMasks, mask: np.ndarray, codes: np.ndarray) -> np.ndar
         row = mask[level, 0] + codes % SPACE.radix[level] % mask[level, 1]
         found &= (masks.bits[row, code // 8] >> (code % 8) & 1).astype(bool)
     return found
+
+
+def test_masks_stay_where_making_others_would_take_too_long() -> None:
+    shop, book = Shop(np.random.default_rng(0), 200), RuleBook(KINDS)
+
+    def filters(number: int) -> frozenset:
+        return book.filters(json.dumps({"allow": [shop.catalog.item_ids[number].decode()]}).encode())
+
+    with patch("genrec.rules.narrowing.time.monotonic", lambda: now[0]):
+        now = [0.0]
+        masks = RuleMasks(SPACE, 1 << 20)
+        narrowing = Narrowing(SPACE, masks, making=0.5)
+
+        def narrowed(number: int, takes: float = 0.0) -> bool:
+            made = RuleMasks.build
+
+            def build(*arguments: Any) -> np.ndarray | None:
+                now[0] += takes
+                return made(*arguments)
+
+            with patch.object(RuleMasks, "build", build):
+                found = narrowing.of_batch(shop.catalog, 1, [filters(number)])[0]
+            assert (found.items == -1) == (found.mask is None)
+            return found.mask is not None
+
+        # 1 s was saved up. 3 s are spent, of which 1.5 s may be: half a second too much.
+        assert narrowed(0) and narrowed(1, takes=3.0)
+        assert not narrowed(2) and narrowed(0) and narrowed(1)
+        now[0] += 0.9
+        assert not narrowed(2)
+        now[0] += 0.2
+        assert narrowed(2, takes=0.3)
+        assert not narrowed(3) and narrowed(2)
+        now[0] += 0.3
+        assert narrowed(3)
