@@ -11,6 +11,10 @@ class DeadlineExceeded(Exception):
     """The request's deadline has passed: an answer would come too late, and what was computed for it is given up."""
 
 
+class Overloaded(Exception):
+    """So many requests wait that this one could not be answered in time."""
+
+
 class StaleVersion(Exception):
     """The request was prepared with another catalogue than this step has."""
 

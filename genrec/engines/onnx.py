@@ -59,6 +59,9 @@ def open_session(graph: Path | bytes, threads: int = 0, provider: str = "CPUExec
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Threads that wait for work by spinning keep others from their processor: the steps of the same server, or a pod's
+    # neighbours (docs/performance.md).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, providers=[provider])
 
 

@@ -23,7 +23,7 @@ from genrec.rules.scan import allowed_rows, holds, share_of
 
 WIDE = 0.5  # the share of the items from which on drafts are only checked
 MOST_ROWS = 150_000  # semantic IDs of a mask with all levels: making it takes some 15 ms
-MAKING, _SAVED_S = 0.25, 1.0  # the share of the time that may go into making masks, and how much of it can be saved up
+MAKING, _SAVED_S = 0.2, 0.05  # the share of the time that may go into making masks, and how much of it can be saved up
 _MOST_KNOWN, _MOST_IDS = 4096, 100_000  # filters that something is known of, and ids that they name
 
 

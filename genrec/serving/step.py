@@ -25,7 +25,7 @@ import triton_python_backend_utils as pb
 from genrec.bundle import Bundle
 from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable
 from genrec.catalog.published import MASKS, Entry, OneVersion, Published, keep_versions_s
-from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, StaleVersion
+from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, StaleVersion
 from genrec.rules import RuleBook
 
 Input = TypeVar("Input")
@@ -33,22 +33,28 @@ Made = TypeVar("Made")
 Result = TypeVar("Result")
 
 
+_TOLD = 5  # numbers of a stamp before the rules
+
+
 @dataclass(frozen=True)
 class Stamp:
-    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [4 + r].
+    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [5 + r].
 
-    deadline_ns is on CLOCK_MONOTONIC, which all processes of a machine share. rules: the request's in their canonical
-    form, of 8 r bytes; empty for none. One tensor, because each costs a request more than what it holds.
+    deadline_ns is on CLOCK_MONOTONIC, which all processes of a machine share. number: of the request, as of `Gate`.
+    rules: the request's in their canonical form, of 8 r bytes; empty for none. One tensor, because each costs a request
+    more than what it holds.
     """
 
     top_k: int
     unknown: int
     catalog_version: int
     deadline_ns: int
+    number: int
     rules: bytes
 
     def tensor(self) -> Any:
-        values = np.array((self.top_k, self.unknown, self.catalog_version, self.deadline_ns), np.int64)
+        told = self.top_k, self.unknown, self.catalog_version, self.deadline_ns, self.number
+        values = np.array(told, np.int64)
         if self.rules:
             values = np.concatenate([values, np.frombuffer(self.rules, np.int64)])
         return pb.Tensor("stamp", values[None])
@@ -56,8 +62,7 @@ class Stamp:
     @classmethod
     def of(cls, request: Any) -> Stamp:
         values = tensor(request, "stamp")[0]
-        top_k, unknown, version, deadline_ns = values[:4].tolist()
-        return cls(top_k, unknown, version, deadline_ns, values[4:].tobytes())
+        return cls(*values[:_TOLD].tolist(), values[_TOLD:].tobytes())
 
 
 class Step(ABC, Generic[Input]):
@@ -70,6 +75,7 @@ class Step(ABC, Generic[Input]):
         config = json.loads(args["model_config"])
         self.parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self.max_batch_size = int(config["max_batch_size"])
+        self.instance = int(args["model_instance_name"].rpartition("_")[2])
         self.bundle = Bundle(open_folder(self.parameters["bundle"]))
         self._books: dict[tuple[tuple[str, str], ...], RuleBook] = {}
         self.setup()
@@ -224,7 +230,7 @@ def _refusal(error: BaseException) -> Any:
     """The answer to a request that failed with `error`; after a defect of ours the server stays."""
     if isinstance(error, InvalidRequest):
         return _error(str(error), pb.TritonError.INVALID_ARG)
-    if isinstance(error, (DeadlineExceeded, StaleVersion)):
+    if isinstance(error, (DeadlineExceeded, Overloaded, StaleVersion)):
         return _error(str(error), pb.TritonError.UNAVAILABLE)
     if isinstance(error, (Cancelled, CancelledError)):
         return _error(str(error) or "the server shuts down", pb.TritonError.CANCELLED)

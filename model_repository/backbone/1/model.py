@@ -1,6 +1,8 @@
 """Step 2 of `recommend`: one prefill and the draft head's beam -> drafted semantic IDs."""
 
+import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -19,7 +21,9 @@ from genrec.golden import check_drafts
 from genrec.rules import Filter, RuleBook
 from genrec.rules.narrowing import Narrowed, Narrowing, masks_of
 from genrec.serving.step import Step, checked_stamp, tensor
+from genrec.serving.waiting import Pace, waiting_file
 
+_NICER = 5
 _NOT_NARROWED = np.array([[0, -1]])  # nor is it known how many items are left
 Drafted = tuple[Drafts, Narrowed | None]
 
@@ -39,12 +43,13 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request. token_ids: int32 [P]. rules: in their canonical form. deadline_ns: on CLOCK_MONOTONIC."""
+    """One request. token_ids: int32 [P]. rules: in their canonical form. deadline_ns, number: of its stamp."""
 
     token_ids: np.ndarray
     rules: bytes
     version: int
     deadline_ns: int
+    number: int
 
 
 class TritonPythonModel(Step[Prompt]):
@@ -52,10 +57,12 @@ class TritonPythonModel(Step[Prompt]):
         options = {"rule_bytes": int(self.parameters["rules_memory_mb"]) << 20}
         if self.parameters["engine"] == "onnx":
             options["threads"] = int(self.parameters["threads"])
+        # The other steps and Triton's own threads go first: else a flood of requests could not even be refused.
+        os.nice(_NICER)
         self.engine = open_engine(self.bundle, self.parameters["engine"], **options)
         self.masked = self.parameters["masked"] == "true"
         golden = self.bundle.golden
-        self.engine.draft([golden["prompt"]] * self.max_batch_size, masked=self.masked)  # warm-up at full size
+        pace = [self.seconds(golden["prompt"], batch) for batch in (1, self.max_batch_size)]  # and it warms up
         check_drafts(golden, self.engine)
         self.catalogues = self.versions(self.catalogue)
         self.drafted_with: Catalogue | None = None
@@ -63,6 +70,16 @@ class TritonPythonModel(Step[Prompt]):
         written = self.engine.update_rules if self.engine.copies_masks else None
         self.narrowing = Narrowing(self.bundle.space, masks, written)
         self.in_flight = InFlight()
+        self.pace = Pace(waiting_file(os.getppid()), self.instance, *pace, self.max_batch_size)
+
+    def seconds(self, prompt: np.ndarray, batch: int) -> float:
+        """What a batch of equal prompts takes."""
+        spent = []
+        for _ in range(2):
+            began = time.perf_counter()
+            self.engine.draft([prompt] * batch, masked=self.masked)
+            spent.append(time.perf_counter() - began)
+        return min(spent)
 
     def catalogue(self, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> Catalogue:
         if isinstance(items, CatalogVersion):
@@ -71,9 +88,14 @@ class TritonPythonModel(Step[Prompt]):
 
     def read(self, request: Any) -> Prompt:
         stamp = checked_stamp(request)
-        return Prompt(tensor(request, "input_ids")[0], stamp.rules, stamp.catalog_version, stamp.deadline_ns)
+        token_ids = tensor(request, "input_ids")[0]
+        return Prompt(token_ids, stamp.rules, stamp.catalog_version, stamp.deadline_ns, stamp.number)
 
     def run(self, inputs: list[Prompt]) -> list[list[Any]]:
+        with self.pace.batch(max(prompt.number for prompt in inputs), len(inputs)):
+            return self.drafted(inputs)
+
+    def drafted(self, inputs: list[Prompt]) -> list[list[Any]]:
         narrowed = self.narrowed(inputs)
         rules = None if narrowed is None else masks_of(narrowed)
         drafts = self.engine.draft([prompt.token_ids for prompt in inputs], masked=self.masked, rules=rules)

@@ -1,5 +1,6 @@
 """Step 1 of `recommend`: history and query -> prompt, blocked rows, stamp."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,22 +9,24 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.catalog import BucketView, CatalogView, PrefixTable
-from genrec.errors import InvalidRequest
+from genrec.errors import InvalidRequest, Overloaded
 from genrec.golden import check_prompt
 from genrec.prompt import Preprocessor, Request
 from genrec.serving.step import Stamp, Step, optional
+from genrec.serving.waiting import Gate, waiting_file
 
 _NO_ITEMS = np.empty(0, object)
 _LONGEST_US = 3_600_000_000  # longer timeouts mean "no hurry", and the largest would not fit into the stamp
 
 
-class TritonPythonModel(Step[tuple[Request, int]]):
-    """It reads a request and its deadline in ns on CLOCK_MONOTONIC."""
+class TritonPythonModel(Step[tuple[Request, int, int]]):
+    """It reads a request, its deadline in ns on CLOCK_MONOTONIC, and its number."""
 
     def setup(self) -> None:
         self.timeout_us = 1000 * int(self.parameters["timeout_ms"])
         check_prompt(self.bundle.golden, self.preprocessor(self.bundle.catalog))
         self.catalogues = self.versions(self.preprocessor)
+        self.gate = Gate(waiting_file(os.getppid()), self.max_batch_size)
 
     def preprocessor(
         self, items: CatalogView, buckets: BucketView | None = None, masks: Callable[[], PrefixTable] | None = None
@@ -33,8 +36,15 @@ class TritonPythonModel(Step[tuple[Request, int]]):
         book = self.rule_book(items)
         return Preprocessor(items, bundle.layout, bundle.manifest.limits, bundle.query_tokenizer, book)
 
-    def read(self, request: Any) -> tuple[Request, int]:
-        deadline = time.monotonic_ns() + 1000 * min(request.timeout() or self.timeout_us, _LONGEST_US)
+    def read(self, request: Any) -> tuple[Request, int, int]:
+        left_us = min(request.timeout() or self.timeout_us, _LONGEST_US)
+        deadline = time.monotonic_ns() + 1000 * left_us
+        ahead, expected_ns = self.gate.expected_ns()
+        if expected_ns > 1000 * left_us:
+            raise Overloaded(
+                f"{ahead} requests are waiting, which takes about {expected_ns / 1e6:.0f} ms, and this one has "
+                f"{left_us / 1e3:.0f} ms: exceeds maximum queue size; allow more time or send fewer requests"
+            )
         history = optional(request, "history", _items("history"), None)
         if history is None:
             raise InvalidRequest("history is missing; send the user's item ids, oldest first, [1, 0] if there are none")
@@ -47,22 +57,23 @@ class TritonPythonModel(Step[tuple[Request, int]]):
             rules=optional(request, "rules", lambda array: bytes(array[0, 0]), b""),
         )
         self.catalogues.current.made.validate(read)
-        return read, deadline
+        return read, deadline, self.gate.let_through()
 
-    def run(self, inputs: list[tuple[Request, int]]) -> list[list[Any]]:
+    def run(self, inputs: list[tuple[Request, int, int]]) -> list[list[Any]]:
         entry = self.catalogues.current
-        prepared = entry.made.prepare([request for request, _ in inputs])
+        prepared = entry.made.prepare([request for request, *_ in inputs])
         return [
             [
                 pb.Tensor("input_ids", one.prompt[None]),
                 pb.Tensor("blocked_rows", one.blocked[None]),
-                Stamp(one.top_k, one.unknown, entry.version, deadline, one.rules).tensor(),
+                Stamp(one.top_k, one.unknown, entry.version, deadline, number, one.rules).tensor(),
             ]
-            for one, (_, deadline) in zip(prepared, inputs, strict=True)
+            for one, (_, deadline, number) in zip(prepared, inputs, strict=True)
         ]
 
     def finalize(self) -> None:
         self.catalogues.close()
+        self.gate.close()
 
 
 def _items(name: str) -> Callable[[np.ndarray], np.ndarray]:

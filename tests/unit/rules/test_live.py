@@ -46,7 +46,7 @@ def test_every_version_has_masks_for_all_that_rules_leave(seed: int, commits: in
     states = [shop] * 40
     fold = Fold(CatalogVersion(0, base), base.live)
     masks, book = RuleMasks(SPACE, 1 << 16), RuleBook(KINDS)
-    narrowing = Narrowing(SPACE, masks, wide=1.1)
+    narrowing = Narrowing(SPACE, masks, wide=1.1, making=1.0)
     told = [{"where": shop.condition()} for _ in range(3)]
     view = CatalogVersion(0, base)
     for version in range(1, commits + 1):

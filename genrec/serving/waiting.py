@@ -1,0 +1,112 @@
+"""How long a request will wait for the backbone, known to the step before it: so that it can be refused at once.
+
+The steps run in processes of their own. Both map one small array: `preprocessing` numbers the requests that it lets
+through, and each engine notes the last number that it began with, until when it is busy, and how long a batch takes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+_ENGINES = 64  # places, of one engine each
+_BEGUN, _FREE_NS, _FIRST_NS, _MORE_NS = range(4)
+_IDLE_NS = 50_000_000  # engines that have done nothing for so long have nothing to do: what was ahead was given up
+_AFTER_NS = 5_000_000  # what comes after the engine
+_BETWEEN_NS = 10_000_000  # batches of a queue follow each other sooner
+_SAFETY = 2.0  # times what is expected has to be left: a request that is let through and comes too late helps nobody
+_LEARNT = 0.1  # the weight of the last batch in what is expected of the next
+
+
+def waiting_file(server: int) -> Path:
+    """The array's file of a server, by the number of its process and by when that began."""
+    began = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[19]
+    shared = Path("/dev/shm")
+    return (shared if shared.is_dir() else Path(tempfile.gettempdir())) / f"genrec-waiting-{server}-{began}"
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """int64 [1 + _ENGINES, 4] in a file: how many requests were let through, and what each engine notes."""
+    shape = 1 + _ENGINES, 4
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.ftruncate(descriptor, 8 * shape[0] * shape[1])
+    finally:
+        os.close(descriptor)
+    return np.asarray(np.memmap(path, np.int64, "r+", shape=shape))
+
+
+class Gate:
+    """The step that lets requests through to the engines. path: of `waiting_file`. most: requests of a batch."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        self._path, self._values, self._most = path, _mapped(path), most
+
+    def expected_ns(self) -> tuple[int, int]:
+        """How many requests are ahead of the next one, and in how many nanoseconds it is answered for sure.
+
+        It is what the engines' last batches took, for batches that are as full as they can be, and some more. 0 if none
+        is ahead: so it is learnt how long they take now.
+        """
+        issued = int(self._values[0, 0])
+        engines = self._values[1:]
+        begun, free, first, more = engines[engines[:, _FIRST_NS] > 0].T
+        if not begun.size:
+            return 0, 0
+        now, ahead = time.monotonic_ns(), issued - int(begun.max())
+        if ahead <= 0 or free.max() + _IDLE_NS < now:
+            return 0, 0
+        batches, rest = divmod(ahead, self._most)
+        first_ns, more_ns = float(first.mean()), float(more.mean())
+        work = batches * (first_ns + self._most * more_ns) + first_ns + (rest + 1) * more_ns
+        return ahead, int(_SAFETY * (max(0, int(free.min()) - now) + work / begun.size + _AFTER_NS))
+
+    def let_through(self) -> int:
+        """The number of one more request."""
+        self._values[0, 0] += 1
+        return int(self._values[0, 0])
+
+    def close(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+class Pace:
+    """One engine's side.
+
+    place: its number among the server's, from 0. one_s, full_s: seconds that a batch of one request takes, and one of
+    `most`, when nothing else runs.
+    """
+
+    def __init__(self, path: Path, place: int, one_s: float, full_s: float, most: int) -> None:
+        self._own = _mapped(path)[1 + place % _ENGINES]
+        self._more_ns = 1e9 * max(0.0, full_s - one_s) / max(1, most - 1)
+        self._first_ns = max(1.0, 1e9 * one_s - self._more_ns)
+        self._slower, self._began, self._ended, self._plain_ns = 1.0, 0, 0, 0.0
+        self._note()
+
+    @contextmanager
+    def batch(self, last: int, size: int) -> Iterator[None]:
+        """Runs a batch, whose last request has the number `last`."""
+        now = time.monotonic_ns()
+        if self._plain_ns:  # the time between two batches belongs to the first, unless nothing was there to be done
+            took = (now if now - self._ended < _BETWEEN_NS else self._ended) - self._began
+            self._slower += _LEARNT * (took / self._plain_ns - self._slower)
+            self._note()
+        self._began, self._plain_ns = now, self._first_ns + size * self._more_ns
+        self._own[_FREE_NS] = now + int(self._slower * self._plain_ns)
+        self._own[_BEGUN] = max(last, int(self._own[_BEGUN]))
+        try:
+            yield
+        finally:
+            self._ended = time.monotonic_ns()
+            self._own[_FREE_NS] = self._ended
+
+    def _note(self) -> None:
+        self._own[_FIRST_NS] = max(1, int(self._slower * self._first_ns))
+        self._own[_MORE_NS] = int(self._slower * self._more_ns)

@@ -1,0 +1,126 @@
+"""What the gate expects of the engines, from what they note."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genrec.serving.waiting import Gate, Pace, waiting_file
+
+MS = 1_000_000
+
+
+class Clock:
+    now_ns = 1_000 * MS
+
+    def wait(self, ms: float) -> None:
+        self.now_ns += int(ms * MS)
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    clock = Clock()
+    with patch("genrec.serving.waiting.time.monotonic_ns", lambda: clock.now_ns):
+        yield clock
+
+
+def test_nobody_ahead_is_no_wait(clock: Clock, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "array", 4)
+    assert gate.expected_ns() == (0, 0)  # no engine is there yet
+    pace = Pace(tmp_path / "array", 0, 0.010, 0.016, 4)
+    assert gate.expected_ns() == (0, 0)
+    number = gate.let_through()
+    with pace.batch(number, 1):
+        clock.wait(10)
+        assert gate.expected_ns() == (0, 0)  # it may wait for this batch, but that is learnt only by letting it through
+    assert gate.expected_ns() == (0, 0)
+
+
+def test_what_is_ahead_is_taken_in_full_batches(clock: Clock, tmp_path: Path) -> None:
+    gate, pace = Gate(tmp_path / "array", 4), Pace(tmp_path / "array", 0, 0.010, 0.016, 4)  # 8 ms, and 2 a request
+    first = gate.let_through()
+    with pace.batch(first, 1):
+        for _ in range(5):
+            gate.let_through()
+        clock.wait(4)
+        # 6 ms of this batch, one of four, and one of the other and of this one.
+        ahead, expected = gate.expected_ns()
+        assert ahead == 5 and expected == pytest.approx(2 * (6 + 16 + 12 + 5) * MS, rel=1e-6)
+        clock.wait(6)
+    assert gate.expected_ns()[1] == pytest.approx(2 * (16 + 12 + 5) * MS, rel=1e-6)
+
+
+def test_engines_side_by_side_share_what_is_ahead(clock: Clock, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "array", 4)
+    paces = [Pace(tmp_path / "array", place, 0.010, 0.016, 4) for place in range(2)]
+    numbers = [gate.let_through() for _ in range(2 + 8)]
+    with paces[0].batch(numbers[0], 1), paces[1].batch(numbers[1], 1):
+        ahead, expected = gate.expected_ns()
+        assert ahead == 8 and expected == pytest.approx(2 * (10 + (16 + 16 + 10) / 2 + 5) * MS, rel=1e-6)
+        clock.wait(10)
+
+
+def test_a_slower_machine_is_learnt(clock: Clock, tmp_path: Path) -> None:
+    gate, pace = Gate(tmp_path / "array", 4), Pace(tmp_path / "array", 0, 0.010, 0.016, 4)
+    for _ in range(60):
+        with pace.batch(gate.let_through(), 1):
+            clock.wait(30)
+        clock.wait(20)
+    gate.let_through()
+    clock.wait(1)
+    assert gate.expected_ns()[1] == pytest.approx(2 * (3 * 12 + 5) * MS, rel=0.01)
+
+
+def test_requests_that_were_given_up_are_forgotten(clock: Clock, tmp_path: Path) -> None:
+    gate, pace = Gate(tmp_path / "array", 4), Pace(tmp_path / "array", 0, 0.010, 0.016, 4)
+    with pace.batch(gate.let_through(), 1):
+        clock.wait(10)
+    for _ in range(100):
+        gate.let_through()  # their client goes away: no engine ever sees them
+    assert gate.expected_ns()[0] == 100
+    clock.wait(60)
+    assert gate.expected_ns() == (0, 0)
+    with pace.batch(gate.let_through(), 1):
+        assert gate.expected_ns()[0] == 0
+        clock.wait(10)
+
+
+def test_a_step_that_begins_anew_goes_on_counting(clock: Clock, tmp_path: Path) -> None:
+    path = tmp_path / "array"
+    gate, pace = Gate(path, 4), Pace(path, 0, 0.010, 0.016, 4)
+    with pace.batch(gate.let_through(), 1):
+        clock.wait(10)
+    assert Gate(path, 4).let_through() == 2
+    with Pace(path, 0, 0.010, 0.016, 4).batch(2, 1):
+        assert gate.expected_ns()[0] == 0
+    gate.close()
+    gate.close()
+    assert not path.exists()
+
+
+@given(st.lists(st.tuples(st.integers(1, 16), st.floats(1e-4, 1.0)), max_size=40), st.floats(1e-6, 1), st.floats(0, 1))
+def test_an_expectation_is_always_a_number_of_some_size(
+    batches: list[tuple[int, float]], one_s: float, more_s: float
+) -> None:
+    clock = Clock()
+    with TemporaryDirectory() as folder, patch("genrec.serving.waiting.time.monotonic_ns", lambda: clock.now_ns):
+        path = Path(folder) / "array"
+        gate, pace = Gate(path, 16), Pace(path, 0, one_s, one_s + more_s, 16)
+        for size, took in batches:
+            for _ in range(size):
+                ahead, expected = gate.expected_ns()
+                assert (ahead > 0) == (expected > 0)
+                number = gate.let_through()
+            with pace.batch(number, size):
+                clock.wait(1e3 * took)
+
+
+def test_each_server_has_a_file_of_its_own() -> None:
+    assert waiting_file(os.getpid()) == waiting_file(os.getpid()) != waiting_file(os.getppid())
