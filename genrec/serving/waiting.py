@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 _ENGINES = 64  # places, of one engine each
-_BEGUN, _FREE_NS, _FIRST_NS, _MORE_NS = range(4)
-_IDLE_NS = 50_000_000  # engines that have done nothing for so long have nothing to do: what was ahead was given up
+_BEGUN, _BUSY, _FREE_NS, _FIRST_NS, _MORE_NS = range(5)
+_IDLE_NS = 50_000_000  # of engines: as often a request goes through, whatever is ahead
 _AFTER_NS = 5_000_000  # what comes after the engine
 _BETWEEN_NS = 10_000_000  # batches of a queue follow each other sooner
 _SAFETY = 2.0  # times what is expected has to be left: a request that is let through and comes too late helps nobody
@@ -32,8 +32,8 @@ def waiting_file(server: int) -> Path:
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """int64 [1 + _ENGINES, 4] in a file: how many requests were let through, and what each engine notes."""
-    shape = 1 + _ENGINES, 4
+    """int64 [1 + _ENGINES, 5] in a file: how many requests were let through, and what each engine notes."""
+    shape = 1 + _ENGINES, 5
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         os.ftruncate(descriptor, 8 * shape[0] * shape[1])
@@ -47,20 +47,25 @@ class Gate:
 
     def __init__(self, path: Path, most: int) -> None:
         self._path, self._values, self._most = path, _mapped(path), most
+        self._tried_ns = 0
 
     def expected_ns(self) -> tuple[int, int]:
         """How many requests are ahead of the next one, and in how many nanoseconds it is answered for sure.
 
         It is what the engines' last batches took, for batches that are as full as they can be, and some more. 0 if none
-        is ahead: so it is learnt how long they take now.
+        is ahead: so it is learnt how long they take now. 0 now and then, too, if no engine does anything: those ahead may
+        have been given up by their clients, of which nobody tells.
         """
         issued = int(self._values[0, 0])
         engines = self._values[1:]
-        begun, free, first, more = engines[engines[:, _FIRST_NS] > 0].T
+        begun, busy, free, first, more = engines[engines[:, _FIRST_NS] > 0].T
         if not begun.size:
             return 0, 0
         now, ahead = time.monotonic_ns(), issued - int(begun.max())
-        if ahead <= 0 or free.max() + _IDLE_NS < now:
+        if ahead <= 0:
+            return 0, 0
+        if not busy.any() and max(int(free.max()), self._tried_ns) + _IDLE_NS < now:
+            self._tried_ns = now
             return 0, 0
         batches, rest = divmod(ahead, self._most)
         first_ns, more_ns = float(first.mean()), float(more.mean())
@@ -100,12 +105,14 @@ class Pace:
             self._note()
         self._began, self._plain_ns = now, self._first_ns + size * self._more_ns
         self._own[_FREE_NS] = now + int(self._slower * self._plain_ns)
+        self._own[_BUSY] = 1
         self._own[_BEGUN] = max(last, int(self._own[_BEGUN]))
         try:
             yield
         finally:
             self._ended = time.monotonic_ns()
             self._own[_FREE_NS] = self._ended
+            self._own[_BUSY] = 0
 
     def _note(self) -> None:
         self._own[_FIRST_NS] = max(1, int(self._slower * self._first_ns))

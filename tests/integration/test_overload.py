@@ -1,0 +1,58 @@
+"""More requests than an engine can answer: the rest is refused at once, and afterwards all is as before."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from genrec.bundle import Bundle
+from genrec.serving.repository import Deployment
+from genrec.serving.serve import serve_bundle
+from genrec.serving.triton import TritonServer
+from genrec_client import AsyncRecommender, DeadlineExceeded, Overloaded, Recommendations, Recommender, RetryPolicy
+
+FLOOD, DEADLINE_S = 800, 0.1
+
+
+@contextmanager
+def stopped_engine(server: TritonServer) -> Iterator[None]:
+    """The engine's process does not run meanwhile. Not for long: Triton ends where it waits a second for a lock."""
+    stubs = [
+        int(folder.name)
+        for folder in Path("/proc").glob("[0-9]*")
+        if f"PPid:\t{server.pid}\n" in (folder / "status").read_text()
+        and b"/backbone/" in (folder / "cmdline").read_bytes()
+    ]
+    assert len(stubs) == 1
+    os.kill(stubs[0], signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(stubs[0], signal.SIGCONT)
+
+
+async def flood(server: TritonServer, histories: list[list[str]]) -> list[Recommendations | BaseException]:
+    """What becomes of many requests at once while the engine stands still."""
+    async with AsyncRecommender(server.grpc_url, retry=RetryPolicy(max_attempts=1)) as client:
+        await asyncio.gather(*(client.recommend(histories[0]) for _ in range(4)))
+        with stopped_engine(server):
+            calls = (client.recommend(histories[at % len(histories)], timeout_s=DEADLINE_S) for at in range(FLOOD))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle, shop: Any, tmp_path: Path) -> None:
+    with serve_bundle(bundle.path, Deployment(threads=1), log_path=tmp_path / "triton.log") as server:
+        found = asyncio.run(flood(server, shop.users))
+        assert {type(one) for one in found} <= {Overloaded, DeadlineExceeded, Recommendations}
+        refused = [str(one) for one in found if isinstance(one, Overloaded)]
+        # What the engine would get done in half of the deadline goes through, and expires.
+        assert refused
+        assert all("requests are waiting" in one and "allow more time or send fewer requests" in one for one in refused)
+        with Recommender(server.grpc_url, timeout_s=10.0) as client:
+            after = client.recommend_many(shop.users[:50], concurrency=8, return_exceptions=True)
+        assert [one for one in after if not isinstance(one, Recommendations)] == []
