@@ -18,7 +18,7 @@ import typer
 from genrec.bundle import Bundle
 from genrec.engines import open_engine
 from genrec.engines.base import Engine
-from genrec.engines.graphs import Buckets
+from genrec.engines.buckets import Buckets
 from genrec.evaluation.metrics import metrics
 from genrec.evaluation.ranker import Ranker, require_catalog
 from genrec.golden import check_drafts

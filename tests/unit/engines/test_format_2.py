@@ -76,7 +76,7 @@ class Graph(nn.Module):
 
     def forward(self, token_ids: Tensor, lengths: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         depth = len(self.model.levels)
-        return self.model.draft(token_ids, lengths, Masks(masks[:depth], masks[depth:]), self.width)
+        return self.model.draft(token_ids, lengths, Masks(masks[:depth], masks[depth:]), self.width)[:2]
 
 
 def write_format_2(bundle: Bundle, path: Path) -> Bundle:

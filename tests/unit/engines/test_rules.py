@@ -15,7 +15,8 @@ from genrec.bundle import CHECKPOINT, ONNX_GRAPH, Bundle, seal_bundle
 from genrec.catalog import RuleMasks
 from genrec.engines import open_engine
 from genrec.engines.base import Drafts, Engine
-from genrec.engines.graphs import Buckets, call_again
+from genrec.engines.buckets import Buckets
+from genrec.engines.graphs import call_again
 from genrec.engines.onnx import OnnxEngine
 from genrec.engines.torch import TorchEngine
 from genrec.golden import check_drafts
