@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import openvino as ov
 
 from genrec.catalog import PrefixTable, PrefixTrie, SemanticIdSpace
 from genrec.catalog.rule_masks import chunks_of
+from genrec.engines import PRECISIONS
 from genrec.engines.base import RULE_BYTES, Engine
 from genrec.engines.buckets import Buckets
 from genrec.engines.onnx import LAST, PREFIXES, RULE_BITS, RULE_ROWS, SCORES, graph_masks
 from genrec.engines.openvino_graph import read_graph
 
-PRECISIONS = ("auto", "f32", "bf16")
 # By how much a score may differ from that in float32: half precision moves hidden states and every level's logits.
 SCORE_TOLERANCES = {"f32": 1e-3, "bf16": 0.25}
 _LARGEST = np.iinfo(np.int32).max + 1  # numbers that 32 bits hold
@@ -26,8 +27,8 @@ class OpenVinoEngine(Engine):
     """Runs an exported graph with OpenVINO on the CPU.
 
     graph: the `.onnx` file. longest_prompt: tokens of the longest prompt. threads: of one call, 0 for one per core.
-    precision: of `PRECISIONS`; "auto" is bf16 where the processor multiplies matrices in it (AMX), else f32. rule_bytes:
-    as `Engine`'s.
+    precision: of `PRECISIONS`; "auto" is bf16 where the processor multiplies matrices in it (AMX), else f32.
+    rule_bytes: as `Engine`'s.
 
     A shape that comes for the first time takes about twice as long. So batches are padded to `Buckets`, and `warm_up`
     runs each of them once.
@@ -77,8 +78,7 @@ class OpenVinoEngine(Engine):
                 tokens = np.resize(prompt[:columns], columns)
                 self.draft([tokens] * rows, masked=masked)
 
-    def _prepared(self, masks: PrefixTable | PrefixTrie) -> ov.InferRequest:
-        """A request that holds the masks: it reads their own memory, which may change."""
+    def _prepared(self, masks: PrefixTable | PrefixTrie) -> _Ready:
         feeds = graph_masks(masks)
         wanted = self._inputs - {"token_ids", "lengths", RULE_BITS, RULE_ROWS}
         if feeds.keys() != wanted:
@@ -86,33 +86,42 @@ class OpenVinoEngine(Engine):
                 f"{self._graph}: takes masks as {', '.join(sorted(wanted))}, not {', '.join(sorted(feeds))}; "
                 "build them for the semantic IDs of this bundle"
             )
-        request = self._compiled.create_infer_request()
-        for name, array in {**feeds, RULE_BITS: self.rule_masks.bits}.items():
-            request.set_tensor(name, _shared(array))
-        return request
+        arrays = {**feeds, RULE_BITS: self.rule_masks.bits}
+        ready = _Ready(self._compiled.create_infer_request(), tuple(arrays.values()))
+        for name, array in arrays.items():
+            ready.request.set_tensor(name, _shared(array))
+        return ready
 
     def _run(
-        self, token_ids: np.ndarray, lengths: np.ndarray, masks: ov.InferRequest, rule_rows: np.ndarray | None
+        self, token_ids: np.ndarray, lengths: np.ndarray, masks: _Ready, rule_rows: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         assert rule_rows is not None
-        batch, tokens = token_ids.shape
-        bucket = self._buckets.holding(batch, tokens)
-        if bucket is not None and bucket != token_ids.shape:
-            # Rows behind the batch repeat its first request, which is sure to be one that the model can take.
-            rows = np.zeros(bucket[0], np.intp)
-            rows[:batch] = np.arange(batch)
-            padded = np.zeros(bucket, np.int32)
-            padded[:, :tokens] = token_ids[rows]
-            token_ids, lengths, rule_rows = padded, lengths[rows], rule_rows[rows]
+        batch = len(token_ids)
+        token_ids, lengths, rule_rows = self._padded(token_ids, lengths, rule_rows)
         feeds = {"token_ids": token_ids, "lengths": lengths, RULE_ROWS: rule_rows}
         with self._running:
-            masks.infer(feeds, share_inputs=True)
-            prefixes, last, scores = (masks.get_output_tensor(at).data[:batch] for at in range(3))
+            masks.request.infer(feeds, share_inputs=True)
+            prefixes, last, scores = (masks.request.get_output_tensor(at).data[:batch] for at in range(3))
             codes = prefixes + last.astype(np.int64) * self._space.radix[-1]
             return codes, scores.copy()
 
+    def _padded(self, token_ids: np.ndarray, lengths: np.ndarray, rule_rows: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The same in the shape of a bucket, if one holds it: [B, S], [B] and [B, 2 L]."""
+        batch, tokens = token_ids.shape
+        bucket = self._buckets.holding(batch, tokens)
+        if bucket is None or bucket == token_ids.shape:
+            return token_ids, lengths, rule_rows
+        # Rows behind the batch repeat its first request, which is sure to be one that the model can take.
+        rows = np.zeros(bucket[0], np.intp)
+        rows[:batch] = np.arange(batch)
+        padded = np.zeros(bucket, np.int32)
+        padded[:, :tokens] = token_ids[rows]
+        return padded, lengths[rows], rule_rows[rows]
 
-_TOO_OLD = "this graph is from before there was the OpenVINO engine; make a newer bundle with `genrec export BUNDLE OUT`"
+
+_TOO_OLD = (
+    "this graph is from before there was the OpenVINO engine; make a newer bundle with `genrec export BUNDLE OUT`"
+)
 
 
 def _chosen(precision: str, capabilities: list[str]) -> str:
@@ -137,6 +146,16 @@ def _largest_key(space: SemanticIdSpace) -> int:
             f"no more than {_LARGEST}, 32 bits; use the onnx engine"
         )
     return largest
+
+
+class _Ready(NamedTuple):
+    """A request that reads masks in their own memory, which may change, and the arrays whose memory it is.
+
+    OpenVINO does not keep them alive.
+    """
+
+    request: ov.InferRequest
+    arrays: tuple[np.ndarray, ...]
 
 
 class _Writable:

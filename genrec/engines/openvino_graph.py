@@ -89,9 +89,7 @@ def _divided(values: ov.Output, by: ov.Output) -> tuple[ov.Output, ov.Output]:
     left = op.subtract(values, op.multiply(quotient, by))
     step = op.divide(left, by)
     quotient, left = op.add(quotient, step), op.subtract(left, op.multiply(step, by))
-    step = op.subtract(
-        op.select(op.greater_equal(left, by), one, zero), op.select(op.less(left, zero), one, zero)
-    )
+    step = op.subtract(op.select(op.greater_equal(left, by), one, zero), op.select(op.less(left, zero), one, zero))
     quotient, left = op.add(quotient, step), op.subtract(left, op.multiply(step, by))
     return quotient.output(0), left.output(0)
 

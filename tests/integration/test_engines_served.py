@@ -12,7 +12,15 @@ from genrec_client import Recommender, RecommendRequest
 from tests.near import assert_same_items
 
 
-@pytest.mark.parametrize("deployment", [Deployment(engine="torch"), Deployment(threads=1, instances=2)])
+@pytest.mark.parametrize(
+    "deployment",
+    [
+        Deployment(engine="torch"),
+        Deployment(threads=1, instances=2),
+        Deployment(engine="openvino", precision="f32"),
+        Deployment(engine="openvino", precision="f32", threads=1, instances=2),
+    ],
+)
 def test_all_deployments_answer_the_same(
     bundle: Bundle, dataset: Dataset, recommender: Recommender, deployment: Deployment, tmp_path: Path
 ) -> None:

@@ -147,6 +147,8 @@ def test_its_graph_takes_no_masks_that_change_and_says_what_to_do(old: Bundle) -
     assert not open_engine(old, "onnx").takes_rules
     with pytest.raises(ValueError, match="takes no rules"):
         _ = open_engine(old, "onnx").rule_masks
+    with pytest.raises(ValueError, match=r"from before there was the OpenVINO engine; .* `genrec export BUNDLE OUT`"):
+        open_engine(old, "openvino")
     with pytest.raises(ValueError, match="drafts with a PrefixTable"):
         open_engine(old, "torch").set_masks(old.graph_masks)  # type: ignore[arg-type]
 

@@ -54,6 +54,7 @@ def engines_on(bundle: Bundle) -> dict[str, Engine]:
     buckets: dict[str, Any] = {"buckets": Buckets((1, 4, 16), (40, 90)), "capture": call_again}
     return {
         "onnx": open_engine(bundle, "onnx", threads=1),
+        "openvino": open_engine(bundle, "openvino", threads=1, precision="f32"),
         "torch": open_engine(bundle, "torch", device="cpu"),
         "recorded": open_engine(bundle, "torch", device="cpu", **buckets),
     }
@@ -67,7 +68,7 @@ def test_engines_agree_and_obey_the_rule_of_each_request(kind: str, request: pyt
         requests = requests_of(bundle, rng, batch)
         for masked in (True, False):
             found = {name: drafted(engine, requests, masked) for name, engine in engines.items()}
-            for name in ("onnx", "recorded"):
+            for name in ("onnx", "openvino", "recorded"):
                 assert_same_drafts(found[name], found["torch"])
             arena = RuleMasks(bundle.space, 1 << 24)
             for row, (prompt, codes) in enumerate(requests):
@@ -96,7 +97,7 @@ def test_a_narrow_rule_finds_its_items_far_from_the_best(bundle: Bundle) -> None
         assert_same_drafts(Drafts(nothing.codes[1:], nothing.scores[1:]), engine.draft([prompt]))
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch", "recorded"])
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "torch", "recorded"])
 def test_what_is_added_to_a_rule_is_drafted_at_once(bundle: Bundle, kind: str) -> None:
     engine = engines_on(bundle)[kind]
     prompt = bundle.layout.encode(bundle.catalog.sids[:4])
@@ -126,7 +127,7 @@ def test_a_copy_on_a_device_takes_over_the_rows_of_a_rule(bundle: Bundle) -> Non
     np.testing.assert_array_equal(engine._rule_bits.numpy()[rows], engine.rule_masks.bits[rows])
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "torch"])
 def test_wrong_rules_are_refused(bundle: Bundle, kind: str) -> None:
     engine = open_engine(bundle, kind, rule_bytes=32 * 5)
     prompt = bundle.layout.encode(bundle.catalog.sids[:4])
