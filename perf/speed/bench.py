@@ -42,8 +42,8 @@ def measure(
     with ExitStack() as stack:
         for system, bundle in bundles.items():
             raw = folder / "raw" / cell.name / DECODERS[system]
-            options = {"engine": engine, "threads": threads, "precision": precision}
-            tests[system] = stack.enter_context(load_test(bundle, histories(cell), raw, **options))
+            served = load_test(bundle, histories(cell), raw, engine, threads, precision=precision)
+            tests[system] = stack.enter_context(served)
         expected = {system: test.analyzer(Load(LEAST, 1), -1)["p50"] / 1e3 for system, test in tests.items()}
         for number in range(rounds):
             for system, test in tests.items():
