@@ -1,7 +1,8 @@
 """Reads an exported graph into OpenVINO: what the graph takes from ONNX Runtime is written in OpenVINO's operators.
 
 So a bundle holds one graph for both. And OpenVINO's CPU plugin computes integers in 32 bits, whatever a graph says, and
-divides them in float32, which is exact up to 2^24 only: where there are larger ones, they are divided in steps.
+divides and reduces them in float32, which is exact up to 2^24 only: where there are larger ones, they are divided in
+steps. Greatest integers are always found pair by pair: with AVX2 the reduction gives other numbers altogether.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def read_graph(path: Path, outputs: Iterable[str], largest: int) -> ov.Model:
     core = ov.Core()
     for name, convert in (("RotaryEmbedding", _rotary_embedding), ("MultiHeadAttention", _causal_attention)):
         core.add_extension(ConversionExtension(name, MICROSOFT, convert))
+    core.add_extension(ConversionExtension("ReduceMax", "", _greatest))
     if largest > EXACT:
         for name, convert in (("Div", _division), ("Mod", _remainder)):
             core.add_extension(ConversionExtension(name, "", convert))
@@ -63,6 +65,21 @@ def _causal_attention(node: Any) -> list[ov.Output]:
     # With a scale there has to be a mask, too, which is left out of causal attention.
     mixed = op.scaled_dot_product_attention(*inputs, op.constant(np.float32(0)), scale, causal=True)
     return _joined(op.transpose(mixed, across), size)
+
+
+def _greatest(node: Any) -> list[ov.Output]:
+    """ONNX's ReduceMax over named axes, which go. Of integers, their sizes have to be known and powers of 2."""
+    values, axes = node.get_input(0), node.get_input(1)
+    if not values.get_element_type().is_integral():
+        return op.reduce_max(values, axes).outputs()
+    shape = values.get_partial_shape()
+    for axis in axes.get_node().get_data().tolist():
+        count = shape[axis % shape.rank.get_length()].get_length()
+        while count > 1:
+            count //= 2
+            first, second = op.variadic_split(values, _int(axis), _ints(count, count)).outputs()
+            values = op.maximum(first, second).output(0)
+    return op.squeeze(values, axes).outputs()
 
 
 def _division(node: Any) -> list[ov.Output]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines import open_engine
 from genrec.engines.onnx import LAST, PREFIXES, OnnxEngine
 from genrec.engines.openvino import OpenVinoEngine, _chosen
+from genrec.engines.openvino_graph import read_graph
 from genrec.golden import check_drafts
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
@@ -155,3 +157,26 @@ def test_without_its_package_it_is_said_what_to_install(
     status, said = run_genrec("serve", bundle.path, "--engine", "openvino")
     assert status and "openvino is not installed" in said and "pip install 'genrec-triton[openvino]'" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("largest", [1 << 24, 1 << 31])
+def test_integers_are_divided_and_compared_exactly(largest: int, tmp_path: Path) -> None:
+    """OpenVINO's own operators go through float32, which is not exact above 2^24."""
+
+    class Integers(torch.nn.Module):
+        def forward(self, values: torch.Tensor, by: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return torch.div(values, by, rounding_mode="trunc"), values % by, values.reshape(2, -1, 8).amax((0, -1))
+
+    rng, names = np.random.default_rng(0), ("quotient", "rest", "greatest")
+    given = {"values": torch.zeros(32, dtype=torch.int32), "by": torch.ones(32, dtype=torch.int32)}
+    free = dict.fromkeys((*given, *names), ("count",))
+    exporter.write_graph(Integers(), given, names, free, tmp_path / "integers.onnx")
+    compiled = ov.Core().compile_model(read_graph(tmp_path / "integers.onnx", names, largest), "CPU")
+    for most in (2, 1000, largest):
+        by = rng.integers(1, most, 4096)
+        # Multiples and their neighbours are where a rounded quotient is wrong.
+        values = np.clip(rng.integers(0, largest, 4096) // by * by + rng.integers(-1, 2, 4096), 0, largest - 1)
+        found = compiled([values.astype(np.int32), by.astype(np.int32)])
+        expected = values // by, values % by, values.reshape(2, -1, 8).max((0, 2))
+        for at, numbers in enumerate(expected):
+            np.testing.assert_array_equal(found[at], numbers)
