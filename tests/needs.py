@@ -7,6 +7,11 @@ from typing import NoReturn
 
 import pytest
 
+from genrec.engines.openvino import runs_here
+
+needs_avx512 = pytest.mark.skipif(not runs_here(), reason="this processor has no AVX-512, or it is forbidden")
+OPENVINO = pytest.param("openvino", marks=needs_avx512)  # the engine, where it runs
+
 
 def all_required() -> bool:
     """Whether nothing may be missing, as in CI."""

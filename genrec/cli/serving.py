@@ -13,7 +13,7 @@ import typer
 
 from genrec.cli.arguments import BundlePath, StorageOptions, one_of, storage_options, usage
 from genrec.cli.rules import RulesFile, deployment_rules
-from genrec.engines import ENGINES
+from genrec.engines import ENGINES, PRECISIONS, require_installed
 
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")]
 
@@ -39,13 +39,20 @@ def serve(
     http_port: _Port = 8000,
     metrics_port: _Port = 8002,
     engine: Annotated[
-        str, typer.Option(help="onnx, or torch where it is installed.", callback=one_of(ENGINES))
+        str, typer.Option(help="onnx; openvino or torch where they are installed.", callback=one_of(ENGINES))
     ] = "onnx",
     masked: Annotated[bool, typer.Option(help="Draft only prefixes that exist.")] = True,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the ONNX engine; 0 for one per core.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of an onnx or openvino engine; 0 for one per core.")] = 0,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of the openvino engine: f32, bf16, or auto, which is bf16 where the processor is made for it.",
+            callback=one_of(PRECISIONS),
+        ),
+    ] = "auto",
     instances: Annotated[
         int,
-        typer.Option(min=1, help="ONNX engines side by side, of --threads each: more throughput, less speed alone."),
+        typer.Option(min=1, help="Engines side by side, of --threads each: more throughput, less speed alone."),
     ] = 1,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests that a step takes at once, at most.")] = 16,
     timeout_ms: Annotated[
@@ -123,7 +130,9 @@ def serve(
             verification,
             texts_at_once,
             rules_memory_mb=rules_memory_mb,
+            precision=precision,
         )
+    require_installed(engine)
     if knowledge is not None:
         KnowledgeSettings.load(knowledge)  # a server would find out later
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from genrec.bundle import CHECKPOINT, ONNX_GRAPH, TENSORRT_LLM
@@ -10,7 +11,21 @@ from genrec.engines.base import Engine
 if TYPE_CHECKING:
     from genrec.bundle import Bundle
 
-ENGINES = ("onnx", "torch", "tensorrt_llm")
+ENGINES = ("onnx", "openvino", "torch", "tensorrt_llm")
+# What a deployment decides of an engine of each kind: arguments of its class.
+DEPLOYED: dict[str, tuple[str, ...]] = {
+    "onnx": ("threads",),
+    "openvino": ("threads", "precision"),
+    "torch": (),
+    "tensorrt_llm": (),
+}
+PRECISIONS = ("auto", "f32", "bf16")  # of an engine that has a choice; auto: bf16 where the processor is made for it
+
+
+def require_installed(kind: str) -> None:
+    """Raises ImportError that says what to install, where the package of an optional engine is missing."""
+    if kind == "openvino" and find_spec("openvino") is None:
+        raise ImportError("openvino is not installed, which this engine needs: pip install 'genrec-triton[openvino]'")
 
 
 def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
@@ -20,6 +35,12 @@ def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
         from genrec.engines.onnx import OnnxEngine
 
         return OnnxEngine(bundle.path / ONNX_GRAPH, bundle.graph_masks, width, **options)
+    if kind == "openvino":
+        require_installed(kind)
+        from genrec.engines.openvino import OpenVinoEngine
+
+        longest = bundle.layout.max_tokens
+        return OpenVinoEngine(bundle.path / ONNX_GRAPH, bundle.graph_masks, width, longest, **options)
     if kind == "torch":
         from genrec.engines.torch import TorchEngine
 

@@ -141,6 +141,13 @@ class Engine(ABC):
             raise ValueError(f"{len(rules)} rules for {batch} prompts; give each prompt its rule or None")
         return self.rule_masks.stacked(rules)
 
+    def warm_up(self, prompt: np.ndarray, batch: int, masked: bool = True) -> None:
+        """Run once what takes long for the first time, before batches of up to `batch` prompts come.
+
+        prompt: any that the model can take, int32 [P].
+        """
+        self.draft([prompt] * batch, masked=masked)
+
     def close(self) -> None:  # noqa: B027 - most engines have nothing to end
         """End what runs outside of calls."""
 

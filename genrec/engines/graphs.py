@@ -1,18 +1,17 @@
 """Recorded drafts: one CUDA graph for each bucket of batch size and prompt length.
 
 A replayed graph starts a pass's kernels as one piece, where PyTorch starts them one by one. It has fixed shapes and
-fixed addresses, so a batch is copied into the buffers of the smallest bucket that holds it. What is added there changes
-no answer: tokens behind a prompt are seen by nothing before them, and rows behind the batch are cut off.
+fixed addresses, so a batch is copied into the buffers of the smallest bucket that holds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import count, takewhile
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from genrec.engines.buckets import Buckets
 
 # Right-padded token ids int32 [B, S], lengths int32 [B] and rules' masks int64 [B, 2 L] -> tensors with B rows.
 Draft = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
@@ -20,39 +19,7 @@ Draft = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 Call = Callable[[], tuple[Tensor, ...]]
 Capture = Callable[[Call], Call]
 
-_SHORTEST = 64
 _WARM_UP = 3  # calls before a recording: libraries choose their kernels and take their workspaces in the first ones
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """The shapes that are recorded: every one of `batches` prompts with every one of `lengths` tokens."""
-
-    batches: tuple[int, ...]
-    lengths: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for name, sizes in (("batches", self.batches), ("lengths", self.lengths)):
-            if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
-                raise ValueError(f"buckets: {name} {sizes} must be rising sizes of at least 1; name one or more")
-
-    @classmethod
-    def up_to(cls, tokens: int, batch: int) -> Buckets:
-        """Buckets for prompts of up to `tokens` tokens, at most `batch` of them.
-
-        Batch sizes double; a length is at most a quarter above the one before, so that little is computed in vain.
-        """
-        lengths = ((4 + quarter) << octave for octave in count(_SHORTEST.bit_length() - 3) for quarter in range(4))
-        return cls(_rising((1 << power for power in count()), batch), _rising(lengths, tokens))
-
-    def holding(self, batch: int, tokens: int) -> tuple[int, int] | None:
-        """The smallest bucket for `batch` prompts, the longest of `tokens`; None if there is none."""
-        rows = next((size for size in self.batches if size >= batch), None)
-        columns = next((size for size in self.lengths if size >= tokens), None)
-        return None if rows is None or columns is None else (rows, columns)
-
-    def __len__(self) -> int:
-        return len(self.batches) * len(self.lengths)
 
 
 class RecordedDraft:
@@ -122,8 +89,3 @@ class CudaGraphs:
             return answers
 
         return replay
-
-
-def _rising(sizes: Iterable[int], most: int) -> tuple[int, ...]:
-    """Those of the rising, endless `sizes` that are below `most`, and `most` itself."""
-    return (*takewhile(lambda size: size < most, sizes), most)

@@ -11,6 +11,8 @@ from genrec.catalog import PrefixTable, PrefixTrie
 from genrec.engines.base import RULE_BYTES, Engine
 
 RULE_BITS, RULE_ROWS = "rule_bits", "rule_rows"  # inputs of a graph that takes rules
+CODES, SCORES = "codes", "scores"
+PREFIXES, LAST = "prefixes", "last_codes"  # the codes in two parts; older graphs do not have them
 
 
 class OnnxEngine(Engine):
@@ -50,7 +52,7 @@ class OnnxEngine(Engine):
         feeds = {"token_ids": token_ids, "lengths": lengths, **masks}
         if rule_rows is not None:
             feeds |= {RULE_BITS: self.rule_masks.bits, RULE_ROWS: rule_rows}
-        codes, scores = self._session.run(None, feeds)
+        codes, scores = self._session.run([CODES, SCORES], feeds)
         return codes, scores
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from genrec.catalog import PrefixTable, PrefixTrie
 from genrec.engines.base import RULE_BYTES, Engine
-from genrec.engines.graphs import Buckets, Capture, CudaGraphs, Draft, RecordedDraft
+from genrec.engines.buckets import Buckets
+from genrec.engines.graphs import Capture, CudaGraphs, Draft, RecordedDraft
 from genrec.model.backbone import BackboneModel
 from genrec.model.checkpoint import load_checkpoint
 from genrec.model.masks import Masks, Rules, as_tensor, copy_rows
@@ -84,7 +85,7 @@ class TorchEngine(Engine):
         def draft(token_ids: Tensor, lengths: Tensor, rule_rows: Tensor) -> tuple[Tensor, ...]:
             tokens, sizes, rows = (each.to(self._device) for each in (token_ids, lengths, rule_rows))
             ruled = tensors._replace(rules=Rules(self._rule_bits, rows))
-            return self._model.draft(tokens, sizes, ruled, self.beam_width)
+            return self._model.draft(tokens, sizes, ruled, self.beam_width)[:2]
 
         if self._buckets is None or self._capture is None:
             return _Ready(masks, tensors, draft)

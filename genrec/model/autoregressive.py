@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH
 from genrec.model.backbone import BackboneModel
-from genrec.model.beam import Beams
+from genrec.model.beam import Beams, Drafted
 from genrec.model.layers import LayerCache, finish, keys_values, norm, queries
 from genrec.model.masks import Masks
 
@@ -63,8 +63,8 @@ class AutoregressiveModel(BackboneModel):
         lengths: Tensor,
         masks: Masks,
         beam_width: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Prefill, L - 1 decode steps and the beam search: codes int64 [B, K] and scores float32 [B, K].
+    ) -> Drafted:
+        """Prefill, L - 1 decode steps and the beam search.
 
         Prompts are right-padded, int [B, S] and int [B]; see `BackboneModel.draft`.
         """
@@ -76,7 +76,7 @@ class AutoregressiveModel(BackboneModel):
             carried = partial(beams.of_parents, level - 1, parent=parent)
             hidden = self.decode(self.level_tokens(level - 1)[code], carried, lengths + (level - 1), cache)
             parent, code = beams.step(level, self.level_logits(hidden, level))
-        return beams.codes, beams.scores
+        return beams.drafted
 
     def prefill(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, list[LayerCache]]:
         """The last token's hidden state [B, 1, d] and the cache of the prompts; see `BackboneModel.read_prompts`."""

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 
 from genrec.bundle.checkpoint_shapes import DECODERS, FAMILIES
 from genrec.errors import in_words
+from genrec.model.beam import Drafted
 from genrec.model.fused import CausalAttention
 from genrec.model.layers import Heads, LayerCache, Rotation, additive, finish, keys_values, norm, queries
 from genrec.model.masks import Masks
@@ -58,8 +59,8 @@ class BackboneModel(nn.Module, ABC):
         lengths: Tensor,
         masks: Masks,
         beam_width: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Draft for right-padded prompts, int [B, S] and int [B]: codes int64 [B, K], scores float32 [B, K] of `Beams`.
+    ) -> Drafted:
+        """Draft for right-padded prompts, int [B, S] and int [B].
 
         beam_width: K.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,26 @@ _LOG_MASK = torch.where((torch.arange(256)[:, None] >> torch.arange(8)) & 1 == 1
 _CHOICES = torch.tensor([[LEFT, RIGHT], [0, LEFT]], dtype=torch.int32)[:, :, None, None]
 
 
+class Drafted(NamedTuple):
+    """What a beam search ends with, best first: of `Beams`, after the last level.
+
+    codes: int64 [B, K], in mixed radix. scores: float32 [B, K]. prefixes, last: the codes in two parts, int64 [B, K]
+    each, all codes but the last one in mixed radix, and that: what computes in 32 bits can give these where it cannot
+    give the whole.
+    """
+
+    codes: Tensor
+    scores: Tensor
+    prefixes: Tensor
+    last: Tensor
+
+
 class Beams:
     """The best prefixes of B requests, one code longer after every `step`, masked by valid prefixes and by rules.
 
     codes: int64 [B, W], the drafted prefixes in mixed radix. scores: float32 [B, W], falling, ties to the earlier
     beam; the sum of log-softmax over all T_l codes of each level, -inf for a beam that no valid prefix was left for.
+    drafted: the same after the last level.
     One empty prefix per request at first; W = min(K, T_0 * .. * T_l) after level l.
 
     Traced, every size that is asked of a tensor is a handful of nodes, as dear as the arithmetic of a narrow beam: so
@@ -40,7 +56,7 @@ class Beams:
             # First rows and numbers of rows of all levels, in turn: [B, 1] each.
             self._segments = masks.rules.rows.split(1, 1)
         self._requests = torch.arange(batch, device=device)[:, None]
-        self.codes = torch.zeros_like(self._requests)
+        self.codes = self._prefixes = self._last = torch.zeros_like(self._requests)
         self.scores = torch.zeros_like(self._requests, dtype=torch.float32)
 
     def width(self, level: int) -> int:
@@ -58,8 +74,13 @@ class Beams:
         self.scores, chosen = total.topk(self.width(level), dim=1)
         parent = _divided(chosen, size)
         code = chosen - parent * size
-        self.codes = self.codes.gather(1, parent) + code * math.prod(self._levels[:level])
+        self._prefixes, self._last = self.codes.gather(1, parent), code
+        self.codes = self._prefixes + code * math.prod(self._levels[:level])
         return parent, code
+
+    @property
+    def drafted(self) -> Drafted:
+        return Drafted(self.codes, self.scores, self._prefixes, self._last)
 
     def _mask(self, level: int, width: int) -> Tensor:
         """What the prefixes allow of the codes of `level`, to add to log-probabilities: [B or 1, W, T_l]."""

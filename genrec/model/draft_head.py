@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genrec.model.beam import Beams
+from genrec.model.beam import Beams, Drafted
 from genrec.model.layers import Heads, LayerCache, additive, unit_rms
 from genrec.model.masks import Masks
 
@@ -93,11 +93,10 @@ class DraftHead(nn.Module):
         history: History | None,
         masks: Masks,
         beam_width: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Drafted:
         """Beam search of `beam_width` K inside the head, masked by valid prefixes.
 
-        hidden: float [B, L + 1, d]. Returns codes int64 [B, K] and scores float32 [B, K], as in `Beams`; K is smaller
-        only if the space has fewer tuples.
+        hidden: float [B, L + 1, d]. K is smaller only if the space has fewer tuples.
         """
         beams = Beams(hidden.shape[0], self.levels, masks, beam_width)
         state = self.initial_state(hidden[:, :1])
@@ -106,7 +105,7 @@ class DraftHead(nn.Module):
             parent, code = beams.step(level, self._logits(level, hidden[:, level + 1 : level + 2], state))
             if level + 1 < len(self.levels):
                 state = self._next(level, code, beams.of_parents(level, state, parent), beams.width(level), read)
-        return beams.codes, beams.scores
+        return beams.drafted
 
     def _read(self, history: History | None) -> LayerCache | None:
         """Keys and values of the history, which all levels and beams share; None if the transitions read none."""

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from genrec.bundle.checkpoint_shapes import DRAFT_HEAD, head_arguments
 from genrec.model.backbone import BackboneModel
+from genrec.model.beam import Drafted
 from genrec.model.draft_head import DraftHead, History
 from genrec.model.masks import Masks
 
@@ -78,6 +79,6 @@ class NezhaModel(BackboneModel):
         lengths: Tensor,
         masks: Masks,
         beam_width: int,
-    ) -> tuple[Tensor, Tensor]:
-        """Prefill and beam in one: codes int64 [B, K] and scores float32 [B, K]; see `DraftHead.beam`."""
+    ) -> Drafted:
+        """Prefill and beam in one; see `DraftHead.beam`."""
         return self.draft_head.beam(*self.prefill(token_ids, lengths), masks, beam_width)

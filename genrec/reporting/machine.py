@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-_LIBRARIES = ("numpy", "torch", "onnxruntime")
+_LIBRARIES = ("numpy", "torch", "onnxruntime", "openvino")
 
 
 class Section(BaseModel):

@@ -10,6 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from genrec.bundle import Bundle
+from genrec.engines import DEPLOYED
 from genrec.reporting.outputs import Output, replaced, require_replaceable
 
 MODEL = "recommend"
@@ -32,7 +33,8 @@ _NOT_COPIED = shutil.ignore_patterns("__pycache__", ".gitkeep")
 class Deployment:
     """What a deployment decides. threads: of the engine, 0 for one per core. timeout_ms: for requests without one.
 
-    instances: ONNX engines that take batches side by side, each a process with the weights and `threads` of its own.
+    instances: engines that take batches side by side, each a process with the weights and `threads` of its own.
+    precision: of `genrec.engines.PRECISIONS`, for an engine that has a choice.
     knowledge: a knowledge folder, whose texts the model `knowledge` then writes, `texts_at_once` of them together;
     verification: of their drafts, "greedy" or "relaxed".
     catalog: the folder that a live catalogue is published in; None for the bundle's own catalogue.
@@ -51,20 +53,34 @@ class Deployment:
     catalog: Path | None = None
     rules: str = ""
     rules_memory_mb: int = 256
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if self.instances < 1:
             raise ValueError(f"instances is {self.instances}; it must be at least 1")
-        if self.instances > 1 and (self.engine != "onnx" or not self.threads):
+        if self.engine not in DEPLOYED:
+            raise ValueError(f"engine {self.engine!r} is unknown; use one of {', '.join(DEPLOYED)}")
+        decided = DEPLOYED[self.engine]
+        if self.instances > 1 and ("threads" not in decided or not self.threads):
             raise ValueError(
-                f"instances is {self.instances} with engine {self.engine} and threads {self.threads}; only onnx "
-                "engines stand side by side, each with threads of its own: set threads, or instances to 1"
+                f"instances is {self.instances} with engine {self.engine} and threads {self.threads}; only "
+                f"{_taking('threads')} engines stand side by side, each with threads of its own: set threads, or "
+                "instances to 1"
+            )
+        if self.precision != "auto" and "precision" not in decided:
+            raise ValueError(
+                f"precision is {self.precision} with engine {self.engine}; only {_taking('precision')} engines have a "
+                "choice: leave it at auto, or choose another engine"
             )
 
     @property
     def models(self) -> list[str]:
         """What the server loads; an ensemble's steps come with it."""
         return [MODEL] if self.knowledge is None else [MODEL, KNOWLEDGE]
+
+
+def _taking(option: str) -> str:
+    return " and ".join(kind for kind, decided in DEPLOYED.items() if option in decided)
 
 
 def source_repository() -> Path:
@@ -109,6 +125,7 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
         "bundle": _absolute(bundle.path),
         "engine": deployment.engine,
         "threads": str(deployment.threads),
+        "precision": deployment.precision,
         "masked": "true" if deployment.masked else "false",
         "timeout_ms": str(deployment.timeout_ms),
         "rules": deployment.rules,

@@ -15,6 +15,7 @@ from genrec.serving.triton import STUB_NAME, find_triton, prepare_backends
 
 MODULES = (
     "genrec.engines.onnx",
+    "genrec.engines.openvino",
     "genrec.live.follower",
     "genrec.live.store",
     "genrec.prompt.preprocessor",

@@ -32,7 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DRAFT_HEAD, HeadShape
 from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines.base import Drafts
-from genrec.engines.graphs import Buckets, Capture, CudaGraphs, call_again
+from genrec.engines.buckets import Buckets
+from genrec.engines.graphs import Capture, CudaGraphs, call_again
 from genrec.engines.torch import TorchEngine
 from genrec.evaluation.metrics import likeness
 from genrec.model.autoregressive import AutoregressiveModel

@@ -1,8 +1,9 @@
-"""What half precision changes: the PyTorch engine in bf16 against float32, on a bundle and users of its data.
+"""What half precision changes: an engine in bf16 against the same in float32, on a bundle and users of its data.
 
 python -m perf.gpu.precision build/shop-bundle build/shop build/precision
+python -m perf.gpu.precision build/shop-bundle build/shop build/precision --engine openvino
 
-Runs on a CPU too. On a GPU the bf16 engine is compared once more with CUDA graphs over buckets of lengths.
+The PyTorch engine runs on a CPU too. On a GPU it is compared once more with CUDA graphs over buckets of lengths.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import torch
 import typer
 
 from genrec.bundle import Bundle
+from genrec.cli.arguments import one_of
 from genrec.engines import open_engine
 from genrec.engines.base import Engine
-from genrec.engines.graphs import Buckets
+from genrec.engines.buckets import Buckets
 from genrec.evaluation.metrics import metrics
 from genrec.evaluation.ranker import Ranker, require_catalog
 from genrec.golden import check_drafts
@@ -29,6 +31,7 @@ from genrec.reporting.self_check import SelfCheck, StepFailed
 from genrec_builders.data import read_dataset, sample_users, split_leave_one_out
 
 RESULTS = "precision.json"
+EXACT = {"torch": "float32", "openvino": "f32"}  # what each engine calls float32
 OVERLAP = 0.98  # at least: mean share of the ten best items of float32 that are among the ten best
 NDCG_CHANGE = 0.005  # at most: of NDCG@10, relative
 
@@ -64,10 +67,11 @@ def main(
     out: Annotated[Path, typer.Argument(help=f"Folder for {RESULTS}.")],
     users: Annotated[int, typer.Option(min=1, help="Test users to rank.")] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Users at once.")] = 16,
-    device: Annotated[Optional[str], typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
+    kind: Annotated[str, typer.Option("--engine", help="torch or openvino.", callback=one_of(tuple(EXACT)))] = "torch",
+    device: Annotated[Optional[str], typer.Option(help="Of torch: cpu or cuda; a GPU if there is one.")] = None,
 ) -> None:
     """Rank with both and compare; exit status 1 if they differ by more than the limits."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or ("cuda" if kind == "torch" and torch.cuda.is_available() else "cpu")
     bundle, dataset = Bundle(bundle_path), read_dataset(data)
     require_catalog(bundle, dataset.items.item_ids)
     histories, targets = sample_users(split_leave_one_out(dataset.interactions).test, users)
@@ -78,20 +82,23 @@ def main(
             ranker = Ranker(Pipeline.open(bundle, engine), batch)
             return ranker.rank(histories, progress=lambda done: task(done, len(histories), "")).rows
 
+    def opened(**options: Any) -> Engine:
+        return open_engine(bundle, kind, **options, **({"device": device} if kind == "torch" else {}))
+
     options: dict[str, dict[str, Any]] = {"bf16": {}}
     if device.startswith("cuda"):
         options["bf16, graphs"] = {"buckets": Buckets.up_to(bundle.layout.max_tokens, batch)}
-    reference = ranked(open_engine(bundle, "torch", device=device), "float32")
+    reference = ranked(opened(precision=EXACT[kind]), "float32")
     for name, more in options.items():
 
         def check(name: str = name, more: dict[str, Any] = more) -> str:
-            engine = open_engine(bundle, "torch", device=device, precision="bf16", **more)
+            engine = opened(precision="bf16", **more)
             check_drafts(bundle.golden, engine)
             checks.measured[name] = compare(ranked(engine, name), reference, targets)
             return verdict(checks.measured[name])
 
         checks.step(name, check)
-    settings = {"bundle": bundle.manifest.bundle_version, "users": len(histories), "device": device}
+    settings = {"bundle": bundle.manifest.bundle_version, "users": len(histories), "engine": kind, "device": device}
     out.mkdir(parents=True, exist_ok=True)
     results = {"settings": provenance(**settings), "steps": checks.steps, **checks.measured}
     (out / RESULTS).write_text(json.dumps(results, indent=1) + "\n")

@@ -59,7 +59,7 @@ class HeadWithoutHistoryState(DraftHead):
         return super().logits(_without_first(hidden), codes, history)
 
     def beam(self, hidden: Tensor, *rest: object) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return super().beam(_without_first(hidden), *rest)  # type: ignore[arg-type]
+        return super().beam(_without_first(hidden), *rest)  # type: ignore[arg-type, return-value]
 
 
 class PaperHead(DraftHead):

@@ -147,10 +147,12 @@ def load_test(
     threads: int = 0,
     instances: int = 1,
     deadline_s: float = 600.0,
+    precision: str = "auto",
 ) -> Iterator[LoadTest]:
     """A `LoadTest` of a server on `bundle`, which stops with the block. deadline_s: of every request."""
     folder.mkdir(parents=True, exist_ok=True)
-    deployment = Deployment(engine=engine, threads=threads, instances=instances, timeout_ms=int(1e3 * deadline_s))
+    timeout_ms = int(1e3 * deadline_s)
+    deployment = Deployment(engine, threads, instances, timeout_ms=timeout_ms, precision=precision)
     with serve_bundle(bundle.path, deployment, log_path=folder / "triton.log") as server:
         yield LoadTest(server, bundle, histories, folder)
 
@@ -170,6 +172,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Dataset whose test users ask, with their own histories.")],
     users: Annotated[int, typer.Option(min=1, help="Users drawn from it.")] = 500,
     engine: str = "onnx",
+    precision: Annotated[str, typer.Option(help="Of the openvino engine: auto, f32 or bf16.")] = "auto",
     threads: Annotated[int, typer.Option(help="Of an engine; 0 for one per core.")] = 0,
     instances: Annotated[int, typer.Option(min=1, help="Engines side by side.")] = 1,
     concurrency: Annotated[str, typer.Option(help="Requests under way, comma-separated.")] = "1,2,4,8,16",
@@ -186,7 +189,7 @@ def main(
     bundle = Bundle(bundle_path)
     histories, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
     histories = [rows for rows in histories if rows.size]
-    with load_test(bundle, histories, out, engine, threads, instances, DEADLINE_S) as test:
+    with load_test(bundle, histories, out, engine, threads, instances, DEADLINE_S, precision) as test:
         alone = test.analyzer(Load(LEAST_REQUESTS, 1), -1)["throughput"]  # warms up, and says how many are enough
 
         def enough(rate: float) -> int:
@@ -209,6 +212,7 @@ def main(
             "levels": list(bundle.manifest.levels),
             "items": bundle.manifest.catalog.items,
             "engine": engine,
+            "precision": precision,
             "threads": threads or "one per core",
             "instances": instances,
             "users": len(histories),

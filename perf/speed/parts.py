@@ -43,7 +43,7 @@ class _Head(nn.Module):
     def forward(self, hidden: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
         depth = len(self.head.levels)
         history, masks = (History(*rest[:2]), rest[2:]) if self.head.attention_heads else (None, rest)
-        return self.head.beam(hidden, history, Masks(masks[:depth], masks[depth:]), self.beam_width)
+        return self.head.beam(hidden, history, Masks(masks[:depth], masks[depth:]), self.beam_width)[:2]
 
 
 def _state_names(model: BackboneModel) -> tuple[str, ...]:

@@ -112,6 +112,7 @@ def test_the_validator_can_fail(chart: Rendered) -> None:
     [
         ({"server": {"maxBatchSize": 0}}, "/server/maxBatchSize"),
         ({"server": {"engine": "tensorrt"}}, "/server/engine"),
+        ({"server": {"precision": "fp8"}}, "/server/precision"),
         ({"server": {"thread": 2}}, "'thread'"),
         ({"replicaCount": "2"}, "/replicaCount"),
         ({"replicas": 3}, "'replicas'"),
@@ -410,6 +411,8 @@ def test_the_engine_gets_as_many_threads_as_the_pod_has_cpus(
     assert f"--threads={threads}" in server(chart({"resources": resources}))["args"]
     assert "--threads=5" in server(chart({"resources": resources, "server": {"threads": 5}}))["args"]
     shared = server(chart({"resources": resources, "server": {"instances": 2}}))["args"]
+    fast = server(chart({"server": {"engine": "openvino", "precision": "bf16"}}))["args"]
+    assert "--engine=openvino" in fast and "--precision=bf16" in fast
     assert "--instances=2" in shared and f"--threads={max(1, threads // 2)}" in shared
 
 

@@ -10,9 +10,18 @@ from genrec.serving.serve import serve_bundle
 from genrec_builders.data import Dataset, sample_users, split_leave_one_out
 from genrec_client import Recommender, RecommendRequest
 from tests.near import assert_same_items
+from tests.needs import needs_avx512
 
 
-@pytest.mark.parametrize("deployment", [Deployment(engine="torch"), Deployment(threads=1, instances=2)])
+@pytest.mark.parametrize(
+    "deployment",
+    [
+        Deployment(engine="torch"),
+        Deployment(threads=1, instances=2),
+        pytest.param(Deployment(engine="openvino", precision="f32"), marks=needs_avx512),
+        pytest.param(Deployment(engine="openvino", precision="f32", threads=1, instances=2), marks=needs_avx512),
+    ],
+)
 def test_all_deployments_answer_the_same(
     bundle: Bundle, dataset: Dataset, recommender: Recommender, deployment: Deployment, tmp_path: Path
 ) -> None:

@@ -14,7 +14,15 @@ from genrec.bundle import Bundle
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonServer
-from genrec_client import AsyncRecommender, DeadlineExceeded, Overloaded, Recommendations, Recommender, RetryPolicy
+from genrec_client import (
+    AsyncRecommender,
+    DeadlineExceeded,
+    Overloaded,
+    Recommendations,
+    Recommender,
+    RecommendRequest,
+    RetryPolicy,
+)
 
 FLOOD, DEADLINE_S = 800, 0.1
 
@@ -54,5 +62,7 @@ def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle, shop: Any,
         assert refused
         assert all("requests are waiting" in one and "allow more time or send fewer requests" in one for one in refused)
         with Recommender(server.grpc_url, timeout_s=10.0) as client:
-            after = client.recommend_many(shop.users[:50], concurrency=8, return_exceptions=True)
+            after = client.recommend_many(
+                [RecommendRequest(user) for user in shop.users[:50]], concurrency=8, return_exceptions=True
+            )
         assert [one for one in after if not isinstance(one, Recommendations)] == []

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from genrec.catalog import PrefixTable, RuleMasks, SemanticIdSpace
 from genrec.catalog.rule_masks import OCTETS
-from genrec.engines.onnx import RULE_BITS, RULE_ROWS, graph_masks
+from genrec.engines.onnx import CODES, LAST, PREFIXES, RULE_BITS, RULE_ROWS, SCORES, graph_masks
 from genrec.model.backbone import BackboneModel
+from genrec.model.beam import Drafted
 from genrec.model.fused import DOMAIN
 from genrec.model.masks import Masks, Rules
 
@@ -27,7 +28,7 @@ class _Graph(nn.Module):
         super().__init__()
         self.model, self.beam_width = model, beam_width
 
-    def forward(self, token_ids: Tensor, lengths: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, token_ids: Tensor, lengths: Tensor, *masks: Tensor) -> Drafted:
         depth = len(self.model.levels)
         table, rules = masks[:-2], Rules(*masks[-2:])
         return self.model.draft(token_ids, lengths, Masks(table[:depth], table[depth:], rules), self.beam_width)
@@ -41,7 +42,7 @@ def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_promp
     Inputs: token_ids int32 [B, S], lengths int32 [B], the arrays of a `PrefixTable`, mask_bits_l [rows, width] per
     level and mask_keys_l [buckets, 16] per level but the first, and those of the rules, rule_bits uint8 [rows, 32] and
     rule_rows int64 [B, 2 L], the first row and the number of rows of each level. Outputs: codes int64 [B, K], scores
-    float32 [B, K].
+    float32 [B, K], and prefixes and last_codes, the codes in two parts, as in `Drafted`.
     """
     space = SemanticIdSpace(model.levels)
     # Two prompts and a small table to trace with; every size but T and K stays free.
@@ -56,7 +57,8 @@ def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_promp
         **masks,
         **no_rules,
     }
-    free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), "codes": ("batch",), "scores": ("batch",)}
+    outputs = CODES, SCORES, PREFIXES, LAST
+    free = {"token_ids": ("batch", "tokens"), "lengths": ("batch",), **dict.fromkeys(outputs, ("batch",))}
     free |= {name: (f"{name}_rows",) for name in (*masks, RULE_BITS)} | {RULE_ROWS: ("batch",)}
     path.parent.mkdir(parents=True, exist_ok=True)
     positions = model.config.max_position_embeddings
@@ -66,7 +68,7 @@ def export_onnx(model: BackboneModel, path: Path, beam_width: int, longest_promp
         rows = max(max(longest_prompt, length) + space.depth, space.beams(beam_width))
         positions = min(positions, rows)
     with model.only_positions(positions):
-        write_graph(_Graph(model.eval(), beam_width), inputs, ("codes", "scores"), free, path)
+        write_graph(_Graph(model.eval(), beam_width), inputs, outputs, free, path)
 
 
 def write_graph(

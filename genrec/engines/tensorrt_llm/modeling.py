@@ -183,7 +183,7 @@ class _DraftsFromContexts:
             history = self._history(starts, new, longest, attn_metadata.num_tokens)
             # All of the history has to be among this step's tokens: nothing of it may come from the cache.
             complete &= (position_ids.flatten()[starts] == 0)[:, None]
-        drafted, scored = self.draft_head.beam(states, history, masks, self._beam_width)
+        drafted, scored, *_ = self.draft_head.beam(states, history, masks, self._beam_width)
         codes[:contexts] = torch.where(complete, drafted, NO_DRAFTS)
         scores[:contexts] = torch.where(complete, scored, torch.nan)
         return codes, scores

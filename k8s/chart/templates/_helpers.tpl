@@ -84,7 +84,7 @@ app.kubernetes.io/component: server
 {{- regexFind "^[a-z0-9]+" (.Values.catalog.location | default "") -}}
 {{- end -}}
 
-{{/* Threads of each engine. ONNX Runtime counts the node's cores, not the container's. */}}
+{{/* Threads of each engine. Without it, ONNX Runtime and OpenVINO count the node's cores. */}}
 {{- define "genrec.threads" -}}
 {{- if .Values.server.threads -}}
 {{- .Values.server.threads -}}

@@ -14,7 +14,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable
-from genrec.engines import open_engine
+from genrec.engines import DEPLOYED, open_engine
 from genrec.engines.base import Drafts, InFlightEngine
 from genrec.errors import InvalidRequest
 from genrec.golden import check_drafts
@@ -54,15 +54,17 @@ class Prompt:
 
 class TritonPythonModel(Step[Prompt]):
     def setup(self) -> None:
-        options = {"rule_bytes": int(self.parameters["rules_memory_mb"]) << 20}
-        if self.parameters["engine"] == "onnx":
-            options["threads"] = int(self.parameters["threads"])
+        kind = self.parameters["engine"]
+        given = {"threads": int(self.parameters["threads"]), "precision": self.parameters["precision"]}
+        options = {name: given[name] for name in DEPLOYED[kind]}
+        rule_bytes = int(self.parameters["rules_memory_mb"]) << 20
         # The other steps and Triton's own threads go first: else a flood of requests could not even be refused.
         os.nice(_NICER)
-        self.engine = open_engine(self.bundle, self.parameters["engine"], **options)
+        self.engine = open_engine(self.bundle, kind, rule_bytes=rule_bytes, **options)
         self.masked = self.parameters["masked"] == "true"
         golden = self.bundle.golden
-        pace = [self.seconds(golden["prompt"], batch) for batch in (1, self.max_batch_size)]  # and it warms up
+        self.engine.warm_up(golden["prompt"], self.max_batch_size, masked=self.masked)
+        pace = [self.seconds(golden["prompt"], batch) for batch in (1, self.max_batch_size)]
         check_drafts(golden, self.engine)
         self.catalogues = self.versions(self.catalogue)
         self.drafted_with: Catalogue | None = None

@@ -1,7 +1,10 @@
-"""ONNX Runtime against PyTorch on one bundle: the same items in the same order."""
+"""ONNX Runtime and OpenVINO against PyTorch on one bundle: the same items in the same order."""
 
 import threading
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,32 +14,46 @@ from genrec.catalog import PrefixTable
 from genrec.engines import open_engine
 from genrec.engines.base import Drafts, Engine
 from genrec.engines.onnx import OnnxEngine
+from genrec.engines.openvino import OpenVinoEngine
 from genrec.engines.torch import TorchEngine
 from tests.near import assert_same_drafts
+from tests.needs import OPENVINO
 
 
 @pytest.fixture(scope="module")
-def engines(bundle: Bundle) -> tuple[Engine, Engine]:
-    return open_engine(bundle, "onnx", threads=1), open_engine(bundle, "torch")
+def opened(bundle: Bundle) -> Callable[[str], Engine]:
+    """An engine by its name, opened once."""
+
+    @cache
+    def engine(kind: str) -> Engine:
+        options: dict[str, dict[str, Any]] = {"onnx": {"threads": 1}, "openvino": {"threads": 1, "precision": "f32"}}
+        return open_engine(bundle, kind, **options.get(kind, {}))
+
+    return engine
 
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("batch", [1, 3, 16])
-def test_onnx_and_torch_draft_the_same(
-    bundle: Bundle, engines: tuple[Engine, Engine], rng: np.random.Generator, masked: bool, batch: int
+@pytest.mark.parametrize("kind", ["onnx", OPENVINO])
+def test_graphs_draft_the_same_as_torch(
+    bundle: Bundle,
+    opened: Callable[[str], Engine],
+    rng: np.random.Generator,
+    kind: str,
+    masked: bool,
+    batch: int,
 ) -> None:
-    onnx, torch = engines
-    rows = [rng.integers(0, len(bundle.catalog), rng.integers(1, 40)) for _ in range(80)]
+    rows = [rng.integers(0, len(bundle.catalog), rng.integers(1, 40)) for _ in range(200)]
     prompts = [bundle.layout.encode(bundle.catalog.sids[history]) for history in rows]
     for at in range(0, len(prompts), batch):
         part = prompts[at : at + batch]
-        assert_same_drafts(onnx.draft(part, masked=masked), torch.draft(part, masked=masked))
+        assert_same_drafts(opened(kind).draft(part, masked=masked), opened("torch").draft(part, masked=masked))
 
 
-@pytest.mark.parametrize("kind", [0, 1])
-def test_drafts_are_ordered_distinct_and_valid(bundle: Bundle, engines: tuple[Engine, Engine], kind: int) -> None:
+@pytest.mark.parametrize("kind", ["onnx", "torch", OPENVINO])
+def test_drafts_are_ordered_distinct_and_valid(bundle: Bundle, opened: Callable[[str], Engine], kind: str) -> None:
     prompts = [bundle.layout.encode(bundle.catalog.sids[first : first + 3]) for first in range(0, 120, 3)]
-    drafts = engines[kind].draft(prompts)
+    drafts = opened(kind).draft(prompts)
     for codes, scores in zip(drafts.codes, drafts.scores, strict=True):
         live = codes[np.isfinite(scores)]
         assert len(set(live.tolist())) == len(live)
@@ -45,13 +62,17 @@ def test_drafts_are_ordered_distinct_and_valid(bundle: Bundle, engines: tuple[En
     assert all(row == sorted(row) for row in keys)
 
 
-def test_an_empty_prompt_drafts_nothing_and_disturbs_nobody(bundle: Bundle, engines: tuple[Engine, Engine]) -> None:
+@pytest.mark.parametrize("kind", ["onnx", OPENVINO])
+def test_an_empty_prompt_drafts_nothing_and_disturbs_nobody(
+    bundle: Bundle, opened: Callable[[str], Engine], kind: str
+) -> None:
+    engine = opened(kind)
     prompt = bundle.layout.encode(bundle.catalog.sids[:4])
     nothing = np.empty(0, np.int32)
-    mixed = engines[0].draft([nothing, prompt, nothing])
+    mixed = engine.draft([nothing, prompt, nothing])
     assert (mixed.scores[[0, 2]] == -np.inf).all()
-    np.testing.assert_array_equal(mixed.codes[1], engines[0].draft([prompt]).codes[0])
-    assert (engines[0].draft([nothing]).scores == -np.inf).all()
+    np.testing.assert_array_equal(mixed.codes[1], engine.draft([prompt]).codes[0])
+    assert (engine.draft([nothing]).scores == -np.inf).all()
 
 
 def test_ties_are_ordered_by_code() -> None:
@@ -70,6 +91,9 @@ def engine_on(kind: str, bundle: Bundle, table: PrefixTable) -> Engine:
     width = bundle.space.beams(bundle.manifest.beam_width)
     if kind == "onnx":
         return OnnxEngine(bundle.path / ONNX_GRAPH, table, width, threads=1)
+    if kind == "openvino":
+        longest = bundle.layout.max_tokens
+        return OpenVinoEngine(bundle.path / ONNX_GRAPH, table, width, longest, threads=1, precision="f32")
     return TorchEngine(bundle.path / CHECKPOINT, table, width, "cpu")
 
 
@@ -79,7 +103,7 @@ def drafted(engine: Engine, prompt: np.ndarray) -> set[int]:
 
 
 @pytest.mark.parametrize("mapped", [True, False])
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
+@pytest.mark.parametrize("kind", ["onnx", OPENVINO, "torch"])
 def test_an_item_is_drafted_as_soon_as_the_table_allows_it(
     bundle: Bundle, kind: str, mapped: bool, tmp_path: Path
 ) -> None:
@@ -103,7 +127,7 @@ def test_an_item_is_drafted_as_soon_as_the_table_allows_it(
     assert drafted(engine, prompt) == set()
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
+@pytest.mark.parametrize("kind", ["onnx", OPENVINO, "torch"])
 def test_masks_can_be_swapped_while_requests_are_drafted(bundle: Bundle, kind: str) -> None:
     codes = np.unique(bundle.space.encode(bundle.catalog.sids))
     tables = [PrefixTable.build(bundle.space, part) for part in (codes[::2], codes[1::2])]
@@ -125,7 +149,8 @@ def test_masks_can_be_swapped_while_requests_are_drafted(bundle: Bundle, kind: s
     assert np.isfinite(engine.draft([prompt], masked=False).scores).all()
 
 
-def test_a_graph_refuses_masks_of_another_form(bundle: Bundle) -> None:
+@pytest.mark.parametrize("kind", ["onnx", OPENVINO])
+def test_a_graph_refuses_masks_of_another_form(bundle: Bundle, kind: str) -> None:
     deeper = PrefixTable.build(type(bundle.space)((16, 16, 16, 16)), np.arange(9))
     with pytest.raises(ValueError, match=r"model.onnx: takes masks as .*mask_keys_2, not .*mask_keys_3"):
-        open_engine(bundle, "onnx").set_masks(deeper)
+        open_engine(bundle, kind).set_masks(deeper)

@@ -19,6 +19,7 @@ from genrec.bundle import CHECKPOINT, MASKS, ONNX_GRAPH, Bundle, BundleError, se
 from genrec.catalog import PrefixTrie, SemanticIdSpace
 from genrec.engines import open_engine
 from genrec.engines.onnx import graph_masks
+from genrec.engines.openvino import runs_here
 from genrec.golden import check_drafts
 from genrec.model import draft_head
 from genrec.model.beam import Beams
@@ -76,7 +77,7 @@ class Graph(nn.Module):
 
     def forward(self, token_ids: Tensor, lengths: Tensor, *masks: Tensor) -> tuple[Tensor, Tensor]:
         depth = len(self.model.levels)
-        return self.model.draft(token_ids, lengths, Masks(masks[:depth], masks[depth:]), self.width)
+        return self.model.draft(token_ids, lengths, Masks(masks[:depth], masks[depth:]), self.width)[:2]
 
 
 def write_format_2(bundle: Bundle, path: Path) -> Bundle:
@@ -147,6 +148,9 @@ def test_its_graph_takes_no_masks_that_change_and_says_what_to_do(old: Bundle) -
     assert not open_engine(old, "onnx").takes_rules
     with pytest.raises(ValueError, match="takes no rules"):
         _ = open_engine(old, "onnx").rule_masks
+    if runs_here():
+        with pytest.raises(ValueError, match=r"before there was the OpenVINO engine; .* `genrec export BUNDLE OUT`"):
+            open_engine(old, "openvino")
     with pytest.raises(ValueError, match="drafts with a PrefixTable"):
         open_engine(old, "torch").set_masks(old.graph_masks)  # type: ignore[arg-type]
 

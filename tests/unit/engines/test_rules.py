@@ -15,8 +15,10 @@ from genrec.bundle import CHECKPOINT, ONNX_GRAPH, Bundle, seal_bundle
 from genrec.catalog import RuleMasks
 from genrec.engines import open_engine
 from genrec.engines.base import Drafts, Engine
-from genrec.engines.graphs import Buckets, call_again
+from genrec.engines.buckets import Buckets
+from genrec.engines.graphs import call_again
 from genrec.engines.onnx import OnnxEngine
+from genrec.engines.openvino import runs_here
 from genrec.engines.torch import TorchEngine
 from genrec.golden import check_drafts
 from genrec.model import draft_head
@@ -24,6 +26,7 @@ from genrec.model.checkpoint import load_checkpoint
 from genrec_builders.export.onnx import export_onnx
 from perf.speed.rules import Unruled
 from tests.near import assert_same_drafts
+from tests.needs import OPENVINO
 
 Request = tuple[np.ndarray, np.ndarray | None]  # a prompt, and the codes that its rule allows
 SHARES = (0.02, 0.3, 0.9)
@@ -51,11 +54,14 @@ def drafted(engine: Engine, requests: Sequence[Request], masked: bool = True) ->
 
 def engines_on(bundle: Bundle) -> dict[str, Engine]:
     buckets: dict[str, Any] = {"buckets": Buckets((1, 4, 16), (40, 90)), "capture": call_again}
-    return {
+    engines = {
         "onnx": open_engine(bundle, "onnx", threads=1),
         "torch": open_engine(bundle, "torch", device="cpu"),
         "recorded": open_engine(bundle, "torch", device="cpu", **buckets),
     }
+    if runs_here():
+        engines["openvino"] = open_engine(bundle, "openvino", threads=1, precision="f32")
+    return engines
 
 
 @pytest.mark.parametrize("kind", ["bundle", "baseline"])
@@ -66,7 +72,7 @@ def test_engines_agree_and_obey_the_rule_of_each_request(kind: str, request: pyt
         requests = requests_of(bundle, rng, batch)
         for masked in (True, False):
             found = {name: drafted(engine, requests, masked) for name, engine in engines.items()}
-            for name in ("onnx", "recorded"):
+            for name in engines.keys() - {"torch"}:
                 assert_same_drafts(found[name], found["torch"])
             arena = RuleMasks(bundle.space, 1 << 24, bundle.masks.following())
             for row, (prompt, codes) in enumerate(requests):
@@ -95,7 +101,7 @@ def test_a_narrow_rule_finds_its_items_far_from_the_best(bundle: Bundle) -> None
         assert_same_drafts(Drafts(nothing.codes[1:], nothing.scores[1:]), engine.draft([prompt]))
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch", "recorded"])
+@pytest.mark.parametrize("kind", ["onnx", OPENVINO, "torch", "recorded"])
 def test_what_is_added_to_a_rule_is_drafted_at_once(bundle: Bundle, kind: str) -> None:
     engine = engines_on(bundle)[kind]
     prompt = bundle.layout.encode(bundle.catalog.sids[:4])
@@ -125,7 +131,7 @@ def test_a_copy_on_a_device_takes_over_the_rows_of_a_rule(bundle: Bundle) -> Non
     np.testing.assert_array_equal(engine._rule_bits.numpy()[rows], engine.rule_masks.bits[rows])
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
+@pytest.mark.parametrize("kind", ["onnx", OPENVINO, "torch"])
 def test_wrong_rules_are_refused(bundle: Bundle, kind: str) -> None:
     engine = open_engine(bundle, kind, rule_bytes=32 * 5)
     prompt = bundle.layout.encode(bundle.catalog.sids[:4])

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from genrec.bundle import Bundle
 from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines import open_engine
-from genrec.engines.graphs import Buckets, Call, CudaGraphs, RecordedDraft, call_again
+from genrec.engines.buckets import Buckets
+from genrec.engines.graphs import Call, CudaGraphs, RecordedDraft, call_again
 from genrec.engines.torch import TorchEngine
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel

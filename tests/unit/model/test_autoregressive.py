@@ -69,7 +69,7 @@ def padded(prompts: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def draft(model: AutoregressiveModel, prompts: list[np.ndarray], table: PrefixTable, width: int) -> Drafts:
     with torch.inference_mode():
-        codes, scores = model.draft(*padded(prompts), Masks.of(table), width)
+        codes, scores, *_ = model.draft(*padded(prompts), Masks.of(table), width)
     return Drafts(codes.numpy(), scores.numpy())
 
 

@@ -22,3 +22,17 @@ def test_only_the_backbone_has_instances(bundle: Bundle, tmp_path: Path) -> None
 def test_instances_need_threads_of_their_own(refused: dict) -> None:
     with pytest.raises(ValueError, match=f"instances is {refused['instances']}"):
         Deployment(**refused)
+    Deployment(engine="openvino", threads=1, instances=2)
+
+
+def test_only_an_engine_with_a_choice_takes_a_precision(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="precision is bf16 with engine onnx; only openvino engines have a choice"):
+        Deployment(precision="bf16")
+    deployment = Deployment(engine="openvino", precision="bf16")
+    config = (render_repository(bundle, tmp_path / "models", deployment) / "backbone" / "config.pbtxt").read_text()
+    assert '"bf16"' in config and '"openvino"' in config
+
+
+def test_an_unknown_engine_is_named() -> None:
+    with pytest.raises(ValueError, match="engine 'tpu' is unknown; use one of onnx, openvino, torch, tensorrt_llm"):
+        Deployment(engine="tpu")

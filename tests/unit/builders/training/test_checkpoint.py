@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from genrec.bundle import BundleError
 from genrec.catalog import PrefixTable, RuleMasks, SemanticIdSpace
 from genrec.engines.base import Drafts
-from genrec.engines.onnx import RULE_BITS, RULE_ROWS, OnnxEngine, graph_masks
+from genrec.engines.onnx import CODES, RULE_BITS, RULE_ROWS, SCORES, OnnxEngine, graph_masks
 from genrec.engines.torch import TorchEngine
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import backbone_config
@@ -521,7 +521,7 @@ def test_a_graph_holds_the_rotary_table_of_its_longest_prompt(kind: str, tmp_pat
     feeds |= graph_masks(table) | {RULE_BITS: np.full((1, 32), 255, np.uint8)}
     feeds[RULE_ROWS] = RuleMasks(SPACE, 32).stacked([None] * 2)
     whole, short = (
-        onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run(None, feeds)
+        onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"]).run([CODES, SCORES], feeds)
         for name in ("whole.onnx", "cut.onnx")
     )
     assert_same_drafts(Drafts.ordered(*short), Drafts.ordered(*whole))

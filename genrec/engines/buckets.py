@@ -1,0 +1,52 @@
+"""The few shapes that batches are padded to, by engines for which a new shape is dear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import count, takewhile
+
+_SHORTEST = 64
+_STEP = 16  # tokens between two lengths, at least
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Every one of `batches` prompts with every one of `lengths` tokens.
+
+    What is added to fill one changes no answer: tokens behind a prompt are seen by nothing before them, and rows behind
+    the batch are cut off.
+    """
+
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, sizes in (("batches", self.batches), ("lengths", self.lengths)):
+            if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
+                raise ValueError(f"buckets: {name} {sizes} must be rising sizes of at least 1; name one or more")
+
+    @classmethod
+    def up_to(cls, tokens: int, batch: int, shortest: int = _SHORTEST) -> Buckets:
+        """Buckets for prompts of up to `tokens` tokens, at most `batch` of them.
+
+        Batch sizes double; a length is at most a quarter, or 16 tokens, above the one before, so that little is
+        computed in vain. shortest: the least length, a power of 2 of at least 16.
+        """
+        lengths = ((4 + quarter) << octave for octave in count(shortest.bit_length() - 3) for quarter in range(4))
+        wide = (length for length in lengths if length % _STEP == 0)
+        return cls(_rising((1 << power for power in count()), batch), _rising(wide, tokens))
+
+    def holding(self, batch: int, tokens: int) -> tuple[int, int] | None:
+        """The smallest bucket for `batch` prompts, the longest of `tokens`; None if there is none."""
+        rows = next((size for size in self.batches if size >= batch), None)
+        columns = next((size for size in self.lengths if size >= tokens), None)
+        return None if rows is None or columns is None else (rows, columns)
+
+    def __len__(self) -> int:
+        return len(self.batches) * len(self.lengths)
+
+
+def _rising(sizes: Iterable[int], most: int) -> tuple[int, ...]:
+    """Those of the rising, endless `sizes` that are below `most`, and `most` itself."""
+    return (*takewhile(lambda size: size < most, sizes), most)
