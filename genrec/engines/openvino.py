@@ -51,8 +51,8 @@ class OpenVinoEngine(Engine):
         precision that is not to be had."""
         if not runs_here():
             raise ValueError(
-                "engine openvino: this processor has no AVX-512, or ONEDNN_MAX_CPU_ISA forbids it, and OpenVINO's kernels "
-                "for less give wrong numbers; use the onnx engine, which is as fast there"
+                "engine openvino: this processor has no AVX-512, or ONEDNN_MAX_CPU_ISA forbids it, and what OpenVINO "
+                "has for others gives wrong numbers; use the onnx engine, which is as fast there"
             )
         if not isinstance(masks, PrefixTable):
             raise ValueError(f"{graph}: {_TOO_OLD}")

@@ -53,8 +53,8 @@ class Gate:
         """How many requests are ahead of the next one, and in how many nanoseconds it is answered for sure.
 
         It is what the engines' last batches took, for batches that are as full as they can be, and some more. 0 if none
-        is ahead: so it is learnt how long they take now. 0 now and then, too, if no engine does anything: those ahead may
-        have been given up by their clients, of which nobody tells.
+        is ahead: so it is learnt how long they take now. 0 now and then, too, if no engine does anything: those who are
+        ahead may have been given up by their clients, of which nobody tells.
         """
         issued = int(self._values[0, 0])
         engines = self._values[1:]

@@ -79,7 +79,7 @@ def test_large_semantic_ids_come_out_exactly(levels: tuple[int, ...], width: int
 
 def test_a_processor_that_it_is_wrong_on_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    with pytest.raises(ValueError, match="no AVX-512, or ONEDNN_MAX_CPU_ISA forbids it, .*; use the onnx engine"):
+    with pytest.raises(ValueError, match=r"no AVX-512, or ONEDNN_MAX_CPU_ISA forbids it, .*; use the onnx engine"):
         open_engine(bundle, "openvino")
 
 
