@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import openvino as ov
-from numpy.core._multiarray_umath import __cpu_features__
+from numpy.core._multiarray_umath import __cpu_features__  # type: ignore[import-not-found]
 
 from genrec.catalog import PrefixTable, PrefixTrie, SemanticIdSpace
 from genrec.catalog.rule_masks import chunks_of

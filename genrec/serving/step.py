@@ -62,7 +62,8 @@ class Stamp:
     @classmethod
     def of(cls, request: Any) -> Stamp:
         values = tensor(request, "stamp")[0]
-        return cls(*values[:_TOLD].tolist(), values[_TOLD:].tobytes())
+        top_k, unknown, version, deadline_ns, number = values[:_TOLD].tolist()
+        return cls(top_k, unknown, version, deadline_ns, number, values[_TOLD:].tobytes())
 
 
 class Step(ABC, Generic[Input]):
