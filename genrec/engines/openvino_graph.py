@@ -2,8 +2,7 @@
 
 So a bundle holds one graph for both. And OpenVINO's CPU plugin computes integers in 32 bits, whatever a graph says, and
 divides and reduces them in float32, which is exact up to 2^24 only: where there are larger ones, they are divided in
-steps. Integers, axes that are not the last one, and short ones are always reduced pair by pair: OpenVINO's kernel for
-AVX2 gives other numbers altogether there (2026.4.0).
+steps. They are always reduced pair by pair.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from openvino import opset16 as op
 from openvino.frontend.onnx import ConversionExtension
 
 MICROSOFT = "com.microsoft"  # where ONNX Runtime keeps operators of its own
-_WIDE = 32  # values of an axis that OpenVINO reduces itself
 EXACT = 1 << 24  # integers that float32 divides exactly
 
 
@@ -30,7 +28,7 @@ def read_graph(path: Path, outputs: Iterable[str], largest: int) -> ov.Model:
     core = ov.Core()
     for name, convert in (("RotaryEmbedding", _rotary_embedding), ("MultiHeadAttention", _causal_attention)):
         core.add_extension(ConversionExtension(name, MICROSOFT, convert))
-    for name, convert in (("ReduceMax", _greatest), ("ReduceSum", _sum), ("ReduceMean", _mean)):
+    for name, convert in (("ReduceMax", _greatest), ("ReduceSum", _sum)):
         core.add_extension(ConversionExtension(name, "", convert))
     if largest > EXACT:
         for name, convert in (("Div", _division), ("Mod", _remainder)):
@@ -80,30 +78,14 @@ def _sum(node: Any) -> list[ov.Output]:
     return _reduced(node, op.reduce_sum, op.add)
 
 
-def _mean(node: Any) -> list[ov.Output]:
-    """ONNX's ReduceMean over the last axis."""
-    shape = node.get_input(0).get_partial_shape()
-    size = shape[shape.rank.get_length() - 1]
-    if size.is_dynamic or size.get_length() >= _WIDE:
-        return op.reduce_mean(node.get_input(0), node.get_input(1), bool(node.get_attribute("keepdims"))).outputs()
-    (total,) = _reduced(node, op.reduce_sum, op.add)
-    return op.multiply(total, op.constant(np.float32(1 / size.get_length()))).outputs()
-
-
 def _reduced(node: Any, whole: Callable[..., ov.Node], pair: Callable[..., ov.Node]) -> list[ov.Output]:
-    """A reduction over named axes: by OpenVINO's own where it is right, else `pair` by pair.
-
-    Pair by pair, the sizes of the axes have to be known.
-    """
-    values, axes = node.get_input(0), node.get_input(1)
+    """A reduction over named axes: `pair` by pair of integers, for which the sizes of the axes have to be known."""
+    values, axes, kept = node.get_input(0), node.get_input(1), bool(node.get_attribute("keepdims"))
+    if not values.get_element_type().is_integral():
+        return whole(values, axes, kept).outputs()
     shape = values.get_partial_shape()
     rank = shape.rank.get_length()
-    named = [axis % rank for axis in axes.get_node().get_data().tolist()]
-    kept, integral = bool(node.get_attribute("keepdims")), values.get_element_type().is_integral()
-    last = shape[rank - 1]
-    if named == [rank - 1] and not integral and (last.is_dynamic or last.get_length() >= _WIDE):
-        return whole(values, axes, kept).outputs()
-    for axis in named:
+    for axis in (axis % rank for axis in axes.get_node().get_data().tolist()):
         count = shape[axis].get_length()
         while count % 2 == 0:
             count //= 2
