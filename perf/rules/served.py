@@ -49,6 +49,7 @@ class Bench:
     rounds: int
     seconds: float
     memory_mb: int
+    warm: int
 
     def rules(self) -> dict[str, Rule]:
         """Usual rules by their names; the first is none."""
@@ -150,6 +151,8 @@ def rotation(bench: Bench, distinct: int = 1000) -> dict[str, Any]:
     ]
     rate, before = asyncio.run(closed(bench, None, bench.seconds / 5)) / 2, _backbone_mb()
     first, lost = asyncio.run(at_rate(bench, rules, rate, distinct / rate))
+    for _ in range(bench.warm):
+        asyncio.run(at_rate(bench, rules, rate, distinct / rate))
     runs: dict[str, list[dict[str, float]]] = {"none": [], "rules": []}
     for _ in range(3):
         for name, each in (("none", [None]), ("rules", rules)):
@@ -232,6 +235,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Of a run.")] = 10.0,
     distinct: Annotated[int, typer.Option(help="Rules in rotation.")] = 1000,
     memory_mb: Annotated[int, typer.Option(help="For the masks of rules.")] = Deployment().rules_memory_mb,
+    warm: Annotated[int, typer.Option(help="Times that all rules were asked for before, and once.")] = 0,
 ) -> None:
     """Serve the grown shop, measure, and write `served.json`."""
     shop = Shop(Bundle(bundle), data, out, items)
@@ -240,7 +244,7 @@ def main(
     deployment = Deployment(threads=1, timeout_ms=10_000, rules_memory_mb=memory_mb)
     with serve_bundle(bundle, deployment, live, log_path=out / "triton.log") as server:
         histories = [[item_id.decode() for item_id in user.history] for user in shop.users(users)]
-        bench = Bench(shop, server.grpc_url, store, root, histories, windows, rounds, seconds, memory_mb)
+        bench = Bench(shop, server.grpc_url, store, root, histories, windows, rounds, seconds, memory_mb, warm)
         scenarios: dict[str, Callable[[], dict[str, Any]]] = {
             "known": lambda: known(bench),
             "saturated": lambda: saturated(bench),
