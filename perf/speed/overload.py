@@ -95,16 +95,16 @@ class Client:
             outcomes.sent.append(sent)
             outcomes.took.append(took)
 
-    async def closed(self, seconds: float) -> Outcomes:
-        """AT_ONCE users, each of whom asks again at once."""
+    async def closed(self, seconds: float, users: int = AT_ONCE) -> Outcomes:
+        """Users, each of whom asks again at once."""
         outcomes, began = Outcomes(seconds), time.perf_counter()
 
         async def user(at: int) -> None:
             while (now := time.perf_counter() - began) < seconds:
                 await self.one(at, outcomes, now)
-                at += AT_ONCE
+                at += users
 
-        await asyncio.gather(*(user(at) for at in range(AT_ONCE)))
+        await asyncio.gather(*(user(at) for at in range(users)))
         return outcomes
 
     async def opened(self, rate: float, seconds: float) -> Outcomes:
@@ -128,6 +128,16 @@ class Client:
     async def close(self) -> None:
         for channel in self._channels:
             await channel.close()
+
+
+def ready_made(bundle: Bundle, histories: list[np.ndarray], deadline_ms: float) -> list[bytes]:
+    """Requests of users with these histories, int32 rows of the catalogue."""
+    ids, requests = bundle.catalog.item_ids, []
+    for rows in histories:
+        message = build_request(RecommendRequest([ids[row] for row in rows]), "recommend")
+        set_timeout(message, deadline_ms / 1e3)
+        requests.append(message.SerializeToString())
+    return requests
 
 
 def recovered_after(calm: Outcomes, usual_p99: float) -> float:
@@ -178,11 +188,7 @@ def main(
     """Serve a bundle, flood it, and print what came in time."""
     bundle = Bundle(bundle_path)
     histories, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
-    ids, requests = bundle.catalog.item_ids, []
-    for rows in histories:
-        message = build_request(RecommendRequest([ids[row] for row in rows]), "recommend")
-        set_timeout(message, deadline_ms / 1e3)
-        requests.append(message.SerializeToString())
+    requests = ready_made(bundle, histories, deadline_ms)
     out.mkdir(parents=True, exist_ok=True)
     deployment = Deployment(engine=engine, threads=threads, instances=instances)
     with serve_bundle(bundle_path, deployment, log_path=out / "triton.log") as server:

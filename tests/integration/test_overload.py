@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec.bundle import Bundle
-from genrec.serving.repository import Deployment
+from genrec.serving.repository import STEPS, Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonServer
 from genrec_client import (
@@ -66,3 +67,13 @@ def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle, shop: Any,
                 [RecommendRequest(user) for user in shop.users[:50]], concurrency=8, return_exceptions=True
             )
         assert [one for one in after if not isinstance(one, Recommendations)] == []
+
+
+def test_goodput_is_measured(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+    write_dataset(dataset, tmp_path / "shop")
+    overload.main(bundle.path, tmp_path, tmp_path / "shop", 100.0, "0.5,4", seconds=1.5, users=20, threads=1)
+    found = json.loads((tmp_path / overload.RESULTS).read_text())
+    assert found["saturation"] > 0 and set(found["factors"]) == {"0.5", "4"}
+    for run in found["factors"].values():
+        assert run["requests"] >= run["goodput"] * 1.5 > 0
+        assert set(run["steps"]) == set(STEPS)
