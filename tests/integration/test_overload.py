@@ -15,6 +15,7 @@ from genrec.bundle import Bundle
 from genrec.serving.repository import STEPS, Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonServer
+from genrec_builders.data import Dataset, write_dataset
 from genrec_client import (
     AsyncRecommender,
     DeadlineExceeded,
@@ -24,6 +25,7 @@ from genrec_client import (
     RecommendRequest,
     RetryPolicy,
 )
+from perf.speed import overload
 
 FLOOD, DEADLINE_S = 800, 0.1
 
