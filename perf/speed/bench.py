@@ -33,7 +33,13 @@ console = Console(stderr=True, soft_wrap=True)
 
 
 def measure(
-    cell: Cell, folder: Path, rounds: int, seconds: float, threads: int, engine: str, precision: str
+    cell: Cell,
+    folder: Path,
+    rounds: int,
+    seconds: float,
+    threads: int,
+    engine: str = "onnx",
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Both systems of a cell: every run's figures, in turn round by round."""
     bundles = {system: cell_bundle(cell, system, folder / "bundles") for system in DECODERS}
