@@ -27,7 +27,7 @@ from torch import Tensor
 
 from genrec.bundle.checkpoint_shapes import HeadShape
 from genrec.catalog import PrefixTable, SemanticIdSpace
-from genrec.engines.onnx import OnnxEngine, graph_masks, open_session
+from genrec.engines.onnx import CODES, SCORES, OnnxEngine, graph_masks, open_session
 from genrec.model import draft_head
 from genrec.model.beam import Beams
 from genrec.model.nezha import NezhaModel
@@ -106,7 +106,8 @@ def draft_calls(
     assert not {given.name for given in session.get_inputs()} & graph_masks(table).keys(), "masks are in that graph"
 
     def without(at: int) -> object:
-        return session.run(None, {"token_ids": prompts[at][None], "lengths": np.array([prompts[at].size], np.int32)})
+        feeds = {"token_ids": prompts[at][None], "lengths": np.array([prompts[at].size], np.int32)}
+        return session.run([CODES, SCORES], feeds)
 
     return {
         "masked": lambda at: engine.draft([prompts[at]]),

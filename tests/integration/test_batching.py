@@ -124,7 +124,8 @@ def test_every_request_gets_exactly_one_answer_its_own(wire: Any, shop: Any) -> 
             assert future.code().name == "INVALID_ARGUMENT"
             assert f"top_k is {31 + number};" in future.details()
         else:
-            assert future.code().name == "UNAVAILABLE" and "timeout expired" in future.details()
+            assert future.code().name == "UNAVAILABLE"  # refused at the door where others are ahead, else later
+            assert "timeout expired" in future.details() or "maximum queue size" in future.details()
     count = Counter(kinds)
     after = {step: statistics(wire, step) for step in before}
     assert after["verifier"][0] - before["verifier"][0] == count["good"]
