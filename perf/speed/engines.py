@@ -1,8 +1,8 @@
-"""Engines of one bundle through the whole ensemble: two servers, asked in turn.
+"""Engines of one bundle through the whole ensemble: a server for each, asked in turn.
 
-python -m perf.speed.engines build/engines --cells 25M-h20-L4-K128,110M-h20-L4-K128
+python -m perf.speed.engines build/shop-bundle build/engines --data build/shop
 
-Each has its server for the time of a cell. One is asked while the other has nothing to do.
+The bundle has to be a trained one: with random weights bf16 drafts other items, and the golden check refuses it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from genrec.bundle import Bundle
 from genrec.reporting.machine import provenance
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
-from perf.speed.cells import Cell, cell_bundle, histories
+from genrec_builders.data import read_dataset, sample_users, split_leave_one_out
 from perf.speed.overload import AT_ONCE, Client, ready_made
 
 RESULTS = "engines.json"
 console = Console(stderr=True, soft_wrap=True)
-
-
-def cell_of(name: str) -> Cell:
-    """The cell that is called so, as 25M-h20-L4-K128."""
-    size, history, depth, beam = name.split("-")
-    return Cell(size, int(history[1:]), int(depth[1:]), int(beam[1:]))
 
 
 async def asked(url: str, requests: list[bytes], users: int, seconds: float) -> dict[str, Any]:
@@ -43,10 +38,17 @@ async def asked(url: str, requests: list[bytes], users: int, seconds: float) -> 
     return {name: found[name] for name in ("p50", "p95", "p99", "goodput")}
 
 
-def compared(cell: Cell, engines: list[str], out: Path, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
-    """Of each engine the median figures, alone and at saturation."""
-    bundle = cell_bundle(cell, "NEZHA", out)
-    requests = ready_made(bundle, histories(cell), 60_000.0)
+def compared(
+    bundle: Bundle,
+    histories: list[np.ndarray],
+    engines: list[str],
+    out: Path,
+    rounds: int,
+    seconds: float,
+    threads: int,
+) -> dict[str, Any]:
+    """Of each engine the median figures, alone and at saturation. histories: int32 rows of the catalogue."""
+    requests = ready_made(bundle, histories, 60_000.0)
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {name: {"alone": [], "saturated": []} for name in engines}
     with ExitStack() as stack:
         urls = {}
@@ -66,29 +68,31 @@ def compared(cell: Cell, engines: list[str], out: Path, rounds: int, seconds: fl
 
 
 def main(
-    out: Annotated[Path, typer.Argument(help="Folder of bundles and `engines.json`.")],
-    cells: Annotated[str, typer.Option(help="Comma-separated.")] = "3M-h20-L4-K128,25M-h20-L4-K128,110M-h20-L4-K128",
+    bundle_path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to serve.")],
+    out: Annotated[Path, typer.Argument(help="Folder of `engines.json` and the servers' logs.")],
+    data: Annotated[Path, typer.Option(help="Dataset whose test users ask.")],
     engines: Annotated[str, typer.Option(help="The first is compared with the others.")] = "onnx,openvino",
+    users: Annotated[int, typer.Option(min=1, help="Users drawn from the dataset.")] = 200,
     rounds: Annotated[int, typer.Option(min=1, help="Of all engines in turn.")] = 3,
     seconds: Annotated[float, typer.Option(min=1, help="Of a run, and twice that at saturation.")] = 5.0,
     threads: Annotated[int, typer.Option(help="Of an engine; 0 for one per core.")] = 0,
 ) -> None:
     """Print and write what each engine takes, and how much faster than the first it is."""
-    names = engines.split(",")
-    table = Table("cell", "engine", "alone: p50 / p95 / p99 ms", "gain", f"requests/s, {AT_ONCE} users", "gain")
-    found: dict[str, Any] = {}
-    for cell in map(cell_of, cells.split(",")):
-        found[cell.name] = both = compared(cell, names, out, rounds, seconds, threads)
-        for name in names:
-            alone, saturated = both[name]["alone"], both[name]["saturated"]
-            gains = (
-                both[names[0]]["alone"]["p50"] / alone["p50"],
-                saturated["goodput"] / both[names[0]]["saturated"]["goodput"],
-            )
-            spent = " / ".join(f"{alone[at]:.1f}" for at in ("p50", "p95", "p99"))
-            table.add_row(cell.name, name, spent, f"{gains[0]:.2f}", f"{saturated['goodput']:.1f}", f"{gains[1]:.2f}")
-        settings = provenance(rounds=rounds, seconds=seconds, threads=threads or "all", load=os.getloadavg()[0])
-        (out / RESULTS).write_text(json.dumps({"settings": settings, "cells": found}, indent=1) + "\n")
+    bundle, names = Bundle(bundle_path), engines.split(",")
+    histories, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
+    out.mkdir(parents=True, exist_ok=True)
+    both = compared(bundle, histories, names, out, rounds, seconds, threads)
+    table = Table("engine", "alone: p50 / p95 / p99 ms", "gain", f"requests/s, {AT_ONCE} users", "gain")
+    first = both[names[0]]
+    for name in names:
+        alone, saturated = both[name]["alone"], both[name]["saturated"]
+        gains = first["alone"]["p50"] / alone["p50"], saturated["goodput"] / first["saturated"]["goodput"]
+        spent = " / ".join(f"{alone[at]:.1f}" for at in ("p50", "p95", "p99"))
+        table.add_row(name, spent, f"{gains[0]:.2f}", f"{saturated['goodput']:.1f}", f"{gains[1]:.2f}")
+    settings = provenance(
+        bundle=bundle_path.name, rounds=rounds, seconds=seconds, threads=threads or "all", load=os.getloadavg()[0]
+    )
+    (out / RESULTS).write_text(json.dumps({"settings": settings, "engines": both}, indent=1) + "\n")
     console.print(table)
 
 

@@ -15,7 +15,7 @@ from genrec.bundle import Bundle
 from genrec.serving.repository import STEPS
 from genrec.serving.triton import TritonServer
 from genrec_builders.data import Dataset, write_dataset
-from perf.speed import bench, cells, engines, load, load_report
+from perf.speed import bench, cells, load, load_report
 from perf.speed.analyzer import AnalyzerError, Load, find_analyzer, run_analyzer, write_requests
 from tests.needs import missing
 
@@ -94,12 +94,3 @@ def test_a_failed_request_ends_the_run_with_perf_analyzers_own_words(server: Tri
     (tmp_path / "requests.json").write_text('{"data": [{"histories": ["a"]}]}')
     with pytest.raises(AnalyzerError, match="perf_analyzer ended with status"):
         run_analyzer(server.grpc_url, tmp_path / "requests.json", Load(5, 1), tmp_path / "raw")
-
-
-def test_engines_are_compared_through_the_ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = replace(cells.SHAPES["3M"], hidden_size=32, intermediate_size=64, layers=1)
-    monkeypatch.setitem(cells.SHAPES, "3M", tiny)
-    engines.main(tmp_path, "3M-h20-L3-K10", "onnx,torch", rounds=1, seconds=1.0, threads=0)
-    found = json.loads((tmp_path / engines.RESULTS).read_text())["cells"]["3M-h20-L3-K10"]
-    for one in found.values():
-        assert 0 < one["alone"]["p50"] <= one["alone"]["p99"] and one["saturated"]["goodput"] > 0

@@ -25,7 +25,7 @@ from genrec_client import (
     RecommendRequest,
     RetryPolicy,
 )
-from perf.speed import overload
+from perf.speed import engines, overload
 
 FLOOD, DEADLINE_S = 800, 0.1
 
@@ -79,3 +79,12 @@ def test_goodput_is_measured(bundle: Bundle, dataset: Dataset, tmp_path: Path) -
     for run in found["factors"].values():
         assert run["requests"] >= run["goodput"] * 1.5 > 0
         assert set(run["steps"]) == set(STEPS)
+
+
+def test_engines_are_compared(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+    write_dataset(dataset, tmp_path / "shop")
+    engines.main(bundle.path, tmp_path, tmp_path / "shop", "onnx,torch", users=20, rounds=1, seconds=1.0)
+    found = json.loads((tmp_path / engines.RESULTS).read_text())["engines"]
+    assert set(found) == {"onnx", "torch"}
+    for one in found.values():
+        assert 0 < one["alone"]["p50"] <= one["alone"]["p99"] and one["saturated"]["goodput"] > 0
