@@ -13,7 +13,7 @@ def explanation(ruled: Ruled, narrowed: bool, items: int, drafted: int, valid: i
     """What becomes JSON, of one answer.
 
     narrowed: whether the beam drafted allowed items only. items: that the rules leave of the catalogue, about, as they
-    are counted by a sample where they are many. drafted, valid: as in `counts`.
+    are counted by a sample where they are many; -1 if that is not known. drafted, valid: as in `counts`.
     """
     return {
         "narrowed": narrowed,
