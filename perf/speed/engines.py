@@ -74,7 +74,7 @@ def main(
     engines: Annotated[str, typer.Option(help="The first is compared with the others.")] = "onnx,openvino",
     users: Annotated[int, typer.Option(min=1, help="Users drawn from the dataset.")] = 200,
     rounds: Annotated[int, typer.Option(min=1, help="Of all engines in turn.")] = 3,
-    seconds: Annotated[float, typer.Option(min=1, help="Of a run, and twice that at saturation.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of a run, and twice that at saturation.")] = 5.0,
     threads: Annotated[int, typer.Option(help="Of an engine; 0 for one per core.")] = 0,
 ) -> None:
     """Print and write what each engine takes, and how much faster than the first it is."""

@@ -179,7 +179,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Dataset whose test users ask.")],
     deadline_ms: Annotated[float, typer.Option(min=1, help="Of each request.")] = 200.0,
     factors: Annotated[str, typer.Option(help="Times saturation, comma-separated.")] = "0.7,1,1.5,5",
-    seconds: Annotated[float, typer.Option(min=1, help="Of each run.")] = 15.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each run.")] = 15.0,
     users: Annotated[int, typer.Option(min=1, help="Users drawn from the dataset.")] = 200,
     engine: str = "onnx",
     threads: int = 0,

@@ -73,18 +73,16 @@ def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle, shop: Any,
 
 def test_goodput_is_measured(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
     write_dataset(dataset, tmp_path / "shop")
-    overload.main(bundle.path, tmp_path, tmp_path / "shop", 100.0, "0.5,4", seconds=1.5, users=20, threads=1)
+    overload.main(bundle.path, tmp_path, tmp_path / "shop", 100.0, "4", seconds=1.0, users=20, threads=1)
     found = json.loads((tmp_path / overload.RESULTS).read_text())
-    assert found["saturation"] > 0 and set(found["factors"]) == {"0.5", "4"}
-    for run in found["factors"].values():
-        assert run["requests"] >= run["goodput"] * 1.5 > 0
-        assert set(run["steps"]) == set(STEPS)
+    assert found["saturation"] > 0 and set(found["factors"]) == {"4"}
+    run = found["factors"]["4"]
+    assert run["requests"] >= run["goodput"] > 0 and set(run["steps"]) == set(STEPS)
 
 
-def test_engines_are_compared(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+def test_engines_are_measured_through_the_ensemble(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
     write_dataset(dataset, tmp_path / "shop")
-    engines.main(bundle.path, tmp_path, tmp_path / "shop", "onnx,torch", users=20, rounds=1, seconds=1.0)
+    engines.main(bundle.path, tmp_path, tmp_path / "shop", "onnx", users=20, rounds=1, seconds=0.5)
     found = json.loads((tmp_path / engines.RESULTS).read_text())["engines"]
-    assert set(found) == {"onnx", "torch"}
-    for one in found.values():
-        assert 0 < one["alone"]["p50"] <= one["alone"]["p99"] and one["saturated"]["goodput"] > 0
+    assert 0 < found["onnx"]["alone"]["p50"] <= found["onnx"]["alone"]["p99"]
+    assert found["onnx"]["saturated"]["goodput"] > 0
