@@ -56,13 +56,12 @@ class Gate:
         is ahead: so it is learnt how long they take now. 0 now and then, too, if no engine does anything: those who are
         ahead may have been given up by their clients, of which nobody tells.
         """
-        issued = int(self._values[0, 0])
         engines = self._values[1:]
-        begun, busy, free, first, more = engines[engines[:, _FIRST_NS] > 0].T
-        if not begun.size:
-            return 0, 0
-        now, ahead = time.monotonic_ns(), issued - int(begun.max())
+        ahead, now = int(self._values[0, 0] - engines[:, _BEGUN].max()), time.monotonic_ns()
         if ahead <= 0:
+            return 0, 0
+        _, busy, free, first, more = engines[engines[:, _FIRST_NS] > 0].T
+        if not first.size:  # none that tells
             return 0, 0
         if not busy.any() and max(int(free.max()), self._tried_ns) + _IDLE_NS < now:
             self._tried_ns = now
@@ -70,7 +69,7 @@ class Gate:
         batches, rest = divmod(ahead, self._most)
         first_ns, more_ns = float(first.mean()), float(more.mean())
         work = batches * (first_ns + self._most * more_ns) + first_ns + (rest + 1) * more_ns
-        return ahead, int(_SAFETY * (max(0, int(free.min()) - now) + work / begun.size + _AFTER_NS))
+        return ahead, int(_SAFETY * (max(0, int(free.min()) - now) + work / first.size + _AFTER_NS))
 
     def let_through(self) -> int:
         """The number of one more request."""

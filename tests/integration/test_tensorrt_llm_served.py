@@ -23,6 +23,7 @@ from genrec.bundle import Bundle
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import prepare_server
 from genrec.serving.triton import TritonServer, TritonStartError
+from genrec.serving.waiting import Gate, waiting_file
 from genrec_builders.data import Dataset, sample_users, split_leave_one_out
 from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
 from genrec_client import Recommender, RecommendRequest
@@ -72,6 +73,18 @@ def test_the_ensemble_answers_what_onnx_answers(
             for ours, theirs in zip(answers, expected, strict=True):
                 assert_same_items(ours, theirs)
             assert took < 0.7 * len(requests) * STEP_S, "requests were not in flight together"
+
+
+def test_requests_are_let_through_to_an_engine_that_batches_by_itself(
+    on_stand_in: TritonServer, bundle: Bundle
+) -> None:
+    """It tells nobody how far it has come, so nobody may take what was let through for waiting."""
+    history = [item_id.decode() for item_id in bundle.catalog.item_ids[:5].tolist()]
+    with Recommender(on_stand_in.grpc_url, timeout_s=30.0) as client:
+        client.recommend_many([RecommendRequest(history)] * 40, concurrency=16, return_exceptions=False)
+    assert on_stand_in.pid is not None
+    gate = Gate(waiting_file(on_stand_in.pid), DEPLOYMENT.max_batch_size)
+    assert [gate.expected_ns() for _ in range(3)] == [(0, 0)] * 3
 
 
 def test_one_bad_request_does_not_disturb_the_others(on_stand_in: TritonServer, exported: Bundle) -> None:

@@ -64,7 +64,6 @@ class TritonPythonModel(Step[Prompt]):
         self.masked = self.parameters["masked"] == "true"
         golden = self.bundle.golden
         self.engine.warm_up(golden["prompt"], self.max_batch_size, masked=self.masked)
-        one_s, full_s = (self.seconds(golden["prompt"], batch) for batch in (1, self.max_batch_size))
         check_drafts(golden, self.engine)
         self.catalogues = self.versions(self.catalogue)
         self.drafted_with: Catalogue | None = None
@@ -72,7 +71,9 @@ class TritonPythonModel(Step[Prompt]):
         written = self.engine.update_rules if self.engine.copies_masks else None
         self.narrowing = Narrowing(self.bundle.space, masks, written)
         self.in_flight = InFlight()
-        self.pace = Pace(waiting_file(os.getppid()), self.instance, one_s, full_s, self.max_batch_size)
+        if not isinstance(self.engine, InFlightEngine):  # that one has no batches whose pace could be told
+            one_s, full_s = (self.seconds(golden["prompt"], batch) for batch in (1, self.max_batch_size))
+            self.pace = Pace(waiting_file(os.getppid()), self.instance, one_s, full_s, self.max_batch_size)
 
     def seconds(self, prompt: np.ndarray, batch: int) -> float:
         """What a batch of equal prompts takes."""
