@@ -26,6 +26,8 @@ from genrec.arrays import in_folder, load_array, save_array
 from genrec.catalog.kinds import (
     BOOLEAN,
     EPOCH,
+    NO_TIME,
+    NO_VALUE,
     NUMBER,
     STRING,
     STRINGS,
@@ -39,10 +41,9 @@ from genrec.catalog.kinds import (
     number_of,
 )
 from genrec.catalog.ragged import runs
-from genrec.catalog.value_classes import NO_TIME, ValueClasses, classes_of
+from genrec.catalog.value_classes import ValueClasses, classes_of
 
 FIXED: dict[str, type] = {NUMBER: np.float64, BOOLEAN: np.int8, TIMESTAMP: np.int64}
-_ABSENT: dict[str, Any] = {NUMBER: np.nan, BOOLEAN: -1, TIMESTAMP: NO_TIME}
 _NOTE = "kinds.json"
 
 
@@ -149,7 +150,7 @@ class Column:
             codes = np.array([code[text] for text in encoded], np.int64)
             return cls.of_words(STRING, codes, np.array(words, np.bytes_) if words else np.empty(0, "S1"))
         plain = {NUMBER: number_of, BOOLEAN: boolean_of, TIMESTAMP: microseconds_of}[kind]
-        absent = _ABSENT[kind]
+        absent = NO_VALUE[kind]
         found = [absent if value is None else plain(at, value) for at, value in enumerate(values)]
         return cls(kind, np.array(found, FIXED[kind]))
 
@@ -303,7 +304,7 @@ def _load(folder: Path, place: int, kind: str, count: int) -> Column:
 
 def _absent(kind: str, count: int) -> Column:
     if kind in FIXED:
-        return Column(kind, np.full(count, _ABSENT[kind], FIXED[kind]))
+        return Column(kind, np.full(count, NO_VALUE[kind], FIXED[kind]))
     if kind == STRING:
         return Column(kind, np.zeros(count, np.uint8))
     return Column(kind, np.empty(0, np.uint8), offsets=np.zeros(count + 1, np.int64))

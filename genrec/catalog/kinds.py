@@ -29,6 +29,14 @@ EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999  # timestamp
 # In the metadata of an items file: the columns that are texts for people and models, as JSON. Rules have the rest, too.
 TEXTS_KEY = b"genrec.texts"
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+NO_TIME = int(np.iinfo(np.int64).min)
+# What stands for no value in a column, of each kind but lists, which are empty then.
+NO_VALUE: dict[str, Any] = {STRING: 0, NUMBER: np.nan, BOOLEAN: -1, TIMESTAMP: NO_TIME}
+
+
+def is_absent(kind: str, stored: np.ndarray) -> np.ndarray:
+    """Which of what a column of `kind`, no list, holds stand for no value: bool [m]."""
+    return np.isnan(stored) if kind == NUMBER else stored == NO_VALUE[kind]
 
 
 def check_kinds(kinds: Kinds) -> None:

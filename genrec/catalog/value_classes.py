@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from genrec.arrays import NewArray, in_memory, load_array
-from genrec.catalog.kinds import NUMBER, STRINGS, TIMESTAMP
+from genrec.catalog.kinds import NO_TIME, NUMBER, STRINGS, TIMESTAMP, is_absent
 from genrec.catalog.ragged import runs
 
-NO_TIME = int(np.iinfo(np.int64).min)
 ABSENT, OTHERS = 0, 255  # classes: of items without a value; of lists that are no common ones
 FEWEST = 1 << 16  # items: fewer are scanned fast enough without
 _CLASSES = 254
@@ -83,13 +82,13 @@ def classes_of(
     if count < fewest:
         return None
     if kind in (NUMBER, TIMESTAMP):
-        return _of_numbers(values, new, place)
+        return _of_numbers(kind, values, new, place)
     return _of_lists(values, offsets, new, place) if offsets is not None else None
 
 
-def _of_numbers(values: np.ndarray, new: NewArray, place: int) -> ValueClasses:
+def _of_numbers(kind: str, values: np.ndarray, new: NewArray, place: int) -> ValueClasses:
     sample = values[_evenly(len(values))]
-    sample = np.sort(sample[~_absent(sample)])
+    sample = np.sort(sample[~is_absent(kind, sample)])
     bounds = sample[np.arange(_CLASSES) * sample.size // _CLASSES] if sample.size else sample
     bounds, times = np.unique(bounds, return_counts=True)
     # A value that very many items have is a class of its own: else a test that ends there would have to look at all.
@@ -99,7 +98,7 @@ def _of_numbers(values: np.ndarray, new: NewArray, place: int) -> ValueClasses:
     of = new(f"{place}.classes", values.shape, np.uint8)
     for block in _blocks(len(values)):
         some = values[block]
-        of[block] = np.where(_absent(some), ABSENT, np.searchsorted(bounds, some, side="right") + 1)
+        of[block] = np.where(is_absent(kind, some), ABSENT, np.searchsorted(bounds, some, side="right") + 1)
     found = ValueClasses(of, bounds)
     found.save(new, place)
     return found
@@ -149,10 +148,6 @@ def _hashes(values: np.ndarray, begin: np.ndarray, sizes: np.ndarray) -> np.ndar
     mixed *= np.uint64(0x94D049BB133111EB)
     sums = np.concatenate([np.zeros(1, np.uint64), mixed.cumsum(dtype=np.uint64)])
     return sums[ends] - sums[ends - sizes]
-
-
-def _absent(values: np.ndarray) -> np.ndarray:
-    return np.isnan(values) if values.dtype.kind == "f" else values == NO_TIME
 
 
 def _evenly(count: int) -> np.ndarray:

@@ -37,14 +37,8 @@ class OnnxEngine(Engine):
         super().__init__(masks, beam_width, rule_bytes if RULE_ROWS in self._inputs else None)
 
     def _prepared(self, masks: PrefixTable | PrefixTrie) -> dict[str, np.ndarray]:
-        feeds = graph_masks(masks)
-        wanted = self._inputs - {"token_ids", "lengths", RULE_BITS, RULE_ROWS}
-        if feeds.keys() != wanted:
-            raise ValueError(
-                f"{self._graph}: takes masks as {', '.join(sorted(wanted))}, not {', '.join(sorted(feeds))}; a bundle "
-                "of format 2 drafts with its own prefixes only, make a newer one of it with `genrec export`"
-            )
-        return feeds
+        remedy = "a bundle of format 2 drafts with its own prefixes only, make a newer one of it with `genrec export`"
+        return mask_feeds(self._graph, self._inputs, masks, remedy)
 
     def _run(
         self, token_ids: np.ndarray, lengths: np.ndarray, masks: dict[str, np.ndarray], rule_rows: np.ndarray | None
@@ -74,3 +68,14 @@ def graph_masks(masks: PrefixTable | PrefixTrie) -> dict[str, np.ndarray]:
         return named | {f"first_child_{level}": children for level, children in enumerate(masks.first_child)}
     named = {f"mask_bits_{level}": bits for level, bits in enumerate(masks.bits)}
     return named | {f"mask_keys_{level}": keys for level, keys in enumerate(masks.keys, 1)}
+
+
+def mask_feeds(graph: Path, inputs: set[str], masks: PrefixTable | PrefixTrie, remedy: str) -> dict[str, np.ndarray]:
+    """`graph_masks` for a graph with these inputs. Raises ValueError, with the remedy, if it takes others."""
+    feeds = graph_masks(masks)
+    wanted = inputs - {"token_ids", "lengths", RULE_BITS, RULE_ROWS}
+    if feeds.keys() != wanted:
+        raise ValueError(
+            f"{graph}: takes masks as {', '.join(sorted(wanted))}, not {', '.join(sorted(feeds))}; {remedy}"
+        )
+    return feeds

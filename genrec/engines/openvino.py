@@ -16,7 +16,7 @@ from genrec.catalog.rule_masks import chunks_of
 from genrec.engines import PRECISIONS
 from genrec.engines.base import RULE_BYTES, Engine
 from genrec.engines.buckets import Buckets
-from genrec.engines.onnx import LAST, PREFIXES, RULE_BITS, RULE_ROWS, SCORES, graph_masks
+from genrec.engines.onnx import LAST, PREFIXES, RULE_BITS, RULE_ROWS, SCORES, mask_feeds
 from genrec.engines.openvino_graph import read_graph
 
 # By how much a score may differ from that in float32: half precision moves hidden states and every level's logits.
@@ -87,13 +87,7 @@ class OpenVinoEngine(Engine):
                 self.draft([tokens] * rows, masked=masked)
 
     def _prepared(self, masks: PrefixTable | PrefixTrie) -> _Ready:
-        feeds = graph_masks(masks)
-        wanted = self._inputs - {"token_ids", "lengths", RULE_BITS, RULE_ROWS}
-        if feeds.keys() != wanted:
-            raise ValueError(
-                f"{self._graph}: takes masks as {', '.join(sorted(wanted))}, not {', '.join(sorted(feeds))}; "
-                "build them for the semantic IDs of this bundle"
-            )
+        feeds = mask_feeds(self._graph, self._inputs, masks, "build them for the semantic IDs of this bundle")
         arrays = {**feeds, RULE_BITS: self.rule_masks.bits}
         ready = _Ready(self._compiled.create_infer_request(), tuple(arrays.values()))
         for name, array in arrays.items():

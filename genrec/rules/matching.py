@@ -9,7 +9,8 @@ from functools import partial, reduce
 import numpy as np
 
 from genrec.catalog import CatalogView
-from genrec.catalog.columns import NO_TIME, Column, Columns
+from genrec.catalog.columns import Column, Columns
+from genrec.catalog.kinds import NO_TIME, is_absent
 from genrec.catalog.ragged import runs
 from genrec.catalog.value_classes import OTHERS
 from genrec.rules.bound import Among, Between, Every, Inverse, Some, Test
@@ -94,7 +95,7 @@ def values_of(name: str, view: CatalogView, rows: np.ndarray) -> np.ndarray:
     absent = np.ones(rows.size, bool)
     values: np.ndarray = np.empty(rows.size, object)
     for at, column, stored in parts:
-        there = ~_absent(column, stored)
+        there = ~is_absent(column.kind, stored)
         absent[at[there]] = False
         stored = stored[there]
         values[at[there]] = column.words[stored.astype(np.int64) - 1] if column.kind == "string" else stored
@@ -108,15 +109,8 @@ def numbers_of(name: str, view: CatalogView, rows: np.ndarray) -> np.ndarray:
     for at, columns, own in view.attributes_of(rows):
         column = columns[name]
         stored = column.values[own]
-        found[at] = np.where(_absent(column, stored), math.nan, stored)
+        found[at] = np.where(is_absent(column.kind, stored), math.nan, stored)
     return found
-
-
-def _absent(column: Column, stored: np.ndarray) -> np.ndarray:
-    """Which of the values of a column that is no list stand for none: bool [m]."""
-    if column.kind == "number":
-        return np.isnan(stored)
-    return stored == {"string": 0, "boolean": -1, "timestamp": NO_TIME}[column.kind]
 
 
 def _bytes_of(test: Test, columns: Columns) -> int:

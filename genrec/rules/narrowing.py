@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genrec.catalog import CatalogVersion, CatalogView, SemanticIdSpace
+from genrec.catalog.prefixes import distinct
 from genrec.catalog.rule_masks import RuleMasks
 from genrec.rules.bound import Filter
 from genrec.rules.matching import Kept
@@ -213,7 +214,7 @@ class Narrowing:
         if isinstance(view, CatalogVersion):
             codes = view.codes_of(rows)
             if rows.size and rows[-1] < len(view.base):  # a base is in their order
-                return codes[np.concatenate([[True], codes[1:] != codes[:-1]])]
+                return distinct(codes)
         else:
             codes = self._space.encode(view.sids_of(rows))
         return np.unique(codes) if codes.size <= 2 * self._most_rows else codes

@@ -23,6 +23,7 @@ from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import STUB_NAME, TritonStartError
 from genrec_client import Recommender, RecommendError, RecommendRequest
 from tests.near import assert_same_items
+from tests.processes import descendants, processes
 
 
 def flip_a_byte(file: Path) -> None:
@@ -135,30 +136,6 @@ def test_serve_says_in_one_line_why_its_server_ended(bundle_copy: Path) -> None:
     first, *others = said.splitlines()
     assert re.match(r"ended before it was ready \(exit status 1\): .*GoldenMismatch: the engine's scores", first), said
     assert "successfully unloaded" in log and others and not any(line.startswith("error:") for line in others), said
-
-
-def processes() -> dict[int, tuple[int, str]]:
-    """All processes: id -> (parent's id, command line)."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it has just ended
-            continue
-        found[int(folder.name)] = parent, line
-    return found
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Command lines of the processes below `pid`, by id."""
-    everyone = processes()
-    below: dict[int, str] = {}
-    fresh = {pid}
-    while fresh:
-        fresh = {child for child, (parent, _) in everyone.items() if parent in fresh}
-        below |= {child: everyone[child][1] for child in fresh}
-    return below
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from genrec.serving.repository import Deployment
 from genrec.serving.serve import LiveCatalog, serve_bundle
 from genrec.serving.triton import TritonServer
 from genrec_client import Recommendations, Recommender
+from tests.processes import processes
 
 SHOWN_S = 5.0  # a change is in the answers by then: the stated p99
 
@@ -180,16 +181,8 @@ def test_a_history_may_name_an_item_that_was_added(live: Live) -> None:
 
 
 def followers_of(parent: int) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-            owner = int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
-        except OSError:
-            continue
-        if FollowerProcess.__module__.encode() in command and owner == parent:
-            found.append(int(folder.name))
-    return found
+    module = FollowerProcess.__module__
+    return [pid for pid, (owner, line) in processes().items() if owner == parent and module in line.split(" ")]
 
 
 def test_a_killed_follower_is_started_again_and_nobody_notices(live: Live) -> None:

@@ -26,6 +26,7 @@ from genrec_client import (
     RetryPolicy,
 )
 from perf.speed import engines, overload
+from tests.processes import descendants
 
 FLOOD, DEADLINE_S = 800, 0.1
 
@@ -33,12 +34,8 @@ FLOOD, DEADLINE_S = 800, 0.1
 @contextmanager
 def stopped_engine(server: TritonServer) -> Iterator[None]:
     """The engine's process does not run meanwhile. Not for long: Triton ends where it waits a second for a lock."""
-    stubs = [
-        int(folder.name)
-        for folder in Path("/proc").glob("[0-9]*")
-        if f"PPid:\t{server.pid}\n" in (folder / "status").read_text()
-        and b"/backbone/" in (folder / "cmdline").read_bytes()
-    ]
+    assert server.pid is not None
+    stubs = [pid for pid, line in descendants(server.pid).items() if "/backbone/" in line]
     assert len(stubs) == 1
     os.kill(stubs[0], signal.SIGSTOP)
     try:

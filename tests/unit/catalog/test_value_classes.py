@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.catalog import value_classes
-from genrec.catalog.columns import NO_TIME, Column, Columns
+from genrec.catalog.columns import Column, Columns
+from genrec.catalog.kinds import NO_TIME
 from genrec.catalog.reordered import Reordered
 from genrec.catalog.value_classes import ABSENT, FEWEST, OTHERS, classes_of
 from genrec.rules import matching
