@@ -150,6 +150,8 @@ class AsyncRecommender(BaseRecommender[_Answer, _AnswersOrErrors, _Answers]):
         gRPC would raise CancelledError in both cases. This way only a caller who cancels this task gets to see one.
         """
         task = asyncio.create_task(work)
+        if self._context.closed.is_set():  # while this call was between two pieces of work
+            task.cancel()
         self._under_way.add(task)
         try:
             await asyncio.wait({task})

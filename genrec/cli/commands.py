@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": OWN,
     "render": OWN,
     "plan": OWN,
+    "tune": OWN,
     "rules.check": OWN,
     "rules.schema": OWN,
     "catalog.init": OWN,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from genrec.bundle.checkpoint_shapes import DECODERS, HeadShape
 from genrec.cli.arguments import one_of, usage
+from genrec.cli.tune import measurements
 from genrec.planning.deployment import Demand
 from genrec.planning.deployment import plan as plan_decoder
 from genrec.planning.hardware import LIMITS, PRESETS
@@ -33,6 +34,8 @@ from genrec.planning.options import (
 from genrec.planning.queueing import MAX_UTILISATION
 from genrec.planning.report import plan_report
 from genrec.planning.work import ENGINES, PRECISIONS
+from genrec.reporting.machine import usable_cores
+from genrec.tuning.kept import Tuned
 
 
 def _option(panel: str, text: str, *names: str, **limits: Any) -> Any:
@@ -163,7 +166,10 @@ def plan(
     p99_ms: Annotated[Optional[float], _load("Milliseconds that 99 % of the answers take at most.", min=0.001)] = None,
     spare: Annotated[int, _load("Replicas more than needed, so that as many may be lost.", min=0)] = 0,
 ) -> None:
-    """Expected latency, its limits, replicas for a load and cost, from the arithmetic of prefill and decoder."""
+    """Expected latency, its limits, replicas for a load and cost, from the arithmetic of prefill and decoder.
+
+    Beside it what `genrec tune` measured of the bundle on this machine, if it did.
+    """
     sizes = Sizes(
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
@@ -198,10 +204,14 @@ def plan(
     site = site_of(source, devices, engine, precision, fixed_ms, price)
     plans = [plan_decoder(model.shape, name, batch, site, demand) for name in decoders]
     report = plan_report(model.shape, batch, site, demand, plans)
+    tuned = None if bundle_path is None else Tuned.load(bundle_path, usable_cores())
     if as_json:
-        typer.echo(json.dumps(report, indent=1))
-    else:
-        _print(report)
+        typer.echo(json.dumps(report | {"tuned": tuned.model_dump() if tuned else None}, indent=1))
+        return
+    _print(report)
+    if tuned is not None:
+        machine = f"measured on this machine by `genrec tune`, {tuned.cores} processors, {tuned.created}"
+        Console(soft_wrap=True).print(measurements(tuned, title=machine))
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -13,7 +13,10 @@ import typer
 
 from genrec.cli.arguments import BundlePath, StorageOptions, one_of, storage_options, usage
 from genrec.cli.rules import RulesFile, deployment_rules
+from genrec.cli.tune import AIMS, best_deployment
 from genrec.engines import ENGINES, PRECISIONS, require_installed
+
+AUTO = "auto"
 
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")]
 
@@ -39,10 +42,26 @@ def serve(
     http_port: _Port = 8000,
     metrics_port: _Port = 8002,
     engine: Annotated[
-        str, typer.Option(help="onnx; openvino or torch where they are installed.", callback=one_of(ENGINES))
+        str,
+        typer.Option(
+            help="onnx; openvino or torch where they are installed; auto: of onnx and openvino what serves this bundle "
+            "best on this machine, by `genrec tune` or by what is then measured first.",
+            callback=one_of((*ENGINES, AUTO)),
+        ),
     ] = "onnx",
+    aim: Annotated[
+        str, typer.Option(help="Of --engine auto, as `genrec tune` explains it.", callback=one_of(AIMS))
+    ] = AIMS[0],
+    cores: Annotated[
+        int, typer.Option(min=0, help="Of --engine auto: processors that its engines share; 0 for all there are.")
+    ] = 0,
     masked: Annotated[bool, typer.Option(help="Draft only prefixes that exist.")] = True,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of an onnx or openvino engine; 0 for one per core.")] = 0,
+    threads: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Threads of an onnx or openvino engine; 0 for one per core, or for --engine auto to find."
+        ),
+    ] = 0,
     precision: Annotated[
         str,
         typer.Option(
@@ -51,9 +70,13 @@ def serve(
         ),
     ] = "auto",
     instances: Annotated[
-        int,
-        typer.Option(min=1, help="Engines side by side, of --threads each: more throughput, less speed alone."),
-    ] = 1,
+        Optional[int],
+        typer.Option(
+            min=1,
+            help="Engines side by side, of --threads each: more throughput, less speed alone. One by default; "
+            "--engine auto finds the number.",
+        ),
+    ] = None,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests that a step takes at once, at most.")] = 16,
     timeout_ms: Annotated[
         int, typer.Option(min=1, help="Deadline of requests that bring none; late ones are refused.")
@@ -118,11 +141,19 @@ def serve(
     if (tls_cert is None) != (tls_key is None) or (tls_client_ca and tls_cert is None):
         raise typer.BadParameter("TLS takes both --tls-cert and --tls-key; --tls-client-ca goes with them")
     tls = ServerTls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key else None
+    if engine == AUTO:
+        from genrec.tuning.choices import Wanted
+
+        best = best_deployment(bundle_path, cores, Wanted(precision, threads or None, instances), aim)
+        engine, threads, instances = best.engine, best.threads, best.instances
+        precision = best.given.get("precision", AUTO)
+    elif cores or aim != AIMS[0]:
+        raise typer.BadParameter(f"--cores and --aim go with --engine auto, not with --engine {engine}")
     with usage():
         deployment = Deployment(
             engine,
             threads,
-            instances,
+            instances or 1,
             masked,
             max_batch_size,
             timeout_ms,

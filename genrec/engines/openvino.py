@@ -58,7 +58,7 @@ class OpenVinoEngine(Engine):
             raise ValueError(f"{graph}: {_TOO_OLD}")
         self._graph, self._space = graph, masks.space
         core = ov.Core()
-        self.precision = _chosen(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        self.precision = _chosen(precision, _capabilities(core))
         self.score_tolerance = SCORE_TOLERANCES[self.precision]
         try:
             model = read_graph(graph, (PREFIXES, LAST, SCORES), _largest_key(self._space))
@@ -127,6 +127,15 @@ def runs_here() -> bool:
     return bool(__cpu_features__.get("AVX512F")) and (
         not allowed or allowed in ("ALL", "DEFAULT") or "AVX512" in allowed
     )
+
+
+def precision_here(asked: str = "auto") -> str:
+    """What an engine computes in on this processor, "f32" or "bf16". Raises ValueError for what is not to be had."""
+    return _chosen(asked, _capabilities(ov.Core()))
+
+
+def _capabilities(core: ov.Core) -> list[str]:
+    return list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 _TOO_OLD = (

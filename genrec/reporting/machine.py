@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 import subprocess
@@ -40,7 +41,7 @@ def provenance(**settings: object) -> dict[str, object]:
 def this_machine() -> Machine:
     """The machine that this process runs on; cores are those it may use."""
     return Machine(
-        processor=_processor(),
+        processor=processor_line("model name") or platform.processor() or "unknown",
         cores=len(os.sched_getaffinity(0)),
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
@@ -60,13 +61,23 @@ def this_commit() -> str | None:
         return None
 
 
-def _processor() -> str:
+def usable_cores() -> int:
+    """Processors that this process may use: those that it may run on, and not more than a container's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup of version 2, or "max"
+        return cores
+
+
+def processor_line(name: str) -> str:
+    """What the kernel says of the first processor under that name, such as "model name"; "" if nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or "unknown")
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import tomllib
 
 
 def requirements(project: dict[str, Any], extras: Sequence[str]) -> Iterator[str]:
-    """The dependencies of the table [project] and of its `extras`. Raises KeyError for an extra that it has not."""
-    yield from project["dependencies"]
-    for extra in extras:
-        yield from project["optional-dependencies"][extra]
+    """The dependencies of the table [project] and of its `extras`. Raises KeyError for an extra that it has not.
+
+    Packages of the same repository are left out: an image installs them of their sources.
+    """
+    asked = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    yield from (line for line in chain.from_iterable(asked) if not line.startswith("genrec-"))
 
 
 if __name__ == "__main__":

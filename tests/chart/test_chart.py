@@ -416,6 +416,17 @@ def test_the_engine_gets_as_many_threads_as_the_pod_has_cpus(
     assert "--instances=2" in shared and f"--threads={max(1, threads // 2)}" in shared
 
 
+def test_an_engine_that_is_measured_gets_the_processors_and_time(chart: Rendered) -> None:
+    resources = {"resources": {"requests": {"cpu": "3500m", "memory": "2Gi"}}}
+    found = server(chart({"server": {"engine": "auto", "aim": "throughput"}} | resources))
+    assert {"--engine=auto", "--aim=throughput", "--cores=4", "--threads=0", "--precision=auto"} <= set(found["args"])
+    assert not any(argument.startswith("--instances") for argument in found["args"])
+    assert found["startupProbe"]["failureThreshold"] == server(chart({}))["startupProbe"]["failureThreshold"] + 300
+    some = server(chart({"server": {"engine": "auto", "threads": 2, "instances": 2}} | resources))["args"]
+    assert "--threads=2" in some and "--instances=2" in some
+    assert not any(argument.startswith(("--aim", "--cores")) for argument in server(chart({}))["args"])
+
+
 def selects(selector: dict[str, str], manifests: Manifests) -> bool:
     labels = one(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
     return selector.items() <= labels.items()

@@ -96,7 +96,7 @@ def live(bundle: Bundle, dataset: object, tmp_path_factory: pytest.TempPathFacto
 
 @dataclass
 class Load:
-    """Users who go on asking, and what became of it."""
+    """Users who go on asking, and what became of it: answers, each with the time at which it was asked for."""
 
     live: Live
     answers: list[tuple[float, Recommendations]] = field(default_factory=list)
@@ -117,9 +117,10 @@ class Load:
     def _ask(self) -> None:
         with Recommender(self.live.server.grpc_url, timeout_s=10.0) as client:
             while not self._ends.is_set():
+                asked = time.monotonic()
                 try:
                     answer = client.recommend(self.live.history, top_k=20)
-                    self.answers.append((time.monotonic(), answer))
+                    self.answers.append((asked, answer))
                 except Exception as error:
                     self.failures.append(error)
 
@@ -143,8 +144,8 @@ def test_items_come_and_go_under_load(live: Live) -> None:
             live.waits_for(client, lambda answer, at=committed: int(answer.catalog_version) >= at, SHOWN_S)
             seen = time.monotonic()
             time.sleep(0.2)
-            # From the first answer of the new version on, nobody gets the removed item.
-            assert all(fresh not in answer.item_ids for when, answer in list(load.answers) if when > seen)
+            # Nobody who asks after the first answer of the new version gets the removed item.
+            assert all(fresh not in answer.item_ids for asked, answer in list(load.answers) if asked > seen)
     load.check()
     versions = {answer.catalog_version for _, answer in load.answers}
     assert len(versions) > 8
@@ -225,6 +226,12 @@ def test_a_store_that_disappears_and_returns(live: Live) -> None:
     load.check()
 
 
+def page(live: Live) -> str:
+    """The server's page of metrics."""
+    with urllib.request.urlopen(live.server.metrics_url, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
 def test_a_refused_commit_changes_nothing_and_is_counted(live: Live) -> None:
     import pyarrow as pa
     from deltalake import write_deltalake
@@ -235,13 +242,14 @@ def test_a_refused_commit_changes_nothing_and_is_counted(live: Live) -> None:
         live.states[live.version + 1] = live.states[live.version]
         live.version = live.store.latest()
         live.waits_for(client, lambda answer: int(answer.catalog_version) >= live.version, SHOWN_S)
-        status = Status.load(live.root)
+        # The status and the page of metrics follow the answers.
+        deadline = time.monotonic() + 10
+        while (status := Status.load(live.root)).refused == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert status.refused == 1 and "'foreign'" in status.last_refusal and "999" in status.last_refusal
-        with urllib.request.urlopen(live.server.metrics_url) as page:
-            deadline = time.monotonic() + 5
-            text = page.read().decode()
-            while "genrec_catalog_refused_commits" not in text and time.monotonic() < deadline:
-                time.sleep(0.2)
+        while not re.search(r"^genrec_catalog_refused_commits(\{.*\})? 1", text := page(live), re.M):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.2)
         assert "genrec_catalog_lag_seconds" in text and "genrec_catalog_store_version" in text
         assert "genrec_catalog_drift{" in text and "genrec_catalog_error_ratio{" in text
 

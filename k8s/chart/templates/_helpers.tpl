@@ -89,13 +89,23 @@ app.kubernetes.io/component: server
 {{- if .Values.server.threads -}}
 {{- .Values.server.threads -}}
 {{- else -}}
+{{- max 1 (floor (divf (include "genrec.cores" . | float64) .Values.server.instances)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Processors of the server's container: the limit, else the request, rounded up. */}}
+{{- define "genrec.cores" -}}
 {{- $resources := .Values.resources | default dict -}}
 {{- $cpu := coalesce (get ($resources.limits | default dict) "cpu") (get ($resources.requests | default dict) "cpu") "1" | toString -}}
 {{- if hasSuffix "m" $cpu -}}
 {{- $cpu = divf (trimSuffix "m" $cpu | float64) 1000 -}}
 {{- end -}}
-{{- max 1 (floor (divf (ceil (float64 $cpu)) .Values.server.instances)) -}}
+{{- ceil (float64 $cpu) -}}
 {{- end -}}
+
+{{/* Seconds until the server has to be ready; engine auto measures first. */}}
+{{- define "genrec.startupSeconds" -}}
+{{- add .Values.probes.startupSeconds (eq .Values.server.engine "auto" | ternary 300 0) -}}
 {{- end -}}
 
 {{/* list NAME VARIABLES: a list of environment variables; NAME is the value that holds them. */}}

@@ -501,6 +501,26 @@ def test_calls_under_way_end_when_the_client_is_closed(holding: HoldingServer, s
     asyncio.run(main())
 
 
+def test_a_call_that_fails_while_the_client_is_closed_does_not_wait_for_a_retry(server: FaultyServer) -> None:
+    server.behave = lambda request: STOPPING
+
+    async def main() -> None:
+        client = AsyncRecommender(server.url, timeout_s=60, retry=RetryPolicy(backoff_s=20, backoff_max_s=20))
+        send = client._send
+
+        async def then_close(*arguments: Any) -> Any:
+            outcome = await send(*arguments)
+            await client.close()
+            return outcome
+
+        client._send = then_close  # type: ignore[method-assign]
+        with pytest.raises(RecommendError, match="closed") as caught:
+            await asyncio.wait_for(client.recommend(["a"]), 5)
+        assert (caught.value.code, caught.value.attempts) == ("CANCELLED", 1)
+
+    asyncio.run(main())
+
+
 def test_readiness_of_each_address(server: FaultyServer, other: FaultyServer) -> None:
     other.ready = False
     found = using([server.url, other.url, "127.0.0.1:1"], lambda recommender: recommender.readiness())
