@@ -12,6 +12,7 @@ import numpy as np
 
 from genrec.catalog import PrefixTable, PrefixTrie, RuleMasks
 
+EXACT = 1e-3  # how much scores in float32 may differ between engines
 RULE_BYTES = 64 << 20  # of the masks of all rules; the CPU's memory is taken when they are built
 
 
@@ -49,7 +50,7 @@ class Engine(ABC):
     """
 
     copies_masks = False  # whether it drafts with a copy of the masks, which has to be told of changes
-    score_tolerance = 1e-3  # by how much a score may differ from that of the PyTorch engine in float32
+    score_tolerance = EXACT  # by how much a score may differ from that of the PyTorch engine in float32
 
     def __init__(self, masks: PrefixTable | PrefixTrie, beam_width: int, rule_bytes: int | None = RULE_BYTES) -> None:
         """Raises ValueError for a limit below 32 bytes."""

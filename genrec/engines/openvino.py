@@ -14,13 +14,13 @@ from numpy.core._multiarray_umath import __cpu_features__  # type: ignore[import
 from genrec.catalog import PrefixTable, PrefixTrie, SemanticIdSpace
 from genrec.catalog.rule_masks import chunks_of
 from genrec.engines import PRECISIONS
-from genrec.engines.base import RULE_BYTES, Engine
+from genrec.engines.base import EXACT, RULE_BYTES, Engine
 from genrec.engines.buckets import Buckets
 from genrec.engines.onnx import LAST, PREFIXES, RULE_BITS, RULE_ROWS, SCORES, mask_feeds
 from genrec.engines.openvino_graph import read_graph
 
 # By how much a score may differ from that in float32: half precision moves hidden states and every level's logits.
-SCORE_TOLERANCES = {"f32": 1e-3, "bf16": 0.25}
+SCORE_TOLERANCES = {"f32": EXACT, "bf16": 0.25}
 _LARGEST = np.iinfo(np.int32).max + 1  # numbers that 32 bits hold
 _SHORTEST, _BATCH = 16, 16  # tokens of the shortest bucket; prompts of the largest one, before a warm-up says
 

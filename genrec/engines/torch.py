@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genrec.catalog import PrefixTable, PrefixTrie
-from genrec.engines.base import RULE_BYTES, Engine
+from genrec.engines.base import EXACT, RULE_BYTES, Engine
 from genrec.engines.buckets import Buckets
 from genrec.engines.graphs import Capture, CudaGraphs, Draft, RecordedDraft
 from genrec.model.backbone import BackboneModel
@@ -21,7 +21,7 @@ from genrec.model.masks import Masks, Rules, as_tensor, copy_rows
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 # By how much a score may differ from that in float32: half precision moves hidden states, hence every level's logits.
-SCORE_TOLERANCES = {"float32": 1e-3, "bf16": 0.25}
+SCORE_TOLERANCES = {"float32": EXACT, "bf16": 0.25}
 
 
 class TorchEngine(Engine):

@@ -4,7 +4,6 @@ python -m perf.speed.engines build/shop-bundle build/engines --data build/shop
 python -m perf.speed.engines BUNDLE OUT --data DATA --deployments onnx,onnx:1,onnx:1x2,openvino/bf16,auto --neighbours 1
 
 A deployment is ENGINE[/PRECISION][:THREADS[xINSTANCES]], or "auto", which is what `genrec serve --engine auto` takes.
-The bundle has to be a trained one: with random weights bf16 drafts other items, and the golden check refuses it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from genrec.bundle import Bundle
 from genrec.serving.repository import STEPS, Deployment
 from genrec.serving.serve import serve_bundle
@@ -79,7 +81,18 @@ def test_goodput_is_measured(bundle: Bundle, dataset: Dataset, tmp_path: Path) -
 
 def test_engines_are_measured_through_the_ensemble(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
     write_dataset(dataset, tmp_path / "shop")
-    engines.main(bundle.path, tmp_path, tmp_path / "shop", "onnx", users=20, rounds=1, seconds=0.5)
-    found = json.loads((tmp_path / engines.RESULTS).read_text())["engines"]
-    assert 0 < found["onnx"]["alone"]["p50"] <= found["onnx"]["alone"]["p99"]
-    assert found["onnx"]["saturated"]["goodput"] > 0
+    engines.main(bundle.path, tmp_path, tmp_path / "shop", "onnx:1", 1, users=20, rounds=1, seconds=0.5)
+    neighbours = json.loads((tmp_path / engines.RESULTS).read_text())["neighbours"]
+    assert set(neighbours) == {"0", "1"}
+    for found in neighbours.values():
+        assert 0 < found["onnx:1"]["alone"]["p50"] <= found["onnx:1"]["alone"]["p99"]
+        assert found["onnx:1"]["saturated"]["goodput"] > 0
+
+
+def test_deployments_are_spelt_shortly(bundle: Bundle) -> None:
+    assert engines.deployment_of("openvino/bf16:2x3", bundle.path) == Deployment(
+        engine="openvino", precision="bf16", threads=2, instances=3, timeout_ms=engines.PATIENT_MS
+    )
+    assert engines.deployment_of("onnx", bundle.path) == Deployment(timeout_ms=engines.PATIENT_MS)
+    with pytest.raises(ValueError, match=r"deployment 'onnx:x2': write ENGINE\[/PRECISION\]"):
+        engines.deployment_of("onnx:x2", bundle.path)

@@ -55,6 +55,24 @@ def test_other_drafts_are_refused(codes: np.ndarray, scores: np.ndarray, message
         check_drafts(GOLDEN, Fixed(codes, scores))
 
 
+def test_a_lower_precision_may_draft_a_few_others() -> None:
+    codes, scores = np.arange(20), np.linspace(-1, -10, 20).astype(np.float32)
+    golden = GOLDEN | {"codes": codes, "scores": scores}
+    others = np.array([*codes[:5], 101, 102, *codes[7:]])
+
+    def drafted(of: np.ndarray, tolerance: float) -> Fixed:
+        engine = Fixed(of, scores, 20)
+        engine.score_tolerance = tolerance
+        return engine
+
+    check_drafts(golden, drafted(others, 0.25))
+    with pytest.raises(GoldenMismatch, match=r"drafted code 101 with score -3\.3684 and 1 more, the build did not"):
+        check_drafts(golden, drafted(others, 1e-3))
+    others[9] = 103
+    with pytest.raises(GoldenMismatch, match=r"drafted code 101 with score -3\.3684 and 2 more, the build did not"):
+        check_drafts(golden, drafted(others, 0.25))
+
+
 def test_another_number_of_beams_is_refused() -> None:
     with pytest.raises(GoldenMismatch, match="the graph drafts 4 beams, the manifest says beam_width 5"):
         check_drafts(GOLDEN, Fixed(CODES[:4], SCORES[:4]))
