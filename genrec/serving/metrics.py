@@ -18,6 +18,7 @@ from genrec.live.status import Status
 from genrec.rules import Applied, Ruled
 from genrec.rules.applied import KINDS
 from genrec.serving.step import open_folder
+from genrec.serving.waiting import Refusals
 
 # Requests answered, then the wire contract's `counts` in their order.
 _COUNTERS = {
@@ -27,6 +28,8 @@ _COUNTERS = {
     "genrec_unknown_items_total": "History items that are not in the catalogue",
     "genrec_fallback_items_total": "Items filled in from the popularity fallback",
 }
+_OVERLOADED = "genrec_overloaded_requests_total"
+_OVERLOADED_TEXT = "Requests refused at once, because too many were waiting for them to be answered in time"
 _RULE_REQUESTS, _RULE_DROPPED = "genrec_rule_requests_total", "genrec_rule_dropped_total"
 _RULE_NARROWED, _RULE_CHECKED = "genrec_rule_narrowed_total", "genrec_rule_checked_total"
 # What is counted of requests with rules: the text, and the label with its values; "" for a counter without one.
@@ -61,15 +64,19 @@ class Metrics:
     """Counters over all answered requests, the catalogue's version and age; labelled with the bundle's version.
 
     versions: the catalogue's. root: the folder that a live catalogue is published in, "" for one that does not change.
-    Each increment is a message to the server and back, about 0.1 ms, so a thread publishes the sums now and then.
+    refusals: of the step before. Each increment is a message to the server and back, about 0.1 ms, so a thread
+    publishes the sums now and then.
     """
 
-    def __init__(self, bundle_version: str, versions: Published[Any] | OneVersion[Any], root: str) -> None:
+    def __init__(
+        self, bundle_version: str, versions: Published[Any] | OneVersion[Any], root: str, refusals: Refusals
+    ) -> None:
         self._versions, self._root = versions, open_folder(root) if root else None
+        self._refusals = refusals
         self._labels = {"bundle_version": bundle_version}
         self._families: list[Any] = []  # Triton keeps a family only as long as the object that made it
         self._counters: dict[tuple[str, str], Any] = {}
-        for name, text in _COUNTERS.items():
+        for name, text in (_COUNTERS | {_OVERLOADED: _OVERLOADED_TEXT}).items():
             self._counters[name, ""] = self._family(name, text, pb.MetricFamily.COUNTER).Metric(labels=self._labels)
         for name, (text, label, values) in _RULE_COUNTERS.items():
             family = self._family(name, text, pb.MetricFamily.COUNTER)
@@ -132,6 +139,7 @@ class Metrics:
             closing = self._closed.wait(PUBLISH_EVERY_S)
             with self._lock:
                 amounts, self._pending = self._pending, Counter()
+            amounts[_OVERLOADED, ""] = self._refusals.more()
             for key, amount in amounts.items():
                 if amount:
                     self._counters[key].increment(amount)

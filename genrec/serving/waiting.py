@@ -17,6 +17,7 @@ import numpy as np
 
 _ENGINES = 64  # places, of one engine each
 _BEGUN, _BUSY, _FREE_NS, _FIRST_NS, _MORE_NS = range(5)
+_LET_THROUGH, _REFUSED = range(2)  # places in the first row, the gate's
 _IDLE_NS = 50_000_000  # of engines: as often a request goes through, whatever is ahead
 _AFTER_NS = 5_000_000  # what comes after the engine
 _BETWEEN_NS = 10_000_000  # batches of a queue follow each other sooner
@@ -32,7 +33,7 @@ def waiting_file(server: int) -> Path:
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """int64 [1 + _ENGINES, 5] in a file: how many requests were let through, and what each engine notes."""
+    """int64 [1 + _ENGINES, 5] in a file: how many requests were let through or not, and what each engine notes."""
     shape = 1 + _ENGINES, 5
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -57,7 +58,7 @@ class Gate:
         ahead may have been given up by their clients, of which nobody tells.
         """
         engines = self._values[1:]
-        ahead, now = int(self._values[0, 0] - engines[:, _BEGUN].max()), time.monotonic_ns()
+        ahead, now = int(self._values[0, _LET_THROUGH] - engines[:, _BEGUN].max()), time.monotonic_ns()
         if ahead <= 0:
             return 0, 0
         _, busy, free, first, more = engines[engines[:, _FIRST_NS] > 0].T
@@ -73,11 +74,28 @@ class Gate:
 
     def let_through(self) -> int:
         """The number of one more request."""
-        self._values[0, 0] += 1
-        return int(self._values[0, 0])
+        self._values[0, _LET_THROUGH] += 1
+        return int(self._values[0, _LET_THROUGH])
+
+    def refuse(self) -> None:
+        """Count a request that was not let through, for `Refusals`."""
+        self._values[0, _REFUSED] += 1
 
     def close(self) -> None:
         self._path.unlink(missing_ok=True)
+
+
+class Refusals:
+    """What the gate refused, for the step that shows metrics. path: of `waiting_file`."""
+
+    def __init__(self, path: Path) -> None:
+        self._values = _mapped(path)
+        self._told = int(self._values[0, _REFUSED])
+
+    def more(self) -> int:
+        """Requests that were refused since the last time."""
+        before, self._told = self._told, int(self._values[0, _REFUSED])
+        return self._told - before
 
 
 class Pace:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import numpy as np
 import typer
@@ -115,7 +115,10 @@ def compared(
 def main(
     bundle_path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to serve.")],
     out: Annotated[Path, typer.Argument(help="Folder of `engines.json` and the servers' logs.")],
-    data: Annotated[Path, typer.Option(help="Dataset whose test users ask.")],
+    data: Annotated[
+        Optional[Path],
+        typer.Option(help="Dataset whose test users ask; without it, histories as long as the bundle takes them."),
+    ] = None,
     deployments: Annotated[str, typer.Option(help="The first is compared with the others.")] = "onnx,openvino",
     neighbours: Annotated[
         int, typer.Option(min=0, help="Also measured beside so many processes that compute without a pause.")
@@ -126,7 +129,11 @@ def main(
 ) -> None:
     """Print and write what each deployment takes, and how much faster than the first it is."""
     bundle, names = Bundle(bundle_path), deployments.split(",")
-    test, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
+    if data is None:
+        rng, most = np.random.default_rng(0), bundle.manifest.prompt.max_history
+        test = [rng.choice(len(bundle.catalog), most, replace=False) for _ in range(users)]
+    else:
+        test, _ = sample_users(split_leave_one_out(read_dataset(data).interactions).test, users)
     histories = [bundle.catalog.item_ids[rows].tolist() for rows in test]
     out.mkdir(parents=True, exist_ok=True)
     served = {name: deployment_of(name, bundle_path) for name in names}

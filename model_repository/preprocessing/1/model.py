@@ -41,6 +41,7 @@ class TritonPythonModel(Step[tuple[Request, int, int]]):
         deadline = time.monotonic_ns() + 1000 * left_us
         ahead, expected_ns = self.gate.expected_ns()
         if expected_ns > 1000 * left_us:
+            self.gate.refuse()
             raise Overloaded(
                 f"{ahead} requests are waiting, which takes about {expected_ns / 1e6:.0f} ms, and this one has "
                 f"{left_us / 1e3:.0f} ms: exceeds maximum queue size; allow more time or send fewer requests"

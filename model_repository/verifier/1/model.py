@@ -1,6 +1,7 @@
 """Step 3 of `recommend`: drafted semantic IDs -> items that exist, ranked."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from genrec.rules.book import kept
 from genrec.rules.explanation import explanation
 from genrec.serving.metrics import Metrics
 from genrec.serving.step import Stamp, Step, checked_stamp, stamped, tensor
+from genrec.serving.waiting import Refusals, waiting_file
 from genrec.verifier import Verifier
 
 _NO_EXPLANATION = np.array([[b""]], object)
@@ -45,7 +47,8 @@ class TritonPythonModel(Step[Draft]):
         bundle = self.bundle
         check_items(bundle.golden, bundle.catalog, Verifier(bundle.catalog, bundle.index))
         self.catalogues = self.versions(self.catalogue)
-        self.metrics = Metrics(bundle.manifest.bundle_version, self.catalogues, self.parameters["catalog"])
+        refusals = Refusals(waiting_file(os.getppid()))
+        self.metrics = Metrics(bundle.manifest.bundle_version, self.catalogues, self.parameters["catalog"], refusals)
 
     def catalogue(self, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> Catalogue:
         applied = kept(partial(self.rule_book(items).applied, items), _MOST_APPLIED)

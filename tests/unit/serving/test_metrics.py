@@ -24,6 +24,7 @@ class Page:
     def __init__(self) -> None:
         self.values: dict[Key, float] = {}
         self.writes = 0
+        self.refused: list[int] = []
 
     def family(self, name: str, description: str, kind: str) -> Any:
         assert description
@@ -64,7 +65,8 @@ def metrics(page: Page, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module("genrec.serving.metrics")
     versions: Any = SimpleNamespace(current=SimpleNamespace(version=3, created=5.0))
-    found = module.Metrics("v7", versions, "")
+    refusals: Any = SimpleNamespace(more=lambda: page.refused.pop() if page.refused else 0)
+    found = module.Metrics("v7", versions, "", refusals)
     yield found
     found.close()
     for name in ("genrec.serving.step", "genrec.serving.metrics"):
@@ -92,6 +94,12 @@ def test_counts_are_published_once_for_many_requests(metrics: Any, page: Page) -
     assert page.of("genrec_requests_total") == {"": 200}
     assert page.of("genrec_drafted_total") == {"": 1600} and page.of("genrec_fallback_items_total") == {"": 100}
     assert page.writes - before <= 10  # twice, if the clock struck meanwhile
+
+
+def test_what_the_step_before_refused_is_published(metrics: Any, page: Page) -> None:
+    page.refused.append(7)
+    metrics.close()
+    assert page.of("genrec_overloaded_requests_total") == {"": 7}
 
 
 def test_every_kind_of_rules_is_counted_once_for_a_request(

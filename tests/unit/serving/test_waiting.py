@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrec.serving.waiting import Gate, Pace, waiting_file
+from genrec.serving.waiting import Gate, Pace, Refusals, waiting_file
 
 MS = 1_000_000
 
@@ -41,6 +41,17 @@ def test_nobody_ahead_is_no_wait(clock: Clock, tmp_path: Path) -> None:
         clock.wait(10)
         assert gate.expected_ns() == (0, 0)  # it may wait for this batch, but that is learnt only by letting it through
     assert gate.expected_ns() == (0, 0)
+
+
+def test_what_is_refused_is_told_once(tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "array", 4)
+    gate.refuse()
+    refusals = Refusals(tmp_path / "array")
+    assert refusals.more() == 0  # it is told of what comes from now on
+    gate.refuse()
+    gate.refuse()
+    gate.let_through()
+    assert refusals.more() == 2 and refusals.more() == 0
 
 
 def test_what_is_ahead_is_taken_in_full_batches(clock: Clock, tmp_path: Path) -> None:
