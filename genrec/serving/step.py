@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -112,6 +112,14 @@ class Step(ABC, Generic[Input]):
         for place, response in zip(places, self._responses(inputs), strict=True):
             responses[place] = response
         return responses
+
+    def execute_in_parts(self, requests: list[Any], parts: Iterable[Sequence[int]]) -> list[Any]:
+        """What `execute` returns where each part of the requests, by place, is run and answered before the next."""
+        for part in parts:
+            senders = [requests[place].get_response_sender() for place in part]
+            for sender, response in zip(senders, Step.execute(self, [requests[place] for place in part]), strict=True):
+                sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return [None] * len(requests)  # they have their answers
 
     def _responses(self, inputs: list[Input]) -> list[Any]:
         try:

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 _ENGINES = 64  # places, of one engine each
-_BEGUN, _BUSY, _FREE_NS, _FIRST_NS, _MORE_NS = range(5)
+_BEGUN, _BUSY, _FREE_NS, _FIRST_NS, _MORE_NS, _MOST = range(6)
 _LET_THROUGH, _REFUSED = range(2)  # places in the first row, the gate's
 _IDLE_NS = 50_000_000  # of engines: as often a request goes through, whatever is ahead
 _AFTER_NS = 5_000_000  # what comes after the engine
 _BETWEEN_NS = 10_000_000  # batches of a queue follow each other sooner
 _SAFETY = 2.0  # times what is expected has to be left: a request that is let through and comes too late helps nobody
+_ENOUGH = 0.9  # of the requests a second of the largest batches: smaller ones that reach it answer sooner
 _LEARNT = 0.1  # the weight of the last batch in what is expected of the next
 
 
@@ -33,8 +34,8 @@ def waiting_file(server: int) -> Path:
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """int64 [1 + _ENGINES, 5] in a file: how many requests were let through or not, and what each engine notes."""
-    shape = 1 + _ENGINES, 5
+    """int64 [1 + _ENGINES, 6] in a file: how many requests were let through or not, and what each engine notes."""
+    shape = 1 + _ENGINES, 6
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         os.ftruncate(descriptor, 8 * shape[0] * shape[1])
@@ -44,10 +45,10 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 class Gate:
-    """The step that lets requests through to the engines. path: of `waiting_file`. most: requests of a batch."""
+    """The step that lets requests through to the engines. path: of `waiting_file`."""
 
-    def __init__(self, path: Path, most: int) -> None:
-        self._path, self._values, self._most = path, _mapped(path), most
+    def __init__(self, path: Path) -> None:
+        self._path, self._values = path, _mapped(path)
         self._tried_ns = 0
 
     def expected_ns(self) -> tuple[int, int]:
@@ -61,15 +62,16 @@ class Gate:
         ahead, now = int(self._values[0, _LET_THROUGH] - engines[:, _BEGUN].max()), time.monotonic_ns()
         if ahead <= 0:
             return 0, 0
-        _, busy, free, first, more = engines[engines[:, _FIRST_NS] > 0].T
+        _, busy, free, first, more, most = engines[engines[:, _FIRST_NS] > 0].T
         if not first.size:  # none that tells
             return 0, 0
         if not busy.any() and max(int(free.max()), self._tried_ns) + _IDLE_NS < now:
             self._tried_ns = now
             return 0, 0
-        batches, rest = divmod(ahead, self._most)
+        batch = int(most.min())
+        batches, rest = divmod(ahead, batch)
         first_ns, more_ns = float(first.mean()), float(more.mean())
-        work = batches * (first_ns + self._most * more_ns) + first_ns + (rest + 1) * more_ns
+        work = batches * (first_ns + batch * more_ns) + first_ns + (rest + 1) * more_ns
         return ahead, int(_SAFETY * (max(0, int(free.min()) - now) + work / first.size + _AFTER_NS))
 
     def let_through(self) -> int:
@@ -102,13 +104,18 @@ class Pace:
     """One engine's side.
 
     place: its number among the server's, from 0. one_s, full_s: seconds that a batch of one request takes, and one of
-    `most`, when nothing else runs.
+    `most`, when nothing else runs. most_at_once: requests that it should take at once, at most.
     """
 
     def __init__(self, path: Path, place: int, one_s: float, full_s: float, most: int) -> None:
         self._own = _mapped(path)[1 + place % _ENGINES]
         self._more_ns = 1e9 * max(0.0, full_s - one_s) / max(1, most - 1)
         self._first_ns = max(1.0, 1e9 * one_s - self._more_ns)
+        # Powers of two, for which engines that pad batches have a shape.
+        sizes = np.array([*(1 << power for power in range((most - 1).bit_length())), most])
+        rates = sizes / (self._first_ns + sizes * self._more_ns)
+        self.most_at_once = int(sizes[np.argmax(rates >= _ENOUGH * rates[-1])])
+        self._own[_MOST] = self.most_at_once
         self._slower, self._began, self._ended, self._plain_ns = 1.0, 0, 0, 0.0
         self._note()
 

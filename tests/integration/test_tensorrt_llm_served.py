@@ -83,7 +83,7 @@ def test_requests_are_let_through_to_an_engine_that_batches_by_itself(
     with Recommender(on_stand_in.grpc_url, timeout_s=30.0) as client:
         client.recommend_many([RecommendRequest(history)] * 40, concurrency=16, return_exceptions=False)
     assert on_stand_in.pid is not None
-    gate = Gate(waiting_file(on_stand_in.pid), DEPLOYMENT.max_batch_size)
+    gate = Gate(waiting_file(on_stand_in.pid))
     assert [gate.expected_ns() for _ in range(3)] == [(0, 0)] * 3
 
 

@@ -120,7 +120,12 @@ class TritonPythonModel(Step[Prompt]):
         self.follow()
         if isinstance(self.engine, InFlightEngine):
             return self.execute_in_flight(requests, partial(self.begin, self.engine), partial(tensors, 0))
-        return super().execute(requests)
+        most = self.pace.most_at_once
+        if len(requests) <= most:
+            return super().execute(requests)
+        # Prompts of about one length together: the shorter ones are padded.
+        order = np.argsort([tensor(request, "input_ids").size for request in requests], kind="stable").tolist()
+        return self.execute_in_parts(requests, [order[at : at + most] for at in range(0, len(order), most)])
 
     def follow(self) -> None:
         """Draft with the masks of the current version: they hold what every version needs that can be asked for."""

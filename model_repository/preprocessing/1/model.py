@@ -26,7 +26,7 @@ class TritonPythonModel(Step[tuple[Request, int, int]]):
         self.timeout_us = 1000 * int(self.parameters["timeout_ms"])
         check_prompt(self.bundle.golden, self.preprocessor(self.bundle.catalog))
         self.catalogues = self.versions(self.preprocessor)
-        self.gate = Gate(waiting_file(os.getppid()), self.max_batch_size)
+        self.gate = Gate(waiting_file(os.getppid()))
 
     def preprocessor(
         self, items: CatalogView, buckets: BucketView | None = None, masks: Callable[[], PrefixTable] | None = None

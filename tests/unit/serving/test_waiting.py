@@ -32,7 +32,7 @@ def clock() -> Iterator[Clock]:
 
 
 def test_nobody_ahead_is_no_wait(clock: Clock, tmp_path: Path) -> None:
-    gate = Gate(tmp_path / "array", 4)
+    gate = Gate(tmp_path / "array")
     assert gate.expected_ns() == (0, 0)  # no engine is there yet
     pace = Pace(tmp_path / "array", 0, 0.010, 0.016, 4)
     assert gate.expected_ns() == (0, 0)
@@ -44,7 +44,7 @@ def test_nobody_ahead_is_no_wait(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_what_is_refused_is_told_once(tmp_path: Path) -> None:
-    gate = Gate(tmp_path / "array", 4)
+    gate = Gate(tmp_path / "array")
     gate.refuse()
     refusals = Refusals(tmp_path / "array")
     assert refusals.more() == 0  # it is told of what comes from now on
@@ -55,7 +55,7 @@ def test_what_is_refused_is_told_once(tmp_path: Path) -> None:
 
 
 def test_what_is_ahead_is_taken_in_full_batches(clock: Clock, tmp_path: Path) -> None:
-    gate, pace = Gate(tmp_path / "array", 4), Pace(tmp_path / "array", 0, 0.010, 0.016, 4)  # 8 ms, and 2 a request
+    gate, pace = Gate(tmp_path / "array"), Pace(tmp_path / "array", 0, 0.010, 0.016, 4)  # 8 ms, and 2 a request
     first = gate.let_through()
     with pace.batch(first, 1):
         for _ in range(5):
@@ -69,7 +69,7 @@ def test_what_is_ahead_is_taken_in_full_batches(clock: Clock, tmp_path: Path) ->
 
 
 def test_engines_side_by_side_share_what_is_ahead(clock: Clock, tmp_path: Path) -> None:
-    gate = Gate(tmp_path / "array", 4)
+    gate = Gate(tmp_path / "array")
     paces = [Pace(tmp_path / "array", place, 0.010, 0.016, 4) for place in range(2)]
     numbers = [gate.let_through() for _ in range(2 + 8)]
     with paces[0].batch(numbers[0], 1), paces[1].batch(numbers[1], 1):
@@ -79,7 +79,7 @@ def test_engines_side_by_side_share_what_is_ahead(clock: Clock, tmp_path: Path) 
 
 
 def test_a_slower_machine_is_learnt(clock: Clock, tmp_path: Path) -> None:
-    gate, pace = Gate(tmp_path / "array", 4), Pace(tmp_path / "array", 0, 0.010, 0.016, 4)
+    gate, pace = Gate(tmp_path / "array"), Pace(tmp_path / "array", 0, 0.010, 0.016, 4)
     for _ in range(60):
         with pace.batch(gate.let_through(), 1):
             clock.wait(30)
@@ -90,7 +90,7 @@ def test_a_slower_machine_is_learnt(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_requests_that_were_given_up_are_forgotten(clock: Clock, tmp_path: Path) -> None:
-    gate, pace = Gate(tmp_path / "array", 4), Pace(tmp_path / "array", 0, 0.010, 0.016, 4)
+    gate, pace = Gate(tmp_path / "array"), Pace(tmp_path / "array", 0, 0.010, 0.016, 4)
     with pace.batch(gate.let_through(), 1):
         clock.wait(10)
     for _ in range(100):
@@ -106,10 +106,10 @@ def test_requests_that_were_given_up_are_forgotten(clock: Clock, tmp_path: Path)
 
 def test_a_step_that_begins_anew_goes_on_counting(clock: Clock, tmp_path: Path) -> None:
     path = tmp_path / "array"
-    gate, pace = Gate(path, 4), Pace(path, 0, 0.010, 0.016, 4)
+    gate, pace = Gate(path), Pace(path, 0, 0.010, 0.016, 4)
     with pace.batch(gate.let_through(), 1):
         clock.wait(10)
-    assert Gate(path, 4).let_through() == 2
+    assert Gate(path).let_through() == 2
     with Pace(path, 0, 0.010, 0.016, 4).batch(2, 1):
         assert gate.expected_ns()[0] == 0
     gate.close()
@@ -124,7 +124,7 @@ def test_an_expectation_is_always_a_number_of_some_size(
     clock = Clock()
     with TemporaryDirectory() as folder, patch("genrec.serving.waiting.time.monotonic_ns", lambda: clock.now_ns):
         path = Path(folder) / "array"
-        gate, pace = Gate(path, 16), Pace(path, 0, one_s, one_s + more_s, 16)
+        gate, pace = Gate(path), Pace(path, 0, one_s, one_s + more_s, 16)
         for size, took in batches:
             for _ in range(size):
                 ahead, expected = gate.expected_ns()
