@@ -72,10 +72,14 @@ class Beams:
         log_p = logits.float().log_softmax(-1)
         total = (self.scores[..., None] + (log_p + self._mask(level, width))).reshape(-1, width * size)
         self.scores, chosen = total.topk(self.width(level), dim=1)
-        parent = _divided(chosen, size)
-        code = chosen - parent * size
-        self._prefixes, self._last = self.codes.gather(1, parent), code
-        self.codes = self._prefixes + code * math.prod(self._levels[:level])
+        if width == 1:  # all have one parent
+            parent, code = torch.zeros_like(chosen), chosen
+            self._prefixes = self.codes.expand(-1, self.width(level))
+        else:
+            parent = _divided(chosen, size)
+            code = chosen - parent * size
+            self._prefixes = self.codes.gather(1, parent)
+        self.codes, self._last = self._prefixes + code * math.prod(self._levels[:level]), code
         return parent, code
 
     @property

@@ -84,7 +84,8 @@ class DraftHead(nn.Module):
         for level in range(len(self.levels)):
             out.append(self._logits(level, hidden[..., level + 1, :], state))
             if level + 1 < len(self.levels):
-                state = self._next(level, codes[..., level], state, state.shape[1], read)
+                moved = self._moved(level, state)
+                state = self._next(level, codes[..., level], state, moved, state.shape[1], read)
         return out
 
     def beam(
@@ -104,8 +105,19 @@ class DraftHead(nn.Module):
         for level in range(len(self.levels)):
             parent, code = beams.step(level, self._logits(level, hidden[:, level + 1 : level + 2], state))
             if level + 1 < len(self.levels):
-                state = self._next(level, code, beams.of_parents(level, state, parent), beams.width(level), read)
+                state, moved = self._of_children(beams, level, state, parent)
+                state = self._next(level, code, state, moved, beams.width(level), read)
         return beams.drafted
+
+    def _of_children(self, beams: Beams, level: int, state: Tensor, parent: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """s_l of the parents [B, W, state_size] -> s_l and `_moved` of their children, [B, R, ..] or [B, 1, ..]."""
+        if beams.width(level - 1) == 1:  # broadcast to all children
+            return state, self._moved(level, state)
+        own = beams.of_parents(level, state, parent)
+        if 2 * beams.width(level - 1) > beams.width(level):
+            return own, self._moved(level, own)
+        # Far fewer parents than children: so are their products, and that pays for gathering these.
+        return own, [beams.of_parents(level, each, parent) for each in self._moved(level, state)]
 
     def _read(self, history: History | None) -> LayerCache | None:
         """Keys and values of the history, which all levels and beams share; None if the transitions read none."""
@@ -121,15 +133,21 @@ class DraftHead(nn.Module):
         """Of a level's codes, [..., T_l]: h_l [..., d] and s_l [..., state_size]."""
         return self.projections[level](hidden) + self.state_projections[level](state)
 
-    def _next(self, level: int, code: Tensor, state: Tensor, rows: int, read: LayerCache | None) -> Tensor:
-        """s_{l+1} of codes int64 [B, R] and s_l [B, R, state_size]. rows: R, for one request or Q of a sequence."""
-        # The input half is projected for the whole code table, once: a constant in an exported graph. So are the halves
-        # of the weights, where halving [g, v] would copy what every beam has.
-        table: Tensor = self.transition_inputs[level](self.embeddings[level].weight)
+    def _moved(self, level: int, state: Tensor) -> list[Tensor]:
+        """V_l s_l of states [..., state_size], the halves of g and v: halving [g, v] would copy what every beam has."""
         weight = cast(Tensor, self.transition_states[level].weight)
-        gate, value = (
-            half[code] + F.linear(state, part) for half, part in zip(table.chunk(2, -1), weight.chunk(2), strict=True)
-        )
+        return [F.linear(state, half) for half in weight.chunk(2)]
+
+    def _next(
+        self, level: int, code: Tensor, state: Tensor, moved: Sequence[Tensor], rows: int, read: LayerCache | None
+    ) -> Tensor:
+        """s_{l+1} of codes int64 [B, R] and s_l [B, R, state_size]. rows: R, for one request or Q of a sequence.
+
+        moved: `_moved` of s_l. It and s_l may be [B, 1, ..], where all R have the same.
+        """
+        # The input half is projected for the whole code table, once: a constant in an exported graph.
+        table: Tensor = self.transition_inputs[level](self.embeddings[level].weight)
+        gate, value = (half[code] + own for half, own in zip(table.chunk(2, -1), moved, strict=True))
         state = state + self.transition_outputs[level](F.silu(gate) * value)
         if read is None:
             return state

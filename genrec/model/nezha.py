@@ -70,6 +70,8 @@ class NezhaModel(BackboneModel):
         """
         if not self.draft_head.attention_heads:
             return None
+        if placeholders:  # behind the history of every prompt there are as many positions at least
+            inputs = inputs[:, :-placeholders]
         positions = torch.arange(inputs.shape[1], device=inputs.device)
         return History(inputs.float(), (positions < lengths.long()[:, None] - placeholders)[:, None])
 

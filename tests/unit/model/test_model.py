@@ -139,7 +139,7 @@ def naive_beam(
 @settings(max_examples=20)
 @given(
     seed=st.integers(0, 10_000),
-    width=st.sampled_from([1, 3, 8, 40, 200]),
+    width=st.sampled_from([1, 3, 6, 8, 40, 200]),
     items=st.integers(1, 60),
     masked=st.booleans(),
     attention_heads=st.sampled_from([0, 1, 3]),
@@ -234,6 +234,16 @@ def test_what_a_beam_reads_is_its_own_history() -> None:
                 moved = (logits - expected).abs().amax(-1)[:, 0]
                 read = [row == each and bool(seen[row, 0, at]) for each in range(2)]
                 assert (moved > 10 * NEAR).tolist() == read and (moved > NEAR).tolist() == read
+
+
+def test_what_stands_behind_every_history_is_left_out() -> None:
+    """Placeholders are never seen: the history that a head reads ends where that of the longest prompt does."""
+    model = small_model("qwen3", PromptLayout.contiguous(SPACE, max_history=20))
+    inputs, lengths = torch.randn(2, 9, 32), torch.tensor([9, 6])
+    history = model.history(inputs, lengths, 3)
+    assert history is not None
+    torch.testing.assert_close(history.states, inputs[:, :6])
+    assert history.seen[:, 0].tolist() == [[True] * 6, [True] * 3 + [False] * 3]
 
 
 def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: Path) -> None:
