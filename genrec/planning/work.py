@@ -235,14 +235,14 @@ class _Counter:
         operators = engine.first_operators + engine.level_operators * steps
         if shape.attention_heads:
             operators += engine.history_operators + engine.reading_operators * steps
-            reading += self._linear(size * rows, shape.hidden_size, 2 * shape.state_size)
+            reading += self._linear(size * self.batch.tokens, shape.hidden_size, 2 * shape.state_size)
         for level, (codes, width) in enumerate(zip(shape.levels, self.widths, strict=True)):
             projections += self._linear(size, shape.hidden_size, codes)
             projections += self._linear(size * width, shape.state_size, codes)
             if level:
-                transitions += self._transition(size * width)
+                transitions += self._transition(size * width, size * self.widths[level - 1])
                 if shape.attention_heads:
-                    reading += self._reading(width, rows)
+                    reading += self._reading(width, self.batch.tokens)
         return (
             *self._prefill(rows, len(shape.levels) + 1),
             Part(DECODE, "projections", projections),
@@ -331,11 +331,17 @@ class _Counter:
         values += engine.score_passes * shape.heads * keys
         return self._gathered(rows * self.batch.size, values)
 
-    def _transition(self, rows: int) -> Work:
-        """From one level's states to the next: a row of the code table, the parent's state, and the gated block."""
+    def _transition(self, rows: int, parents: int) -> Work:
+        """From one level's states to the next: a row of the code table, the parent's state, and the gated block.
+
+        Where `parents` are few, their states are multiplied, and the products copied to each child.
+        """
         state, wide = self.shape.state_size, self.shape.transition_size
         copied = self._gathered(rows, 2 * wide) + self._gathered(rows, state)
-        return copied + self._linear(rows, state, 2 * wide) + self._linear(rows, wide, state)
+        multiplied = rows
+        if parents == self.batch.size or 2 * parents <= rows:
+            multiplied, copied = parents, copied + self._gathered(rows, 2 * wide)
+        return copied + self._linear(multiplied, state, 2 * wide) + self._linear(rows, wide, state)
 
     def _reading(self, beams: int, keys: int) -> Work:
         """What a transition's attention to the history adds: queries of each request's `beams` to the same `keys`."""
