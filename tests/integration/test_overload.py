@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from genrec.bundle import Bundle
 from genrec.serving.repository import STEPS, Deployment
 from genrec.serving.serve import serve_bundle
+from genrec.serving.statistics import read_step_counts
 from genrec.serving.triton import TritonServer
 from genrec_builders.data import Dataset, write_dataset
 from genrec_client import (
@@ -77,6 +79,27 @@ def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle, shop: Any,
                 [RecommendRequest(user) for user in shop.users[:50]], concurrency=8, return_exceptions=True
             )
         assert [one for one in after if not isinstance(one, Recommendations)] == []
+
+
+def test_batches_that_come_apart_are_answered_as_requests_alone(bundle: Bundle, shop: Any, tmp_path: Path) -> None:
+    users = [user[:length] for length, user in zip(list(range(1, 13)) * 4, shop.users, strict=False)]
+
+    async def at_once(server: TritonServer) -> list[Recommendations]:
+        async with AsyncRecommender(server.grpc_url, timeout_s=30.0) as client:
+            with stopped_engine(server):
+                calls = [asyncio.create_task(client.recommend(user)) for user in users]
+                await asyncio.sleep(0.3)
+            return await asyncio.gather(*calls)
+
+    deployment = Deployment(threads=1, timeout_ms=30_000, max_batch_size=32)
+    with serve_bundle(bundle.path, deployment, log_path=tmp_path / "triton.log") as server:
+        together = asyncio.run(at_once(server))
+        batches = read_step_counts(server.grpc_url)["backbone"].executions
+        with Recommender(server.grpc_url, timeout_s=30.0) as client:
+            for user, answer in zip(users, together, strict=True):
+                scores = [[item.score for item in one.items] for one in (answer, client.recommend(user))]
+                np.testing.assert_allclose(*scores, atol=1e-4)  # of items that nearly tie another one may come
+    assert batches <= 4  # so one of them had 16 requests or more, of all lengths
 
 
 def test_goodput_is_measured(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:

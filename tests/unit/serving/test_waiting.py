@@ -43,6 +43,20 @@ def test_nobody_ahead_is_no_wait(clock: Clock, tmp_path: Path) -> None:
     assert gate.expected_ns() == (0, 0)
 
 
+@given(first=st.floats(0.1, 100), more=st.floats(0.01, 100), most=st.sampled_from([1, 2, 12, 16, 64]))
+def test_batches_are_as_small_as_throughput_allows(first: float, more: float, most: int) -> None:
+    with TemporaryDirectory() as folder:
+        pace = Pace(Path(folder) / "array", 0, (first + more) / 1e3, (first + most * more) / 1e3, most)
+    size = pace.most_at_once
+    assert size == most or size.bit_count() == 1
+
+    def rate(size: float) -> float:
+        return size / (first + size * more)
+
+    assert 1 <= size <= most and rate(size) >= 0.9 * rate(most) * (1 - 1e-6)
+    assert size == 1 or rate(size / 2) < 0.9 * rate(most) * (1 + 1e-6) or size == most
+
+
 def test_what_is_refused_is_told_once(tmp_path: Path) -> None:
     gate = Gate(tmp_path / "array")
     gate.refuse()
