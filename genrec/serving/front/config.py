@@ -84,8 +84,8 @@ def _globals(most: int) -> list[str]:
         "    option dontlognull",
         "    option http-no-delay",
         "    option abortonclose",
-        "    retries 1",
-        "    timeout connect 200ms",  # of a Unix socket; also the time before another try
+        "    retries 0",
+        "    timeout connect 1s",
         f"    timeout http-request {_WAIT_S}s",
         f"    timeout http-keep-alive {_IDLE}",
         f"    timeout client {_IDLE}",
