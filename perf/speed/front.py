@@ -2,8 +2,8 @@
 
 python -m perf.speed.front build/shop-bundle build/front --data build/shop
 
-Alone: one request after the other, in turn through the one and the other. Saturated: rounds of each. The client, the front
-and the server share the machine.
+Alone: one request after the other, in turn through the one and the other. Saturated: rounds of each. The client, the
+front and the server share the machine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ async def alone(clients: dict[str, Client], seconds: float) -> dict[str, Any]:
         number += 1
     took = {way: np.array(outcomes[way].took) for way in ways}
     assert not any(outcomes[way].refused for way in ways), outcomes
-    found: dict[str, Any] = {way: {f"p{at}": float(np.percentile(took[way], at)) for at in (50, 95, 99)} for way in ways}
+    found: dict[str, Any] = {
+        way: {f"p{at}": float(np.percentile(took[way], at)) for at in (50, 95, 99)} for way in ways
+    }
     more = took["front"] - took["past it"]
     return found | {"requests": number, "more_ms": float(np.median(more))}
 

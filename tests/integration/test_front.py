@@ -1,4 +1,4 @@
-"""The front before a real server: what would end or change the server is refused, and everything else is as without it."""
+"""The front before a real server: what would end or change it is refused, and everything else is as without it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import queue
 import re
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -160,7 +159,8 @@ def test_classification_is_refused_over_http(front: Front, binary: bool) -> None
 
 def test_no_other_spelling_gets_through(front: Front) -> None:
     for name in (r"classific\u0061tion", r"\u0063lassification", "classification"):
-        text = f'{{"inputs":[{json.dumps(history_of(["a"]))}],"outputs":[{{"name":"item_ids","parameters":{{"{name}":2}}}}]}}'
+        outputs = f'[{{"name":"item_ids","parameters":{{"{name}":2}}}}]'
+        text = f'{{"inputs":[{json.dumps(history_of(["a"]))}],"outputs":{outputs}}}'
         assert post(front, text.encode())[0] == 400
 
 
@@ -205,7 +205,9 @@ def test_a_streams_message_that_is_too_large_or_compressed_is_refused(through: W
     large.id = "x" * MOST
     (answer,) = through.stub.ModelStreamInfer(iter([large]), timeout=30)
     assert re.search(r"the message has \d+ bytes; at most 65536 are accepted", answer.error_message)
-    stream = through.channel.stream_stream(SERVICE + "ModelStreamInfer", None, service_pb2.ModelStreamInferResponse.FromString)
+    stream = through.channel.stream_stream(
+        SERVICE + "ModelStreamInfer", None, service_pb2.ModelStreamInferResponse.FromString
+    )
     large.id = "x" * 1000  # worth the compression
     (answer,) = stream(iter([large.SerializeToString()]), timeout=30, compression=grpc.Compression.Gzip)
     assert "compressed messages are closed here" in answer.error_message
@@ -273,8 +275,9 @@ def test_no_path_leads_around(front: Front, path: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["", "{", '{"inputs":[', "[]", "5", "{} {}", '{"inputs":5}', '{"inputs":[{"name":5}]}', '{"a":1e999}', '{"a":"\\ud800"}',
-     '{"a":NaN}', '{"id":5,"inputs":[]}', "{'a':1}", '{"a":01}', '{"a":"\x01"}', "[" * 60_000, '{"a":' * 9000],
+    ["", "{", '{"inputs":[', "[]", "5", "{} {}", '{"inputs":5}', '{"inputs":[{"name":5}]}', '{"a":1e999}',
+     '{"a":"\\ud800"}', '{"a":NaN}', '{"id":5,"inputs":[]}', "{'a':1}",
+     '{"a":01}', '{"a":"\x01"}', "[" * 60_000, '{"a":' * 9000],
 )  # fmt: skip
 def test_what_is_no_json_is_the_clients_fault(front: Front, body: str) -> None:
     status, said = post(front, body.encode())
@@ -286,6 +289,14 @@ def test_numbers_that_triton_would_cut_are_refused(front: Front) -> None:
     status, said = post(front, {"inputs": [history_of(["a"]), top_k | {"data": [2**32 + 3]}]})
     assert status == 400 and "more than 32 bits" in said
     assert post(front, {"inputs": [history_of(["a"]), top_k | {"data": [3]}]})[0] == 200
+
+
+def test_room_is_made_for_no_shape_that_is_too_large(front: Front) -> None:
+    """Past the front the second one ends the server: std::bad_alloc."""
+    for shape in ([1, 2**28], [1, 2**36], [2**32, 2**32], [2**62, 4, 1]):
+        top_k = {"name": "top_k", "shape": shape, "datatype": "INT32", "data": [3]}
+        status, said = post(front, {"inputs": [top_k]})
+        assert status == 400 and "a shape has more than 1048576 elements" in said
 
 
 def test_too_much_is_refused_and_says_so(front: Front, through: Wire) -> None:
@@ -313,7 +324,10 @@ def test_what_cannot_be_looked_into_is_refused(front: Front, through: Wire) -> N
 
 def test_half_a_request_holds_up_nobody(front: Front) -> None:
     host, _, port = front.http_url.partition(":")
-    with socket.create_connection((host, int(port))) as half, socket.create_connection(front.grpc_url.split(":")) as rest:
+    with (
+        socket.create_connection((host, int(port))) as half,
+        socket.create_connection(front.grpc_url.split(":")) as rest,
+    ):
         half.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{{".encode())
         rest.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
         with Recommender(front.grpc_url, timeout_s=30.0) as client:
@@ -326,7 +340,9 @@ def test_answers_are_the_same_as_without_it(front: Front, through: Wire, past: W
     asked += [[Wire.ids("history", shop.ids[:2]), Wire.top_k(5), Wire.ids("exclude", ["classification"])]]
     for inputs in asked:
         assert through.ask(*inputs).same_as(past.ask(*inputs))
-    assert through.refused(Wire.ids("history", []), Wire.top_k(0)) == past.refused(Wire.ids("history", []), Wire.top_k(0))
+    assert through.refused(Wire.ids("history", []), Wire.top_k(0)) == past.refused(
+        Wire.ids("history", []), Wire.top_k(0)
+    )
     body = {"id": "classification", "inputs": [history_of(["classification", 'a"\\classification'])]}
     assert post(front, body)[0] == 200
 
@@ -339,7 +355,10 @@ def test_every_client_and_every_question_passes(front: Front, shop: Shop) -> Non
             return len((await client.recommend(shop.ids[:3])).items)
 
     assert asyncio.run(asked()) == 10
-    for client in (grpc_client.InferenceServerClient(front.grpc_url), http_client.InferenceServerClient(front.http_url)):
+    for client in (
+        grpc_client.InferenceServerClient(front.grpc_url),
+        http_client.InferenceServerClient(front.http_url),
+    ):
         assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("recommend")
         for question in (client.get_model_metadata, client.get_model_config, client.get_inference_statistics):
             assert question("recommend") and question("backbone")

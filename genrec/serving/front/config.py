@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from genrec.serving.triton.errors import TritonStartError
@@ -36,7 +36,7 @@ _GRPC_ERRORS = {
     504: (14, "the server does not answer"),
 }
 # Triton 2.51 blames itself for what a client wrote.
-_BLAMED = '{"error":"(Unable to parse|failed to parse|failed to get request params)'
+_BLAMED = '{"error":"(Unable to (parse|set)|failed to parse|failed to get request params)'
 
 
 def write_config(
@@ -53,14 +53,16 @@ def write_config(
     """Writes HAProxy's configuration and the files that it names into `folder`; gives its path.
 
     sockets: Triton's, by endpoint. host, ports: what to listen on; endpoints are grpc, http and, if it is wanted,
-    metrics, the front's own. model: that ModelInfer reaches; streaming: that ModelStreamInfer does, None if none. Raises
-    TritonStartError for a TLS file that cannot be read.
+    metrics, the front's own. model: that ModelInfer reaches; streaming: that ModelStreamInfer does, None if none.
+    tls: of gRPC. max_request_bytes: of one message. Raises TritonStartError for a TLS file that cannot be read.
     """
     for code, (status, text) in _GRPC_ERRORS.items():
         headers = f"content-type: application/grpc\r\ngrpc-status: {status}\r\ngrpc-message: {text}\r\n"
         (folder / f"{code}.http").write_bytes(f"HTTP/1.1 200 OK\r\n{headers}content-length: 0\r\n\r\n".encode())
     lines = [*_globals(max_request_bytes)]
-    lines += _grpc(sockets["grpc"], _bind(folder, host, ports["grpc"], tls), model, streaming, max_request_bytes, folder)
+    lines += _grpc(
+        sockets["grpc"], _bind(folder, host, ports["grpc"], tls), model, streaming, max_request_bytes, folder
+    )
     lines += _http(sockets["http"], f"{host}:{ports['http']}", model if tls is None else None, max_request_bytes)
     if "metrics" in ports:
         lines += _metrics(f"{host}:{ports['metrics']}")
@@ -161,7 +163,7 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
 
 
 def _refused(status: int, why: str, condition: str) -> str:
-    body = f"{{\"error\":\"{why}\"}}".replace('"', r"\"")
+    body = f'{{"error":"{why}"}}'.replace('"', r"\"")
     kind = "lf-string" if "%[" in why else "string"
     return f'    http-request return status {status} content-type application/json {kind} "{body}" {condition}'
 
@@ -193,8 +195,10 @@ def _http(socket: Path, address: str, model: str | None, most: int) -> list[str]
         "    default_backend http",
         "backend http",
         "    option http-server-close",  # at its end Triton waits for connections that are open
-        "    http-response wait-for-body time 1s if { status 500 } { var(txn.infer) -m bool }",
-        f"    http-response set-status 400 if {{ status 500 }} {{ var(txn.infer) -m bool }} {{ res.body -m reg '^{_BLAMED}' }}",
+        "    acl blames_itself status 500",
+        "    acl infer var(txn.infer) -m bool",
+        "    http-response wait-for-body time 1s if blames_itself infer",
+        f"    http-response set-status 400 if blames_itself infer {{ res.body -m reg '^{_BLAMED}' }}",
         f"    server triton unix@{socket}",
     ]
 
@@ -206,5 +210,3 @@ def _metrics(address: str) -> list[str]:
         "    http-request use-service prometheus-exporter if { path /metrics }",
         "    http-request return status 404",
     ]
-
-

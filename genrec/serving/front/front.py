@@ -34,11 +34,14 @@ class Front:
     It can be started before the server: until that listens, calls are answered with UNAVAILABLE or 503. It never
     outlives this process, and leaves nothing behind.
 
-    model: the one that ModelInfer and the HTTP endpoint reach. streaming: that ModelStreamInfer reaches; None closes that
-    call. host: address to listen on. grpc_port, http_port: 0 picks a free one. metrics_port: of HAProxy's own metrics,
-    likewise; None switches them off. tls: of the gRPC endpoint; HTTP is not encrypted, and then only says how the server
-    is. max_request_bytes: of one message, or of one body over HTTP. log_path: where HAProxy's output goes; None passes it
-    to standard error. haproxy: the program; by default `find_haproxy`'s. Raises FrontError if there is none.
+    model: the one that ModelInfer and the HTTP endpoint reach. streaming: that ModelStreamInfer reaches; None closes
+    that call. host: address to listen on. grpc_port, http_port: 0 picks a free one. metrics_port: of HAProxy's own
+    metrics, likewise; None switches them off. tls: of the gRPC endpoint; HTTP is not encrypted, and then only says how
+    the server is. max_request_bytes: of one message, or of one body over HTTP. log_path: where HAProxy's output goes;
+    None passes it to standard error. haproxy: the program; by default `find_haproxy`'s.
+
+    Raises FrontError if there is no HAProxy, or it does not start, and TritonStartError for a port that is in use and a
+    TLS file that cannot be read.
     """
 
     def __init__(
@@ -154,5 +157,7 @@ class Front:
             with contextlib.suppress(OSError), socket.create_connection((address[0], int(address[2])), 1.0):
                 return
             if time.monotonic() > deadline:
-                raise FrontError(str(process.start_error(f"did not listen after {_START_S:g} s", "the front (HAProxy)")))
+                raise FrontError(
+                    str(process.start_error(f"did not listen after {_START_S:g} s", "the front (HAProxy)"))
+                )
             time.sleep(0.01)

@@ -8,6 +8,7 @@ local WORD = "classification"
 local CLASSIFIED = "the classification extension is closed here: it would end the server; leave the parameter '" .. WORD .. "' out"
 local MOST_FIELDS = 10000 -- of a protobuf message: each is a step of the reader
 local DEEPEST = 32 -- of JSON: Triton's own reader overflows its stack
+local MOST_ELEMENTS = 1 << 20 -- of a tensor: Triton makes room for what a shape says, and ends where there is none
 local LONGEST_SKIP = 10 -- bytes of a protobuf integer
 
 -- Protobuf ------------------------------------------------------------------------------------------------------------
@@ -209,6 +210,15 @@ local function json_number(text, at, in_data)
     return last + 1
 end
 
+-- Whether the value from first to last, a shape if it is right, has no more elements than there may be.
+local function fits(text, first, last)
+    local elements = 1.0
+    for size in sub(text, first, last):gmatch("%d+") do
+        elements = elements * tonumber(size)
+    end
+    return elements <= MOST_ELEMENTS
+end
+
 -- Where the text behind a value is that begins at `at`, or nil and what is wrong with it.
 function json_value(text, at, depth, in_data)
     local sign = byte(text, at)
@@ -224,7 +234,7 @@ function json_value(text, at, depth, in_data)
             return at + 1
         end
         while true do
-            local data = in_data
+            local data, shape = in_data, false
             if is_object then
                 if byte(text, at) ~= 34 then
                     return nil
@@ -239,7 +249,7 @@ function json_value(text, at, depth, in_data)
                 elseif key == WORD then
                     return nil, CLASSIFIED
                 end
-                data = in_data or key == "data"
+                data, shape = in_data or key == "data", key == "shape"
                 at = blanks(text, stop)
                 if byte(text, at) ~= 58 then -- :
                     return nil
@@ -249,6 +259,8 @@ function json_value(text, at, depth, in_data)
             local stop, why = json_value(text, at, depth + 1, data)
             if not stop then
                 return nil, why
+            elseif shape and not fits(text, at, stop - 1) then
+                return nil, "a shape has more than " .. MOST_ELEMENTS .. " elements"
             end
             at = blanks(text, stop)
             sign = byte(text, at)

@@ -29,8 +29,8 @@ def server_flags(
     """The arguments of `tritonserver`, which loads `models` alone.
 
     repository: as `plain_name` gives it. backends: as `prepare_backends` does. ports: by endpoint, without those that
-    are switched off; with `sockets`, gRPC's is a part of its socket's name. The rest is explained at `TritonServer`. Raises TritonStartError for a TLS file that cannot be
-    read.
+    are switched off; with `sockets`, gRPC's is a part of its socket's name. The rest is explained at `TritonServer`.
+    Raises TritonStartError for a TLS file that cannot be read.
     """
     flags = {
         "model-repository": repository,
@@ -43,7 +43,7 @@ def server_flags(
     flags |= _endpoint_flags(host, ports, sockets)
     # Open only to who knows a word that nobody is told.
     word = secrets.token_hex(16)
-    flags |= {name: f"{_CLOSED}:genrec-closed={word}" for name in ("grpc-restricted-protocol", "http-restricted-api")}
+    flags |= dict.fromkeys(("grpc-restricted-protocol", "http-restricted-api"), f"{_CLOSED}:genrec-closed={word}")
     if tls is not None:
         flags |= tls.flags()
     arguments = [f"--{name}={value}" for name, value in flags.items()]

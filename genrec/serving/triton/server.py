@@ -47,10 +47,9 @@ class TritonServer:
 
     repository: the model repository. models: models to load (the steps of an ensemble come with it); `["*"]` loads all.
     host: address to listen on. Loopback by default: the server has no authentication of its own. grpc_port: 0 picks a
-    free one. http_port, metrics_port: likewise; None switches the endpoint off. sockets: a folder for Unix sockets, which
-    gRPC and HTTP then have in place of ports. tls: of the gRPC endpoint; needs the
-    HTTP endpoint, which is then asked whether the server is ready. log_path: where the server's and its models' output
-    goes; None passes it to this process's standard error. exit_timeout: seconds that running requests get to finish
+    free one. http_port, metrics_port: likewise; None switches the endpoint off. sockets: a folder for Unix sockets,
+    which gRPC and HTTP then have in place of ports. tls: of the gRPC endpoint; needs the HTTP endpoint, which is then
+    asked whether the server is ready. log_path: where the server's and its models' output goes; None passes it to this process's standard error. exit_timeout: seconds that running requests get to finish
     after SIGTERM; 5 s later the server is killed. shm_bytes: shared memory that each Python model instance starts with,
     and grows by. The backend's floor and the default here is 1 MiB, so that a container's usual 64 MiB `/dev/shm` holds
     several instances. auto_complete: let Triton fill gaps in `config.pbtxt`; costs one more process start for each
@@ -208,9 +207,9 @@ class TritonServer:
 
         Starts the server if it is not running, with `timeout` as in `start`, and calls `on_ready`. Ends it when the
         process of a Python model has crashed: Triton does not start such a process again and stays ready, while every
-        request that needs it fails. Ends it, too, when `fault` says what is wrong with what it cannot do without. Gives the
-        exit status, for `sys.exit`; 1 after a crash or a fault. Raises TritonStartError
-        when the server could not be started, and not because of a signal.
+        request that needs it fails. Ends it, too, when `fault` says what is wrong with what it cannot do without; "" is
+        nothing. Gives the exit status, for `sys.exit`; 1 after a crash or a fault. Raises TritonStartError when the
+        server could not be started, and not because of a signal.
         """
         # Before the start: as process 1 of a container, a process without handlers is deaf to both signals.
         with signal_handlers((signal.SIGINT, signal.SIGTERM), self._pass_on):

@@ -132,7 +132,11 @@ def has_key(value: object) -> bool:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**31), 2**31 - 1) | st.floats(allow_nan=False, allow_infinity=False) | names,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**31), 2**31 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | names,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names.filter(lambda name: name.isidentifier()), inner),
     max_leaves=8,
 )
@@ -142,8 +146,10 @@ json_values = st.recursive(
 def test_json_passes_unless_a_name_is_closed(front: Front, value: dict, spaced: bool, ascii_only: bool) -> None:
     text = json.dumps(value, indent=1 if spaced else None, ensure_ascii=False)
     if ascii_only:  # texts with escapes; names have none
-        text = re.sub(r'[^\x00-\x7f]', lambda sign: json.dumps(sign[0])[1:-1], text)
-        if any(not key.isascii() for key in re.findall(r'"([^"]*)": ', text)) or "\\u" in "".join(re.findall(r'"([^"]*)":', text)):
+        text = re.sub(r"[^\x00-\x7f]", lambda sign: json.dumps(sign[0])[1:-1], text)
+        if any(not key.isascii() for key in re.findall(r'"([^"]*)": ', text)) or "\\u" in "".join(
+            re.findall(r'"([^"]*)":', text)
+        ):
             return
     status, said = posted(front, text.encode("utf-8", "surrogatepass"))
     assert status == (400 if has_key(value) else 503), said
@@ -162,17 +168,23 @@ def test_what_is_no_json_never_passes(front: Front, inside: str) -> None:
         assert posted(front, text.encode())[0] == 400
 
 
-def test_the_front_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_front_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(haproxy_module.shutil, "which", lambda name, path=None: None)
     for wanted, host in ((True, "127.0.0.1"), (None, "0.0.0.0"), (None, "10.0.0.1")):
         with pytest.raises(FrontError, match=r"apt-get install haproxy.*--no-front"):
             _with_front(wanted, host)
     assert not _with_front(None, "127.0.0.1") and "any client can end this server" in capsys.readouterr().err
     assert not _with_front(False, "0.0.0.0")
-    for said, why in (("HAProxy version 2.4.3", "is version 2.4"), ("no", "does not say"), ("HAProxy version 3.0.1", "LUA")):
+    for said, why in (
+        ("HAProxy version 2.4.3", "is version 2.4"),
+        ("no", "does not say"),
+        ("HAProxy version 3.0.1", "LUA"),
+    ):
         program = tmp_path / "haproxy"
         program.write_text(f"#!/bin/sh\necho '{said}'\n")
         program.chmod(0o755)
-        monkeypatch.setattr(haproxy_module.shutil, "which", lambda name, path=None: str(program))
+        monkeypatch.setattr(haproxy_module.shutil, "which", lambda name, path=None, found=str(program): found)
         with pytest.raises(FrontError, match=why):
             find_haproxy()
