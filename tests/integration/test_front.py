@@ -31,7 +31,7 @@ from genrec.serving.front import Front, FrontError, find_haproxy
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import ServerTls, TritonServer
-from genrec_client import AsyncRecommender, KnowledgeWriter, Recommender
+from genrec_client import AsyncRecommender, KnowledgeWriter, Recommender, RecommendError
 from genrec_client.channel import TlsOptions
 from tests.integration.conftest import Shop, Wire
 from tests.needs import missing
@@ -389,6 +389,14 @@ def test_before_and_after_the_server_calls_are_unavailable(haproxy: Path, tmp_pa
         folder, pid = front.sockets, front.pid
         assert (folder.stat().st_mode & 0o777) == 0o700
     assert not folder.exists() and pid is not None and not Path(f"/proc/{pid}").exists()
+    assert not (tmp_path / "log").read_text(), "HAProxy warns of its configuration"
+
+
+def test_what_is_wrong_with_a_certificate_is_said(haproxy: Path, tmp_path: Path) -> None:
+    (tmp_path / "junk.pem").write_text("junk")
+    tls = ServerTls(tmp_path / "junk.pem", tmp_path / "junk.pem")
+    with pytest.raises(FrontError, match=r"ended at its start[^$]*unable to load certificate"):
+        Front("recommend", tls=tls, log_path=tmp_path / "log").__enter__()
 
 
 @pytest.mark.parametrize("mutual", [False, True])
@@ -404,7 +412,7 @@ def test_tls_ends_at_the_front(
         with Recommender(front.grpc_url, tls=known if mutual else anyone, timeout_s=30.0) as client:
             assert len(client.recommend([], top_k=3).items) == 3
         for refused in [False, anyone] if mutual else [False]:
-            with Recommender(front.grpc_url, tls=refused, timeout_s=1.0) as client, pytest.raises(Exception, match=""):
+            with Recommender(front.grpc_url, tls=refused, timeout_s=1.0) as client, pytest.raises(RecommendError):
                 client.recommend([])
         assert post(front, {"inputs": [history_of(["a"])]})[0] == 403  # nothing else is asked without TLS
         with urllib.request.urlopen(f"http://{front.http_url}/v2/health/ready", timeout=10) as answer:

@@ -83,7 +83,6 @@ def _globals(most: int) -> list[str]:
         "    tune.h2.max-concurrent-streams 1000",
         "defaults",
         "    mode http",
-        "    option dontlognull",
         "    option http-no-delay",
         "    option abortonclose",
         "    retries 0",
@@ -115,10 +114,7 @@ def _bind(folder: Path, host: str, port: int, tls: ServerTls | None) -> str:
 
 
 def _refused_call(status: str, why: str, condition: str) -> str:
-    return (
-        "    http-request return status 200 hdr content-type application/grpc "
-        f'hdr grpc-status {status} hdr grpc-message "{why}" {condition}'
-    )
+    return f'    http-request return status 200 hdr grpc-status {status} hdr grpc-message "{why}" {condition}'
 
 
 def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int, folder: Path) -> list[str]:
@@ -131,6 +127,8 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
         f"    acl asked path {' '.join(GRPC_ASKED)}",
         f"    acl streams path {_SERVICE}/ModelStreamInfer",
         "    acl grpc req.hdr(content-type) -m beg application/grpc",
+        # A refusal has no body, and HAProxy gives it no type by itself.
+        "    http-after-response set-header content-type application/grpc unless { res.fhdr_cnt(content-type) gt 0 }",
         # HAProxy 2.6 loses an answer that it gives before the end of a request. Of a stream there may be none.
         f"    http-request wait-for-body time {_WAIT_S}s if !streams",
     ]

@@ -118,7 +118,7 @@ class Front:
             )
             self._folder = folder
             self._process = ServerProcess(
-                [str(self._haproxy), "-db", "-q", "-f", str(config)],
+                [str(self._haproxy), "-db", "-f", str(config)],
                 os.environ,
                 shm_prefix="",
                 run_dir=folder,

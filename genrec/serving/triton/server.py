@@ -45,16 +45,18 @@ class TritonServer:
     The server never outlives this process, however that ends (SIGKILL included), and leaves no Python stub process and
     no file in `/dev/shm` behind. Several servers can run side by side.
 
-    repository: the model repository. models: models to load (the steps of an ensemble come with it); `["*"]` loads all.
-    host: address to listen on. Loopback by default: the server has no authentication of its own. grpc_port: 0 picks a
-    free one. http_port, metrics_port: likewise; None switches the endpoint off. sockets: a folder for Unix sockets,
-    which gRPC and HTTP then have in place of ports. tls: of the gRPC endpoint; needs the HTTP endpoint, which is then
-    asked whether the server is ready. log_path: where the server's and its models' output goes; None passes it to this process's standard error. exit_timeout: seconds that running requests get to finish
-    after SIGTERM; 5 s later the server is killed. shm_bytes: shared memory that each Python model instance starts with,
-    and grows by. The backend's floor and the default here is 1 MiB, so that a container's usual 64 MiB `/dev/shm` holds
-    several instances. auto_complete: let Triton fill gaps in `config.pbtxt`; costs one more process start for each
-    Python model. extra_args: more flags for `tritonserver`, which win over the ones given here. env: added to this
-    process's environment for the server and its models. install: the server to run; by default `find_triton`'s.
+    repository: the model repository. models: models to load (the steps of an ensemble come with it); `["*"]` loads
+    all. host: address to listen on. Loopback by default: the server has no authentication of its own. grpc_port: 0
+    picks a free one. http_port, metrics_port: likewise; None switches the endpoint off. sockets: a folder for Unix
+    sockets, which gRPC and HTTP then have in place of ports. tls: of the gRPC endpoint; needs the HTTP endpoint,
+    which is then asked whether the server is ready. log_path: where the server's and its models' output goes; None
+    passes it to this process's standard error. exit_timeout: seconds that running requests get to finish after
+    SIGTERM; 5 s later the server is killed. shm_bytes: shared memory that each Python model instance starts with,
+    and grows by. The backend's floor and the default here is 1 MiB, so that a container's usual 64 MiB `/dev/shm`
+    holds several instances. auto_complete: let Triton fill gaps in `config.pbtxt`; costs one more process start for
+    each Python model. extra_args: more flags for `tritonserver`, which win over the ones given here. env: added to
+    this process's environment for the server and its models. install: the server to run; by default
+    `find_triton`'s.
     """
 
     def __init__(
