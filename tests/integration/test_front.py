@@ -284,6 +284,12 @@ def test_what_is_no_json_is_the_clients_fault(front: Front, body: str) -> None:
     assert status == 400 and "error" in json.loads(said)
 
 
+def test_more_values_than_anybody_needs_are_refused(haproxy: Path, tmp_path: Path) -> None:
+    with Front("recommend", log_path=tmp_path / "log") as front:
+        for values, status in ((99_990, 503), (100_010, 400)):  # 503: looked into, and nobody is there
+            assert post(front, b'{"a":[' + b"1," * values + b"1]}")[0] == status
+
+
 def test_numbers_that_triton_would_cut_are_refused(front: Front) -> None:
     top_k = {"name": "top_k", "shape": [1, 1], "datatype": "INT32"}
     status, said = post(front, {"inputs": [history_of(["a"]), top_k | {"data": [2**32 + 3]}]})
@@ -318,7 +324,7 @@ def test_what_cannot_be_looked_into_is_refused(front: Front, through: Wire) -> N
     body = gzip.compress(json.dumps({"inputs": [history_of(["a"])]}).encode())
     assert post(front, body, Content_Encoding="gzip")[0] == 415
     body = json.dumps({"inputs": [history_of(["a"])]}).encode()
-    for length in ("-1", "x", "99999", "0", "1e2", f"{len(body)}, 3"):
+    for length in ("-1", "x", "99999", "0", "1e2", f"{len(body)}, 3", f"3, {len(body)}"):
         assert post(front, body, Inference_Header_Content_Length=length)[0] == 400
 
 

@@ -175,6 +175,7 @@ def _http(socket: Path, address: str, model: str | None, most: int) -> list[str]
         infer if model else "    acl infer always_false",
         f"    acl asked path -m reg {HTTP_ASKED}",
         f"    acl large req.body_size gt {most}",
+        "    http-request del-header upgrade",
         _refused(403, "this call is closed here", "unless infer METH_POST or asked METH_GET"),
         _refused(413, f"the body has more than {most} bytes", "if large"),
         _refused(400, "this call has no body", "if asked { req.body_size gt 0 }"),

@@ -7,6 +7,7 @@ local byte, find, sub, unpack = string.byte, string.find, string.sub, string.unp
 local WORD = "classification"
 local CLASSIFIED = "the classification extension is closed here: it would end the server; leave the parameter '" .. WORD .. "' out"
 local MOST_FIELDS = 10000 -- of a protobuf message: each is a step of the reader
+local MOST_VALUES = 100000 -- of JSON, likewise
 local DEEPEST = 32 -- of JSON: Triton's own reader overflows its stack
 local MOST_ELEMENTS = 1 << 20 -- of a tensor: Triton makes room for what a shape says, and ends where there is none
 local LONGEST_SKIP = 10 -- bytes of a protobuf integer
@@ -220,8 +221,13 @@ local function fits(text, first, last)
 end
 
 -- Where the text behind a value is that begins at `at`, or nil and what is wrong with it.
-function json_value(text, at, depth, in_data)
+-- budget.left: values that may still come.
+function json_value(text, at, depth, in_data, budget)
     local sign = byte(text, at)
+    budget.left = budget.left - 1
+    if budget.left < 0 then
+        return nil, "it has more than " .. MOST_VALUES .. " values"
+    end
     if sign == 34 then
         return (json_string(text, at))
     elseif sign == 91 or sign == 123 then -- [ {
@@ -256,7 +262,7 @@ function json_value(text, at, depth, in_data)
                 end
                 at = blanks(text, at + 1)
             end
-            local stop, why = json_value(text, at, depth + 1, data)
+            local stop, why = json_value(text, at, depth + 1, data, budget)
             if not stop then
                 return nil, why
             elseif shape and not fits(text, at, stop - 1) then
@@ -294,7 +300,7 @@ local function json_request(body, header)
     if byte(text, at) ~= 123 then
         return nil, "the body is not a JSON object"
     end
-    local stop, why = json_value(text, at, 0, false)
+    local stop, why = json_value(text, at, 0, false, { left = MOST_VALUES })
     if not stop or blanks(text, stop) ~= #text + 1 then
         return nil, why == CLASSIFIED and why or "the body's JSON cannot be read" .. (why and ": " .. why or "")
     end
@@ -322,7 +328,7 @@ core.register_action("genrec_call", { "http-req" }, function(txn, most, model)
 end, 2)
 
 core.register_action("genrec_json", { "http-req" }, function(txn)
-    local done, why = json_request(txn.f:req_body(), txn.f:req_hdr("inference-header-content-length"))
+    local done, why = json_request(txn.f:req_body(), txn.f:req_fhdr("inference-header-content-length"))
     if not done then
         txn:set_var("txn.why", why)
     end
