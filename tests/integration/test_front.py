@@ -110,6 +110,12 @@ def post(front: Front, body: bytes | dict, path: str = INFER, **headers: str) ->
     return answer.status, answer.read().decode("utf-8", "replace")
 
 
+def health_status(url: str) -> int:
+    connection = http.client.HTTPConnection(url, timeout=30)
+    connection.request("GET", "/v2/health/ready")
+    return connection.getresponse().status
+
+
 CRASH = """
 import sys
 import numpy as np, tritonclient.{kind} as client
@@ -230,6 +236,14 @@ def test_texts_through_the_front_are_written_and_their_end_reaches_the_server(
         while cancelled() == before and time.monotonic() < deadline:
             time.sleep(0.1)
         assert cancelled() == before + 1
+
+
+def test_a_stream_that_asks_for_its_status_does_not_end_the_server(through: Wire) -> None:
+    """Past the front it does, after tens or thousands of refusals."""
+    asking = [("triton_grpc_error", "true")]
+    for _ in range(100):
+        (answer,) = through.stub.ModelStreamInfer(iter([stream_request(["nobody"])]), timeout=30, metadata=asking)
+        assert answer.error_message.startswith("INVALID_ARGUMENT: history has 1 items")
 
 
 CLOSED = {
@@ -452,7 +466,9 @@ def serve(bundle: Bundle, tmp_path: Path) -> Iterator[Callable[..., tuple[subpro
 
 def test_serve_has_the_front_by_default_and_ends_when_it_dies(haproxy: Path, serve: Any, tmp_path: Path) -> None:
     process, said = serve()
-    url = re.findall(r"gRPC (\S+), HTTP", said)[0]
+    url, http_url = re.findall(r"gRPC (\S+), HTTP (\S+),", said)[0]
+    while health_status(http_url) != 200:  # Triton's HTTP endpoint comes after gRPC's
+        time.sleep(0.05)
     wire = Wire(url)
     with pytest.raises(grpc.RpcError, match="classification extension is closed here"):
         wire.stub.ModelInfer(classified(Wire.message([Wire.ids("history", [])])), timeout=30)

@@ -129,6 +129,8 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
         "    acl grpc req.hdr(content-type) -m beg application/grpc",
         # A refusal has no body, and HAProxy gives it no type by itself.
         "    http-after-response set-header content-type application/grpc unless { res.fhdr_cnt(content-type) gt 0 }",
+        # With it Triton ends a stream by the status of what failed, and sometimes itself.
+        "    http-request del-header triton_grpc_error",
         # HAProxy 2.6 loses an answer that it gives before the end of a request. Of a stream there may be none.
         f"    http-request wait-for-body time {_WAIT_S}s if !streams",
     ]
