@@ -14,11 +14,11 @@ from tritonclient.grpc import service_pb2_grpc
 from genrec_client import wire
 from genrec_client.arguments import ItemId, require_metadata, require_name, require_seconds
 from genrec_client.channel import ChannelOpener, TlsOptions, split_urls
-from genrec_client.errors import RecommendError
 from genrec_client.retry import classify, error_of
 
-# Triton then ends a stream with the status of what failed, instead of a message without one.
-_STATUS = ("triton_grpc_error", "true")
+# Triton 2.51 can end a stream by the status of what failed (`triton_grpc_error`), but then ends itself now and then. So
+# the model's messages begin with their status.
+_STATUSES = ("INVALID_ARGUMENT", "UNAVAILABLE", "CANCELLED", "INTERNAL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class KnowledgeWriter:
         if len(addresses) > 1:
             raise ValueError(f"{url!r} is more than one address; a KnowledgeWriter asks one server")
         self._url, self._model, self._timeout_s = addresses[0], model, timeout_s
-        self._metadata = (*require_metadata(metadata), _STATUS)
+        self._metadata = require_metadata(metadata)
         self._channel = ChannelOpener(tls, channel_options).open(self._url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -88,7 +88,8 @@ class KnowledgeWriter:
         try:
             for response in call:
                 if response.error_message:
-                    raise RecommendError(response.error_message, "UNKNOWN", 1, self._url)
+                    code, details = _told(response.error_message)
+                    raise error_of(classify(code, details), details, code, 1, self._url, "")
                 text, tokens = wire.parse_text_piece(response.infer_response)
                 yield TextPiece(text, tokens)
         except grpc.RpcError as error:
@@ -96,3 +97,12 @@ class KnowledgeWriter:
             raise error_of(classify(code, details), details, code, 1, self._url, "") from None
         finally:
             call.cancel()
+
+
+def _told(message: str) -> tuple[str, str]:
+    """The name of the status, and what else an error's message in a stream says."""
+    code, _, details = message.partition(": ")
+    if code in _STATUSES and details:
+        return code, details
+    # Triton's own.
+    return "UNAVAILABLE" if "no available versions" in message else "INVALID_ARGUMENT", message

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -127,6 +127,20 @@ def serve(
     tls_client_ca: Annotated[
         Optional[Path], typer.Option(help="PEM: refuse clients without a certificate that it signed.")
     ] = None,
+    front: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--front/--no-front",
+            help="An HAProxy before Triton that passes only what clients need. By default where it is installed; an "
+            "address that others reach is refused without it, unless --no-front says so.",
+        ),
+    ] = None,
+    front_metrics_port: Annotated[
+        Optional[int], typer.Option(min=0, max=65535, help="HAProxy's own metrics here; 0 picks a free port.")
+    ] = None,
+    max_request_bytes: Annotated[
+        int, typer.Option(min=1 << 16, max=1 << 26, help="Of one request that the front passes.")
+    ] = 1 << 20,
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
     from genrec.knowledge.settings import KnowledgeSettings
@@ -167,6 +181,7 @@ def serve(
     if knowledge is not None:
         KnowledgeSettings.load(knowledge)  # a server would find out later
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
+    with_front = _with_front(front, host)
     for name, port in ports.items():
         if port and list(ports.values()).count(port) > 1:
             raise typer.BadParameter(f"--{name.replace('_', '-')} {port}: another endpoint has this port too")
@@ -174,21 +189,61 @@ def serve(
         # The attributes of a live catalogue are known when it is followed: the server checks against them.
         text = deployment_rules(rules, bundle_path if catalog is None else None)
         deployment = replace(deployment, rules=text)
-    options = {"tls": tls, "exit_timeout": exit_timeout_s}
+    options: dict[str, Any] = {"exit_timeout": exit_timeout_s}
     with ExitStack() as running:
+        before = None
+        if with_front:
+            from genrec.serving.front import Front
+
+            before = running.enter_context(
+                Front(
+                    *deployment.models,
+                    host=host,
+                    grpc_port=grpc_port,
+                    http_port=http_port,
+                    metrics_port=front_metrics_port,
+                    tls=tls,
+                    max_request_bytes=max_request_bytes,
+                )
+            )
+            options |= {"sockets": before.sockets, "metrics_port": metrics_port}
+        else:
+            options |= {"tls": tls, **ports}
         live = None
         if catalog is not None:
             scratch = catalog_cache or Path(running.enter_context(tempfile.TemporaryDirectory(prefix="genrec-")))
             live = LiveCatalog(catalog, scratch, store_options, catalog_poll_s)
-        server = running.enter_context(prepare_server(bundle_path, deployment, live, host=host, **ports, **options))
+        server = running.enter_context(prepare_server(bundle_path, deployment, live, host=host, **options))
+        reached = before or server
 
         def announce() -> None:
-            urls = f"gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}"
+            urls = f"gRPC {reached.grpc_url}, HTTP {reached.http_url}, metrics {server.metrics_url}"
+            if before is not None and front_metrics_port is not None:
+                urls += f", the front's {before.metrics_url}"
             if ready_port is not None:
-                why_not = partial(not_ready, server.http_url, live.cache if live else None, max_lag_s)
+                why_not = partial(not_ready, reached.http_url, live.cache if live else None, max_lag_s)
                 port = running.enter_context(readiness_endpoint(host, ready_port, why_not))
                 urls += f", readiness {host}:{port}/ready"
             typer.echo(f"ready: {urls}")
 
-        code = server.run_forever(on_ready=announce)
+        code = server.run_forever(on_ready=announce, fault=before.fault if before else str)
     raise typer.Exit(code)
+
+
+def _with_front(wanted: bool | None, host: str) -> bool:
+    """Whether to serve behind the front. wanted: None to decide by whether HAProxy is there, and who reaches `host`.
+
+    Raises FrontError if it is missing, and asked for or needed.
+    """
+    from genrec.serving.front import FrontError, find_haproxy
+
+    if wanted is False:
+        return False
+    try:
+        find_haproxy()
+    except FrontError as error:
+        if wanted or not (host == "localhost" or host.startswith("127.")):
+            raise
+        typer.echo(f"warning: any client can end this server: {error}", err=True)
+        return False
+    return True

@@ -214,7 +214,7 @@ def test_the_server_is_started_with_options_that_it_has(chart: Rendered) -> None
 def test_probes_ask_triton_and_leave_time_to_start(chart: Rendered) -> None:
     container = server(chart({"probes": {"startupSeconds": 600}}))
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"grpc": 8001, "http": 8000, "metrics": 8002}
+    assert ports == {"grpc": 8001, "http": 8000, "metrics": 8002, "front-metrics": 8004}
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[name]["httpGet"]["port"] == "http"
         assert container[name]["httpGet"]["path"].startswith("/v2/")
@@ -463,10 +463,22 @@ def test_tls_encrypts_grpc_and_hides_http(chart: Rendered) -> None:
     assert {"--tls-cert=/tls/tls.crt", "--tls-key=/tls/tls.key"} < set(server(manifests)["args"])
     assert [port["name"] for port in one(manifests, "Service", "genrec")["spec"]["ports"]] == ["grpc"]
     allowed = [port["port"] for rule in one(manifests, "NetworkPolicy")["spec"]["ingress"] for port in rule["ports"]]
-    assert allowed == ["grpc", "metrics"]
+    assert allowed == ["grpc", "metrics", "front-metrics"]
     mutual = chart({"tls": {"secretName": "recs-tls", "clientAuth": True}})
     assert "--tls-client-ca=/tls/ca.crt" in server(mutual)["args"]
     assert "--cert-file=/tls/tls.crt" in one(mutual, "Pod")["spec"]["containers"][0]["args"]
+
+
+def test_the_front_stands_before_every_server_unless_it_is_switched_off(chart: Rendered) -> None:
+    monitored = {"podMonitor": {"enabled": True}}
+    manifests = chart({"front": {"maxRequestBytes": 2**26}} | monitored)
+    assert {"--front", "--front-metrics-port=8004", "--max-request-bytes=67108864"} < set(server(manifests)["args"])
+    scraped = [at["port"] for at in one(manifests, "PodMonitor")["spec"]["podMetricsEndpoints"]]
+    assert scraped == ["metrics", "front-metrics"]
+    off = chart({"front": {"enabled": False}} | monitored)
+    assert "--no-front" in server(off)["args"] and not any("--front" in word for word in server(off)["args"])
+    for manifest in (server(off), one(off, "PodMonitor"), one(off, "NetworkPolicy")):
+        assert "front-metrics" not in str(manifest)
 
 
 def test_replicas_are_left_to_the_autoscaler(chart: Rendered) -> None:

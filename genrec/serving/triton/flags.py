@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genrec.serving.triton.tls import ServerTls
+
+# What changes the server, or reads its memory. `load` runs Python code that a client sends.
+_CLOSED = "shared-memory,model-repository,trace,logging"
 
 
 def server_flags(
@@ -15,6 +19,7 @@ def server_flags(
     backends: Path,
     host: str,
     ports: Mapping[str, int],
+    sockets: Path | None,
     tls: ServerTls | None,
     exit_timeout: float,
     auto_complete: bool,
@@ -24,8 +29,8 @@ def server_flags(
     """The arguments of `tritonserver`, which loads `models` alone.
 
     repository: as `plain_name` gives it. backends: as `prepare_backends` does. ports: by endpoint, without those that
-    are switched off. The rest is explained at `TritonServer`. Raises TritonStartError for a TLS file that cannot be
-    read.
+    are switched off; with `sockets`, gRPC's is a part of its socket's name. The rest is explained at `TritonServer`.
+    Raises TritonStartError for a TLS file that cannot be read.
     """
     flags = {
         "model-repository": repository,
@@ -35,7 +40,10 @@ def server_flags(
         "strict-readiness": "true",
         "exit-timeout-secs": max(1, round(exit_timeout)),
     }
-    flags |= _endpoint_flags(host, ports)
+    flags |= _endpoint_flags(host, ports, sockets)
+    # Open only to who knows a word that nobody is told.
+    word = secrets.token_hex(16)
+    flags |= dict.fromkeys(("grpc-restricted-protocol", "http-restricted-api"), f"{_CLOSED}:genrec-closed={word}")
     if tls is not None:
         flags |= tls.flags()
     arguments = [f"--{name}={value}" for name, value in flags.items()]
@@ -50,7 +58,7 @@ def server_flags(
     return arguments + [f"--backend-config=python,{name}={value}" for name, value in shared_memory.items()]
 
 
-def _endpoint_flags(host: str, ports: Mapping[str, int]) -> dict[str, object]:
+def _endpoint_flags(host: str, ports: Mapping[str, int], sockets: Path | None) -> dict[str, object]:
     flags: dict[str, object] = {
         "grpc-address": host,
         "grpc-port": ports["grpc"],
@@ -62,4 +70,6 @@ def _endpoint_flags(host: str, ports: Mapping[str, int]) -> dict[str, object]:
             flags |= {f"{endpoint}-address": host, f"{endpoint}-port": ports[endpoint]}
     if "metrics" in ports:
         flags["metrics-config"] = "summary_latencies=true"
+    if sockets is not None:
+        flags |= {"grpc-address": f"unix:{sockets}/grpc", "http-address": f"unix:{sockets}/http"}
     return flags

@@ -93,7 +93,7 @@ class ServerProcess:
             self._pump.join()
         return status if status >= 0 else 128 - status
 
-    def start_error(self, what: str) -> TritonStartError:
+    def start_error(self, what: str, name: str = "the Triton server") -> TritonStartError:
         """The error whose first line says what happened to the server and why; its own error lines follow."""
         status = self._process.poll()
         if status is not None:
@@ -102,7 +102,7 @@ class ServerProcess:
         log = self._pump.lines()
         lines = [line.removeprefix("error: ") for line in error_lines(log)]  # Triton's last words begin as ours do
         cause = next((line for line in lines if not line.startswith((" ", "\t", "Traceback "))), "")
-        first = f"the Triton server {what}" + f": {cause}" * bool(cause)
+        first = f"{name} {what}" + f": {cause}" * bool(cause)
         rest = [line for line in lines if line != cause] if lines else log[-20:]
         where = [f"whole log: {self._log_path}"] if self._log_path else []
         return TritonStartError("\n".join([first, *rest, *where]), status, log)

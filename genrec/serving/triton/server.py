@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 _STARTS = 3
 _POLL_SECONDS = 0.05
 _CRASH_CHECK_SECONDS = 2.0
+_SOCKET_PORTS = {"grpc": 8001, "http": 8000}  # of nothing but names
+
+
+def socket_paths(folder: Path) -> dict[str, Path]:
+    """Where a server with `sockets` listens, by endpoint: Triton adds gRPC's port to the name that it is given."""
+    return {"grpc": folder / f"grpc:{_SOCKET_PORTS['grpc']}", "http": folder / "http"}
 
 
 class TritonServer:
@@ -39,16 +45,18 @@ class TritonServer:
     The server never outlives this process, however that ends (SIGKILL included), and leaves no Python stub process and
     no file in `/dev/shm` behind. Several servers can run side by side.
 
-    repository: the model repository. models: models to load (the steps of an ensemble come with it); `["*"]` loads all.
-    host: address to listen on. Loopback by default: the server has no authentication of its own. grpc_port: 0 picks a
-    free one. http_port, metrics_port: likewise; None switches the endpoint off. tls: of the gRPC endpoint; needs the
-    HTTP endpoint, which is then asked whether the server is ready. log_path: where the server's and its models' output
-    goes; None passes it to this process's standard error. exit_timeout: seconds that running requests get to finish
-    after SIGTERM; 5 s later the server is killed. shm_bytes: shared memory that each Python model instance starts with,
-    and grows by. The backend's floor and the default here is 1 MiB, so that a container's usual 64 MiB `/dev/shm` holds
-    several instances. auto_complete: let Triton fill gaps in `config.pbtxt`; costs one more process start for each
-    Python model. extra_args: more flags for `tritonserver`, which win over the ones given here. env: added to this
-    process's environment for the server and its models. install: the server to run; by default `find_triton`'s.
+    repository: the model repository. models: models to load (the steps of an ensemble come with it); `["*"]` loads
+    all. host: address to listen on. Loopback by default: the server has no authentication of its own. grpc_port: 0
+    picks a free one. http_port, metrics_port: likewise; None switches the endpoint off. sockets: a folder for Unix
+    sockets, which gRPC and HTTP then have in place of ports. tls: of the gRPC endpoint; needs the HTTP endpoint,
+    which is then asked whether the server is ready. log_path: where the server's and its models' output goes; None
+    passes it to this process's standard error. exit_timeout: seconds that running requests get to finish after
+    SIGTERM; 5 s later the server is killed. shm_bytes: shared memory that each Python model instance starts with,
+    and grows by. The backend's floor and the default here is 1 MiB, so that a container's usual 64 MiB `/dev/shm`
+    holds several instances. auto_complete: let Triton fill gaps in `config.pbtxt`; costs one more process start for
+    each Python model. extra_args: more flags for `tritonserver`, which win over the ones given here. env: added to
+    this process's environment for the server and its models. install: the server to run; by default
+    `find_triton`'s.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class TritonServer:
         grpc_port: int = 0,
         http_port: int | None = 0,
         metrics_port: int | None = 0,
+        sockets: Path | None = None,
         tls: ServerTls | None = None,
         log_path: str | os.PathLike[str] | None = None,
         exit_timeout: float = 10.0,
@@ -79,6 +88,7 @@ class TritonServer:
         self.exit_timeout = exit_timeout
         self._wanted_ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         self._ports: dict[str, int] = {}
+        self._sockets = sockets
         self._tls = tls
         self._log_path = Path(log_path).absolute() if log_path is not None else None
         self._shm_bytes = shm_bytes
@@ -92,12 +102,12 @@ class TritonServer:
 
     @property
     def grpc_url(self) -> str:
-        """`host:port` for `tritonclient.grpc`."""
+        """`host:port` for `tritonclient.grpc`, or `unix:PATH`."""
         return self._address("grpc")
 
     @property
     def http_url(self) -> str:
-        """`host:port` for `tritonclient.http` (no scheme, as it wants it)."""
+        """`host:port` for `tritonclient.http` (no scheme, as it wants it), or `unix:PATH`."""
         return self._address("http")
 
     @property
@@ -142,7 +152,9 @@ class TritonServer:
         install = self._install or find_triton()
         self._stop_asked = False
         for attempt in range(_STARTS):
-            self._ports = choose_ports(self.host, self._wanted_ports)
+            named = {} if self._sockets is None else _SOCKET_PORTS
+            wanted = {name: port for name, port in self._wanted_ports.items() if name not in named}
+            self._ports = named | choose_ports(self.host, wanted)
             try:
                 self._process = self._spawn(install)
                 self._wait_until_ready(self._process, timeout)
@@ -187,13 +199,19 @@ class TritonServer:
             self._process.kill()
         return self._process.wait()
 
-    def run_forever(self, timeout: float = 120.0, on_ready: Callable[[], None] | None = None) -> int:
+    def run_forever(
+        self,
+        timeout: float = 120.0,
+        on_ready: Callable[[], None] | None = None,
+        fault: Callable[[], str] = lambda: "",
+    ) -> int:
         """Runs the server in the foreground until it ends; SIGINT and SIGTERM are passed on, a second one kills it.
 
         Starts the server if it is not running, with `timeout` as in `start`, and calls `on_ready`. Ends it when the
         process of a Python model has crashed: Triton does not start such a process again and stays ready, while every
-        request that needs it fails. Gives the exit status, for `sys.exit`; 1 after a crash. Raises TritonStartError
-        when the server could not be started, and not because of a signal.
+        request that needs it fails. Ends it, too, when `fault` says what is wrong with what it cannot do without; "" is
+        nothing. Gives the exit status, for `sys.exit`; 1 after a crash or a fault. Raises TritonStartError when the
+        server could not be started, and not because of a signal.
         """
         # Before the start: as process 1 of a container, a process without handlers is deaf to both signals.
         with signal_handlers((signal.SIGINT, signal.SIGTERM), self._pass_on):
@@ -207,7 +225,7 @@ class TritonServer:
             try:
                 if on_ready is not None:
                     on_ready()
-                return self._watch()
+                return self._watch(fault)
             finally:
                 self.stop()
 
@@ -224,6 +242,8 @@ class TritonServer:
             raise TritonError(f"the {endpoint} endpoint is switched off")
         if endpoint not in self._ports:
             raise TritonError("the ports are chosen when the server is started")
+        if self._sockets is not None and endpoint in _SOCKET_PORTS:
+            return f"unix:{socket_paths(self._sockets)[endpoint]}"
         host = "127.0.0.1" if self.host == "0.0.0.0" else self.host
         return f"{host}:{self._ports[endpoint]}"
 
@@ -238,6 +258,7 @@ class TritonServer:
                 backends=backends,
                 host=self.host,
                 ports=self._ports,
+                sockets=self._sockets,
                 tls=self._tls,
                 exit_timeout=self.exit_timeout,
                 auto_complete=self._auto_complete,
@@ -288,8 +309,8 @@ class TritonServer:
             self._process.kill()
         self.terminate()
 
-    def _watch(self) -> int:
-        """Waits for the end of the server, and ends it when a Python model's process has crashed."""
+    def _watch(self, fault: Callable[[], str]) -> int:
+        """Waits for the end of the server, and ends it when a Python model's process has crashed, or at a fault."""
         crashed: set[int] = set()
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -299,5 +320,9 @@ class TritonServer:
             if before & crashed and not self._stop_asked:
                 pids = ", ".join(map(str, sorted(crashed)))
                 print(f"a Python model's process crashed (pid {pids}): ending the server", file=sys.stderr)
+                self.stop(grace=_CRASH_CHECK_SECONDS)
+                return 1
+            if (what := fault()) and not self._stop_asked:
+                print(f"{what}: ending the server", file=sys.stderr)
                 self.stop(grace=_CRASH_CHECK_SECONDS)
                 return 1

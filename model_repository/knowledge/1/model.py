@@ -12,12 +12,13 @@ from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
 from genrec.knowledge.writer import Reason, TextWriter
 from genrec.serving.step import open_folder, optional
 
-# By name: the module has its classes only once a model is being made.
+# By name: the module has its classes only once a model is being made. With the status as gRPC names it, which a stream
+# does not tell by itself: messages begin with it.
 _CODES = {
-    "refused": "INVALID_ARG",
-    "overloaded": "UNAVAILABLE",
-    "cancelled": "CANCELLED",
-    "failed": "INTERNAL",
+    "refused": ("INVALID_ARG", "INVALID_ARGUMENT"),
+    "overloaded": ("UNAVAILABLE", "UNAVAILABLE"),
+    "cancelled": ("CANCELLED", "CANCELLED"),
+    "failed": ("INTERNAL", "INTERNAL"),
 }
 OUTCOMES = ("written", *_CODES)
 
@@ -71,7 +72,9 @@ class _Stream:
         self._send(pb.InferenceResponse(outputs), "written" if last else None)
 
     def fail(self, message: str, reason: Reason) -> None:
-        self._send(pb.InferenceResponse(error=pb.TritonError(message, getattr(pb.TritonError, _CODES[reason]))), reason)
+        code, status = _CODES[reason]
+        error = pb.TritonError(f"{status}: {message}", getattr(pb.TritonError, code))
+        self._send(pb.InferenceResponse(error=error), reason)
 
     def _send(self, response: Any, outcome: str | None) -> None:
         """outcome: of the text, with its last response."""
