@@ -88,7 +88,7 @@ def test_batches_that_come_apart_are_answered_as_requests_alone(bundle: Bundle, 
         async with AsyncRecommender(server.grpc_url, timeout_s=30.0) as client:
             with stopped_engine(server):
                 calls = [asyncio.create_task(client.recommend(user)) for user in users]
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(0.15)
             return await asyncio.gather(*calls)
 
     deployment = Deployment(threads=1, timeout_ms=30_000, max_batch_size=32)
