@@ -69,8 +69,8 @@ def tune(
     tuned = _measure(bundle_path, cores or usable_cores(), wanted, asked, seconds, rounds)
     best = chosen(tuned.of(wanted), Aim(aim))
     Console(soft_wrap=True).print(measurements(tuned))
-    typer.echo(f"kept in {tuned.save()}; of all, this one serves best here:")
-    typer.echo(f"genrec serve {shlex.quote(str(bundle_path))} {best.choice.options}")
+    typer.echo(f"of all, this one serves best here: genrec serve {shlex.quote(str(bundle_path))} {best.choice.options}")
+    typer.echo(f"kept in {tuned.save()}")
 
 
 def best_deployment(bundle_path: Path, cores: int, wanted: Wanted, aim: str) -> Choice:
@@ -89,7 +89,10 @@ def best_deployment(bundle_path: Path, cores: int, wanted: Wanted, aim: str) -> 
     if tuned is None or not {*wants} <= {one.choice for one in tuned.measured}:
         typer.echo("engine auto: nothing is known of this bundle on this machine; measuring what serves it best")
         tuned = _measure(bundle_path, cores, wanted, None, SECONDS, 1)
-        tuned.save()
+        try:
+            tuned.save()
+        except OSError as error:  # it serves all the same
+            typer.echo(f"warning: this cannot be kept, and the next start measures again: {error}", err=True)
     best = chosen(tuned.of(wanted), Aim(aim))
     typer.echo(f"engine auto: {best.choice.options} ({figures(best)}; measured {tuned.created})")
     return best.choice

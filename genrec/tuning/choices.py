@@ -105,9 +105,11 @@ def chosen(measured: Iterable[Measured], aim: Aim) -> Measured:
 
     Of what is still about the same, the first. Raises ValueError if none may be used.
     """
+    measured = list(measured)
     able = [one for one in measured if not one.refused and one.p50_ms and one.requests_per_s]
     if not able:
-        raise ValueError("no deployment could be measured")
+        why = "; ".join(dict.fromkeys(one.refused for one in measured if one.refused))
+        raise ValueError(f"no deployment could be measured: {why or 'none is wanted'}")
     ways = [lambda one: one.p50_ms, lambda one: 1 / one.requests_per_s]
     for cost in ways if aim is Aim.LATENCY else ways[::-1]:
         best = min(map(cost, able))

@@ -59,7 +59,7 @@ class Tuned(Section):
         path = _path(_identity(bundle), this_machine(), cores)
         try:
             return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValidationError as error:
             raise ValueError(f"{path}: is not what `genrec tune` writes; remove it, and measure again") from error

@@ -12,6 +12,7 @@ from genrec.bundle import Bundle
 from genrec.cli.main import main
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import prepare_server
+from genrec.tuning.choices import Choice, Measured
 from genrec.tuning.kept import Tuned
 from genrec.tuning.measurement import precisions
 
@@ -73,9 +74,22 @@ def test_users_of_ones_own_ask(bundle: Bundle, tmp_path: Path, capsys: pytest.Ca
     words = ["tune", str(bundle.path), "--cores", "1", "--precision", "f32", "--seconds", "0.2", "--rounds", "1"]
     assert main([*words, "--histories", str(tmp_path / "users.json")]) == 0
     said = capsys.readouterr().out
-    assert f"genrec serve {bundle.path} --engine o" in said
+    assert f"this one serves best here: genrec serve {bundle.path} --engine o" in said
     tuned = Tuned.load(bundle.path, 1)
     assert tuned is not None and {one.choice.precision for one in tuned.measured} == {"f32"}
+
+
+def test_what_cannot_be_kept_is_served_all_the_same(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    best = Measured(
+        choice=Choice(engine="onnx", precision="f32", threads=1, instances=1), p50_ms=1.0, requests_per_s=9.0
+    )
+    monkeypatch.setattr("genrec.tuning.measurement.measure", lambda *_: [best])
+    found = served(monkeypatch, bundle.path, "--engine", "auto", "--cores", 1)
+    assert (found.engine, found.threads) == ("onnx", 1)
+    assert "warning: this cannot be kept, and the next start measures again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
