@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import gzip
 import http.client
 import json
 import os
 import queue
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -356,6 +358,18 @@ def test_half_a_request_holds_up_nobody(front: Front) -> None:
         rest.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
         with Recommender(front.grpc_url, timeout_s=30.0) as client:
             assert client.recommend([]).items
+
+
+def test_connections_that_say_nothing_hold_up_nobody(front: Front, shop: Shop) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    host, port = front.grpc_url.split(":")
+    with contextlib.ExitStack() as open_ones:
+        for _ in range(1000):
+            open_ones.enter_context(socket.create_connection((host, int(port)), timeout=10))
+        with Recommender(front.grpc_url, timeout_s=10.0) as client:
+            assert all(client.recommend(user).items for user in shop.users[:10])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_answers_are_the_same_as_without_it(front: Front, through: Wire, past: Wire, shop: Shop) -> None:
