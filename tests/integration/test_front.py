@@ -119,7 +119,7 @@ def health_status(url: str) -> int:
 
 
 CRASH = """
-import sys
+import subprocess, sys, urllib.request
 import numpy as np, tritonclient.{kind} as client
 from pathlib import Path
 from genrec.serving.serve import serve_bundle
@@ -131,7 +131,14 @@ with serve_bundle(Path(sys.argv[1]), log_path=Path(sys.argv[2])) as server:
         asking.infer("recommend", [wanted], outputs=[client.InferRequestedOutput("item_ids", class_count=2)])
     except Exception:
         pass
-    print("status", server.wait(20))
+    try:
+        print("status", server.wait(10))
+    except subprocess.TimeoutExpired:  # what writes its last lines may wait for a lock that the crash has left taken
+        try:
+            urllib.request.urlopen("http://" + server.http_url + "/v2/health/ready", timeout=5)
+        except OSError:
+            print("no answer")
+    server.stop(0)
 """
 
 
@@ -140,7 +147,7 @@ def test_without_the_front_one_request_ends_the_server(bundle: Bundle, kind: str
     """Why there is a front: if this fails, this Triton no longer needs one. The server is a child's own."""
     words = [sys.executable, "-c", CRASH.format(kind=kind), str(bundle.path), str(tmp_path / "log")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.stdout == f"status {128 + signal.SIGFPE}\n", done.stderr
+    assert done.stdout in (f"status {128 + signal.SIGFPE}\n", "no answer\n"), done.stderr
 
 
 def test_classification_is_refused_over_grpc(through: Wire) -> None:
