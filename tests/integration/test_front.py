@@ -33,6 +33,7 @@ from genrec.serving.front import Front, FrontError, find_haproxy
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import ServerTls, TritonServer
+from genrec.serving.triton.ports import choose_ports
 from genrec_client import AsyncRecommender, KnowledgeWriter, Recommender, RecommendError
 from genrec_client.channel import TlsOptions
 from tests.integration.conftest import Shop, Wire
@@ -420,6 +421,22 @@ def test_many_at_once(front: Front, shop: Shop) -> None:
     with Recommender(front.grpc_url, timeout_s=30.0) as client, concurrent.futures.ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(lambda at: client.recommend(shop.users[at % 50]), range(200)))
     assert all(len(answer.items) == 10 for answer in answers)
+
+
+def test_a_free_port_that_is_taken_meanwhile_is_replaced(
+    haproxy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port, times = taken.getsockname()[1], []
+
+        def chosen(host: str, wanted: Any) -> dict[str, int]:
+            times.append(wanted)
+            return choose_ports(host, wanted) | ({"grpc": port} if len(times) == 1 else {})
+
+        monkeypatch.setattr("genrec.serving.front.front.choose_ports", chosen)
+        with Front("recommend", log_path=tmp_path / "log") as front:
+            assert len(times) == 2 and front.pid is not None and front.grpc_url != f"127.0.0.1:{port}"
 
 
 def test_before_and_after_the_server_calls_are_unavailable(haproxy: Path, tmp_path: Path) -> None:

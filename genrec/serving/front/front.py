@@ -23,6 +23,7 @@ from genrec.serving.triton.tls import ServerTls
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_STARTS = 3
 _START_S = 10.0
 _END_S = 2.0
 _LONGEST = 80  # characters of the folder of sockets, whose own names may have 107
@@ -100,40 +101,49 @@ class Front:
         return f"the front (HAProxy) ended with status {self._process.wait()}"
 
     def __enter__(self) -> Self:
-        folder = plain_scratch("genrec-front-")
-        if len(str(folder)) > _LONGEST:
-            folder.rmdir()
-            folder = Path(tempfile.mkdtemp(prefix="genrec-front-", dir="/tmp"))
-        try:
-            self._ports = choose_ports(self._host, self._wanted_ports)
-            config = write_config(
-                folder,
-                sockets=socket_paths(folder),
-                host=self._host,
-                ports=self._ports,
-                model=self._model,
-                streaming=self._streaming,
-                tls=self._tls,
-                max_request_bytes=self._max_request_bytes,
-            )
-            self._folder = folder
-            self._process = ServerProcess(
-                [str(self._haproxy), "-db", "-f", str(config)],
-                os.environ,
-                shm_prefix="",
-                run_dir=folder,
-                grace=_END_S,
-                log_path=self._log_path,
-            )
-            self._wait_until_it_listens(self._process)
-        except BaseException:
-            self._stop()
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        for attempt in range(_STARTS):
+            folder = plain_scratch("genrec-front-")
+            if len(str(folder)) > _LONGEST:
+                folder.rmdir()
+                folder = Path(tempfile.mkdtemp(prefix="genrec-front-", dir="/tmp"))
+            try:
+                self._start(folder)
+                break
+            except BaseException as error:
+                self._stop()
+                shutil.rmtree(folder, ignore_errors=True)
+                # A port that was free may have been taken meanwhile.
+                again = isinstance(error, FrontError) and 0 in self._wanted_ports.values()
+                if not again or attempt == _STARTS - 1:
+                    raise
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop()
+
+    def _start(self, folder: Path) -> None:
+        """Start HAProxy once. Raises FrontError if it does not come up."""
+        self._ports = choose_ports(self._host, self._wanted_ports)
+        config = write_config(
+            folder,
+            sockets=socket_paths(folder),
+            host=self._host,
+            ports=self._ports,
+            model=self._model,
+            streaming=self._streaming,
+            tls=self._tls,
+            max_request_bytes=self._max_request_bytes,
+        )
+        self._folder = folder
+        self._process = ServerProcess(
+            [str(self._haproxy), "-db", "-f", str(config)],
+            os.environ,
+            shm_prefix="",
+            run_dir=folder,
+            grace=_END_S,
+            log_path=self._log_path,
+        )
+        self._wait_until_it_listens(self._process)
 
     def _stop(self) -> None:
         if self._process is not None:
