@@ -49,7 +49,7 @@ class IndependentHead(DraftHead):
     """No transitions: every level sees h_0, none sees the codes before it."""
 
     def _next(self, level: int, code: Tensor, state: Tensor, *rest: object) -> Tensor:
-        return state
+        return state.expand(*code.shape, -1)  # of a first level's children there is one
 
 
 class HeadWithoutHistoryState(DraftHead):
@@ -75,9 +75,12 @@ class PaperHead(DraftHead):
     def _logits(self, level: int, hidden: Tensor, state: Tensor) -> Tensor:
         return self.projections[level](hidden + state)
 
+    def _moved(self, level: int, state: Tensor) -> list[Tensor]:
+        return []
+
     def _next(self, level: int, code: Tensor, state: Tensor, *rest: object) -> Tensor:
         embedded = self.embeddings[level](code)
-        after = self.transition_cells[level](embedded.flatten(0, -2), state.flatten(0, -2))
+        after = self.transition_cells[level](embedded.flatten(0, -2), state.expand_as(embedded).flatten(0, -2))
         return after.view_as(embedded)
 
 
