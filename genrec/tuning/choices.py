@@ -60,6 +60,13 @@ class Measured(Section):
     same: float | None = None
     refused: str = ""
 
+    @property
+    def costs(self) -> tuple[float, float] | None:
+        """p50_ms, and seconds for each request with many under way: less is better. None if it must not be used."""
+        if self.refused or not self.p50_ms or not self.requests_per_s:
+            return None
+        return self.p50_ms, 1 / self.requests_per_s
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -106,12 +113,11 @@ def chosen(measured: Iterable[Measured], aim: Aim) -> Measured:
     Of what is still about the same, the first. Raises ValueError if none may be used.
     """
     measured = list(measured)
-    able = [one for one in measured if not one.refused and one.p50_ms and one.requests_per_s]
+    able = [(one.costs, one) for one in measured if one.costs]
     if not able:
         why = "; ".join(dict.fromkeys(one.refused for one in measured if one.refused))
         raise ValueError(f"no deployment could be measured: {why or 'none is wanted'}")
-    ways = [lambda one: one.p50_ms, lambda one: 1 / one.requests_per_s]
-    for cost in ways if aim is Aim.LATENCY else ways[::-1]:
-        best = min(map(cost, able))
-        able = [one for one in able if cost(one) <= NEAR * best]
-    return able[0]
+    for way in (0, 1) if aim is Aim.LATENCY else (1, 0):
+        best = min(costs[way] for costs, _ in able)
+        able = [(costs, one) for costs, one in able if costs[way] <= NEAR * best]
+    return able[0][1]

@@ -122,12 +122,12 @@ def _compared(one: Measured, items: list[list[str]], reference: list[list[str]])
 
 
 def _hopeful(found: dict[Choice, Measured]) -> Iterator[Choice]:
-    able = [one for one in found.values() if not one.refused and one.p50_ms and one.requests_per_s]
-    for one in able:
-        assert one.p50_ms and one.requests_per_s
-        fast = one.p50_ms <= _HOPELESS * min(other.p50_ms or np.inf for other in able)
-        if fast or _HOPELESS * one.requests_per_s >= max(other.requests_per_s or 0 for other in able):
-            yield one.choice
+    able = {choice: one.costs for choice, one in found.items() if one.costs}
+    if able:
+        best = [min(costs) for costs in zip(*able.values(), strict=True)]
+        for choice, costs in able.items():
+            if any(cost <= _HOPELESS * least for cost, least in zip(costs, best, strict=True)):
+                yield choice
 
 
 def _better(first: Measured, second: Measured) -> Measured:
