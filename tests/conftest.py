@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 # Models as small as the tests' gain nothing from a second thread, and on a busy machine its waiting costs the most.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# How long an example takes is up to the machine. `few` is for `make test-fast`, and for a test that runs other tests.
-settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes is up to the machine, and the examples are the same every time: a change is judged by what
+# it changes. `random` looks for new ones. `few` is for `make test-fast`, and for a test that runs other tests.
+settings.register_profile("default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("random", settings.get_profile("default"), derandomize=False)
 settings.register_profile("few", settings.get_profile("default"), max_examples=10)
 settings.load_profile("default")
 
