@@ -7,9 +7,11 @@ from typing import NoReturn
 
 import pytest
 
+from genrec.engines.onnx import multiplies_int8
 from genrec.engines.openvino import runs_here
 
 needs_avx512 = pytest.mark.skipif(not runs_here(), reason="this processor has no AVX-512, or it is forbidden")
+needs_vnni = pytest.mark.skipif(not multiplies_int8(), reason="this processor has no VNNI")
 OPENVINO = pytest.param("openvino", marks=needs_avx512)  # the engine, where it runs
 
 

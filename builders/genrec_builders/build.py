@@ -24,6 +24,7 @@ from genrec.bundle import (
     MANIFEST,
     MASKS,
     ONNX_GRAPH,
+    ONNX_INT8,
     QUANTIZER,
     TOKENIZER,
     Bundle,
@@ -49,6 +50,7 @@ from genrec.reporting.outputs import require_replaceable, require_space
 from genrec.reporting.progress import Task, Track
 from genrec_builders.config import BuildConfig
 from genrec_builders.data import Dataset, Split, popularity, sample_queries, sample_users, split_leave_one_out
+from genrec_builders.export.int8 import quantize_backbone
 from genrec_builders.export.onnx import export_onnx
 from genrec_builders.fingerprint import build_fingerprint
 from genrec_builders.preflight import (
@@ -118,7 +120,7 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
             shutil.copy(work / TOKENIZER, folder / TOKENIZER)
         model.save_checkpoint(folder / CHECKPOINT)
         with track("export ONNX"):
-            export_onnx(model, folder / ONNX_GRAPH, config.beam_width, layout.max_tokens)
+            export_graphs(model, folder, config.beam_width, layout)
         if quantizer is not None:
             quantizer.save(folder / QUANTIZER)
         if dataset.items.attributes:
@@ -187,12 +189,18 @@ def export_bundle(source: Path, out: Path, beam_width: int | None = None) -> Man
     with new_bundle(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         shutil.rmtree(folder / INDEX)  # written anew; an older format has other files there
-        export_onnx(load_checkpoint(folder / CHECKPOINT), folder / ONNX_GRAPH, beam_width, bundle.layout.max_tokens)
+        export_graphs(load_checkpoint(folder / CHECKPOINT), folder, beam_width, bundle.layout)
         history = bundle.catalog.rows_of(bundle.golden["history"].astype(object))
         write_catalog(folder, bundle.space, bundle.layout, bundle.catalog, beam_width, history, bundle.query_tokenizer)
         fields = bundle.manifest.model_dump(exclude={"format_version", "files"})
         version = f"{bundle.manifest.bundle_version}-beam{beam_width}"
         return seal_bundle(folder, **(fields | {"beam_width": beam_width, "bundle_version": version}))
+
+
+def export_graphs(model: BackboneModel, folder: Path, beam_width: int, layout: PromptLayout) -> None:
+    """Write the graphs of ONNX Runtime and OpenVINO into a bundle's `folder`, in float32 and with int8 products."""
+    export_onnx(model, folder / ONNX_GRAPH, beam_width, layout.max_tokens)
+    quantize_backbone(folder / ONNX_GRAPH, folder / ONNX_INT8)
 
 
 def write_catalog(

@@ -15,13 +15,14 @@ FORMAT_VERSION = 4
 # Older ones are read, too. The graph of format 3 takes no rules, that of format 2 takes the masks as a `PrefixTrie`.
 PREFIXES_FORMAT = 2
 MANIFEST = "manifest.json"
-CATALOG, INDEX, MASKS, PREFIXES, CHECKPOINT, ONNX_GRAPH, TENSORRT_LLM, QUANTIZER = (
+CATALOG, INDEX, MASKS, PREFIXES, CHECKPOINT, ONNX_GRAPH, ONNX_INT8, TENSORRT_LLM, QUANTIZER = (
     "catalog",
     "index",
     "index/masks",
     "index/prefixes",
     "checkpoint",
     "engines/onnx/model.onnx",
+    "engines/onnx/int8.onnx",
     "engines/tensorrt_llm",
     "quantizer",
 )

@@ -65,7 +65,8 @@ def serve(
     precision: Annotated[
         str,
         typer.Option(
-            help="Of the openvino engine: f32, bf16, or auto, which is bf16 where the processor is made for it.",
+            help="f32; bf16 of openvino; int8 of onnx, the backbone alone; or auto: bf16 of openvino where the "
+            "processor is made for it, else f32.",
             callback=one_of(PRECISIONS),
         ),
     ] = "auto",
@@ -160,7 +161,7 @@ def serve(
 
         best = best_deployment(bundle_path, cores, Wanted(precision, threads or None, instances), aim)
         engine, threads, instances = best.engine, best.threads, best.instances
-        precision = best.given.get("precision", AUTO)
+        precision = best.precision
     elif cores or aim != AIMS[0]:
         raise typer.BadParameter(f"--cores and --aim go with --engine auto, not with --engine {engine}")
     with usage():

@@ -44,7 +44,7 @@ def tune(
     precision: Annotated[
         str,
         typer.Option(
-            help="f32 or bf16 alone; auto also weighs bf16 where the processor is made for it.",
+            help="f32, bf16 or int8 alone; auto weighs all that the processor is made for.",
             callback=one_of(PRECISIONS),
         ),
     ] = "auto",
@@ -85,7 +85,7 @@ def best_deployment(bundle_path: Path, cores: int, wanted: Wanted, aim: str) -> 
 
     cores = cores or usable_cores()
     tuned = Tuned.load(bundle_path, cores)
-    wants = candidates(cores, precisions(wanted.precision), wanted)
+    wants = candidates(cores, precisions(bundle_path, wanted.precision), wanted)
     if tuned is None or not {*wants} <= {one.choice for one in tuned.measured}:
         typer.echo("engine auto: nothing is known of this bundle on this machine; measuring what serves it best")
         tuned = _measure(bundle_path, cores, wanted, None, SECONDS, 1)
@@ -113,7 +113,7 @@ def _measure(
 
     bundle = Bundle(bundle_path)
     bundle.check()
-    choices = candidates(cores, precisions(wanted.precision), wanted)
+    choices = candidates(cores, precisions(bundle_path, wanted.precision), wanted)
     if not choices:
         raise ValueError(f"no engine here computes in precision {wanted.precision}; use another one, or auto")
     progress = Progress(console=Console(stderr=True, soft_wrap=True), transient=True)

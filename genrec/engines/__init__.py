@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from genrec.bundle import CHECKPOINT, ONNX_GRAPH, TENSORRT_LLM
+from genrec.bundle import CHECKPOINT, ONNX_GRAPH, ONNX_INT8, TENSORRT_LLM
 from genrec.engines.base import Engine
 
 if TYPE_CHECKING:
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 ENGINES = ("onnx", "openvino", "torch", "tensorrt_llm")
 # What a deployment decides of an engine of each kind: arguments of its class.
 DEPLOYED: dict[str, tuple[str, ...]] = {
-    "onnx": ("threads",),
+    "onnx": ("threads", "precision"),
     "openvino": ("threads", "precision"),
     "torch": (),
     "tensorrt_llm": (),
 }
-PRECISIONS = ("auto", "f32", "bf16")  # of an engine that has a choice; auto: bf16 where the processor is made for it
+PRECISIONS = ("auto", "f32", "bf16", "int8")
+# Of engines that have a choice. auto: bf16 of openvino where the processor is made for it, else f32.
+COMPUTES = {"onnx": ("f32", "int8"), "openvino": ("f32", "bf16")}
 
 
 def require_installed(kind: str) -> None:
@@ -28,13 +30,27 @@ def require_installed(kind: str) -> None:
         raise ImportError("openvino is not installed, which this engine needs: pip install 'genrec-triton[openvino]'")
 
 
+def require_precision(kind: str, precision: str) -> None:
+    """Raises ValueError for what an engine of `kind` does not compute in; every one takes "auto"."""
+    able = COMPUTES.get(kind, ())
+    if precision not in ("auto", *able):
+        others = " or ".join(f"{engine} ({', '.join(found)})" for engine, found in COMPUTES.items())
+        mine = f"computes in {' or '.join(able)}" if able else "has no choice"
+        raise ValueError(
+            f"precision {precision!r} with engine {kind}, which {mine}: leave it at auto, or choose of {others}"
+        )
+
+
 def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
     """The engine of `kind` over a bundle's files; options go to its class. Imports only what it needs."""
     width = bundle.space.beams(bundle.manifest.beam_width)
     if kind == "onnx":
         from genrec.engines.onnx import OnnxEngine
 
-        return OnnxEngine(bundle.path / ONNX_GRAPH, bundle.graph_masks, width, **options)
+        graph = bundle.path / (ONNX_INT8 if options.get("precision") == "int8" else ONNX_GRAPH)
+        if not graph.exists():
+            raise ValueError(f"{graph} is missing: the bundle is older than it; make a newer one with `genrec export`")
+        return OnnxEngine(graph, bundle.graph_masks, width, **options)
     if kind == "openvino":
         require_installed(kind)
         from genrec.engines.openvino import OpenVinoEngine

@@ -8,10 +8,14 @@ import numpy as np
 import onnxruntime as ort
 
 from genrec.catalog import PrefixTable, PrefixTrie
-from genrec.engines.base import RULE_BYTES, Engine
+from genrec.engines import require_precision
+from genrec.engines.base import EXACT, RULE_BYTES, Engine
+from genrec.reporting.machine import processor_line
 
 RULE_BITS, RULE_ROWS = "rule_bits", "rule_rows"  # inputs of a graph that takes rules
 CODES, SCORES = "codes", "scores"
+# By how much a score may differ from that in float32: int8 moves hidden states and every level's logits.
+SCORE_TOLERANCES = {"auto": EXACT, "f32": EXACT, "int8": 0.25}
 PREFIXES, LAST = "prefixes", "last_codes"  # the codes in two parts; older graphs do not have them
 
 
@@ -19,7 +23,8 @@ class OnnxEngine(Engine):
     """Runs an exported graph with ONNX Runtime.
 
     graph: the `.onnx` file. masks: a `PrefixTrie` for the graph of a bundle of format 2. threads: intra-op threads, 0
-    for one per core. provider: an execution provider's name. rule_bytes: as `Engine`'s.
+    for one per core. precision: what the graph is made for, "int8" or, also as "auto", "f32". provider: an execution
+    provider's name. rule_bytes: as `Engine`'s.
     """
 
     def __init__(
@@ -28,10 +33,18 @@ class OnnxEngine(Engine):
         masks: PrefixTable | PrefixTrie,
         beam_width: int,
         threads: int = 0,
+        precision: str = "f32",
         provider: str = "CPUExecutionProvider",
         rule_bytes: int = RULE_BYTES,
     ) -> None:
-        """Raises ValueError for masks of another kind than the graph takes."""
+        """Raises ValueError for masks of another kind than the graph takes, and for int8 on a processor without it."""
+        require_precision("onnx", precision)
+        if precision == "int8" and not multiplies_int8():
+            raise ValueError(
+                "precision int8: this processor has no VNNI, without which sums of int8 overflow, and take hardly less "
+                "time; use f32"
+            )
+        self.score_tolerance = SCORE_TOLERANCES[precision]
         self._graph, self._session = graph, open_session(graph, threads, provider)
         self._inputs = {found.name for found in self._session.get_inputs()}
         super().__init__(masks, beam_width, rule_bytes if RULE_ROWS in self._inputs else None)
@@ -48,6 +61,11 @@ class OnnxEngine(Engine):
             feeds |= {RULE_BITS: self.rule_masks.bits, RULE_ROWS: rule_rows}
         codes, scores = self._session.run([CODES, SCORES], feeds)
         return codes, scores
+
+
+def multiplies_int8() -> bool:
+    """Whether this processor has instructions for products of int8: VNNI, which all with AMX have, too."""
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(processor_line("flags").split())
 
 
 def open_session(graph: Path | bytes, threads: int = 0, provider: str = "CPUExecutionProvider") -> ort.InferenceSession:

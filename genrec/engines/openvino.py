@@ -13,7 +13,7 @@ from numpy.core._multiarray_umath import __cpu_features__  # type: ignore[import
 
 from genrec.catalog import PrefixTable, PrefixTrie, SemanticIdSpace
 from genrec.catalog.rule_masks import chunks_of
-from genrec.engines import PRECISIONS
+from genrec.engines import require_precision
 from genrec.engines.base import EXACT, RULE_BYTES, Engine
 from genrec.engines.buckets import Buckets
 from genrec.engines.onnx import LAST, PREFIXES, RULE_BITS, RULE_ROWS, SCORES, mask_feeds
@@ -29,7 +29,7 @@ class OpenVinoEngine(Engine):
     """Runs an exported graph with OpenVINO on the CPU.
 
     graph: the `.onnx` file. longest_prompt: tokens of the longest prompt. threads: of one call, 0 for one per core.
-    precision: of `PRECISIONS`; "auto" is bf16 where the processor multiplies matrices in it (AMX), else f32.
+    precision: "f32", "bf16" or "auto"; that is bf16 where the processor multiplies matrices in it (AMX), else f32.
     rule_bytes: as `Engine`'s.
 
     A shape that comes for the first time takes about twice as long. So batches are padded to `Buckets`, and `warm_up`
@@ -145,8 +145,7 @@ _TOO_OLD = (
 
 def _chosen(precision: str, capabilities: list[str]) -> str:
     """The precision to compute in, of what is asked for and what OpenVINO says of the processor. Raises ValueError."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
+    require_precision("openvino", precision)
     if precision == "auto":
         # OpenVINO names BF16 also where it only emulates it, slower than f32 by far. FP16 goes with AMX.
         return "bf16" if {"BF16", "FP16"} <= set(capabilities) else "f32"

@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from genrec.bundle import Bundle
-from genrec.engines import DEPLOYED
+from genrec.engines import DEPLOYED, require_precision
 from genrec.reporting.outputs import Output, replaced, require_replaceable
 
 MODEL = "recommend"
@@ -34,7 +34,7 @@ class Deployment:
     """What a deployment decides. threads: of the engine, 0 for one per core. timeout_ms: for requests without one.
 
     instances: engines that take batches side by side, each a process with the weights and `threads` of its own.
-    precision: of `genrec.engines.PRECISIONS`, for an engine that has a choice.
+    precision: "auto" or of `genrec.engines.COMPUTES`.
     knowledge: a knowledge folder, whose texts the model `knowledge` then writes, `texts_at_once` of them together;
     verification: of their drafts, "greedy" or "relaxed".
     catalog: the folder that a live catalogue is published in; None for the bundle's own catalogue.
@@ -67,11 +67,7 @@ class Deployment:
                 f"{_taking('threads')} engines stand side by side, each with threads of its own: set threads, or "
                 "instances to 1"
             )
-        if self.precision != "auto" and "precision" not in decided:
-            raise ValueError(
-                f"precision is {self.precision} with engine {self.engine}; only {_taking('precision')} engines have a "
-                "choice: leave it at auto, or choose another engine"
-            )
+        require_precision(self.engine, self.precision)
 
     @property
     def models(self) -> list[str]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 from pydantic import Field
 
-from genrec.engines import DEPLOYED
 from genrec.reporting.machine import Section
 
 NEAR = 1.05  # figures within this ratio count as the same
-TUNED = ("onnx", "openvino")  # engines that are chosen between, the smaller installation first
 
 
 class Aim(str, Enum):
@@ -24,7 +21,7 @@ class Aim(str, Enum):
 
 
 class Choice(Section):
-    """A deployment of a bundle. precision: as the engine computes, "f32" or "bf16"; threads: of each instance."""
+    """A deployment of a bundle. precision: of `COMPUTES`; threads: of each instance."""
 
     engine: str
     precision: str
@@ -32,17 +29,9 @@ class Choice(Section):
     instances: int = Field(ge=1)
 
     @property
-    def given(self) -> dict[str, Any]:
-        """Arguments of `Deployment`; an engine that has no choice of precisions is given none."""
-        given = self.model_dump()
-        if "precision" not in DEPLOYED[self.engine]:
-            del given["precision"]
-        return given
-
-    @property
     def options(self) -> str:
-        """The same for the command line of `genrec serve`."""
-        return " ".join(f"--{name} {value}" for name, value in self.given.items())
+        """For the command line of `genrec serve`."""
+        return " ".join(f"--{name} {value}" for name, value in self.model_dump().items())
 
 
 class Measured(Section):

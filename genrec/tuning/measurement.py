@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 import grpc
 import numpy as np
 
-from genrec.bundle import Bundle
+from genrec.bundle import ONNX_INT8, Bundle
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonStartError
-from genrec.tuning.choices import TUNED, Choice, Measured
+from genrec.tuning.choices import Choice, Measured
 from genrec.tuning.load import AT_ONCE, Client, ready_made
 
 BEST = 10  # items of an answer that are compared
@@ -34,16 +34,21 @@ def drawn(bundle: Bundle, count: int = HISTORIES) -> list[list[bytes]]:
     return [ids[rng.choice(len(ids), length, replace=False)].tolist() for length in rng.permutation(lengths)]
 
 
-def precisions(asked: str = "auto") -> list[tuple[str, str]]:
-    """The engines that this machine has, each with what it computes in if `asked` is given as `--precision`."""
+def precisions(bundle_path: Path, asked: str = "auto") -> list[tuple[str, str]]:
+    """Engines that can serve a bundle here, each with what it computes in if `asked` is given as `--precision`."""
     found = []
     if asked in ("auto", "f32"):
-        found.append((TUNED[0], "f32"))
-    if find_spec("openvino") is not None:
+        found.append(("onnx", "f32"))
+    if asked in ("auto", "int8"):
+        from genrec.engines.onnx import multiplies_int8
+
+        if multiplies_int8() and (bundle_path / ONNX_INT8).exists():
+            found.append(("onnx", "int8"))
+    if asked != "int8" and find_spec("openvino") is not None:
         from genrec.engines.openvino import precision_here, runs_here
 
         if runs_here():
-            found.append((TUNED[1], precision_here(asked)))
+            found.append(("openvino", precision_here(asked)))
     return found
 
 
@@ -102,7 +107,7 @@ def _served(
         )
 
     items: list[list[str]] = []
-    deployment = Deployment(**choice.given, timeout_ms=int(_PATIENT_MS))
+    deployment = Deployment(**choice.model_dump(), timeout_ms=int(_PATIENT_MS))
     with TemporaryDirectory(prefix="genrec-") as scratch:
         try:
             with serve_bundle(bundle_path, deployment, log_path=Path(scratch) / "triton.log") as server:

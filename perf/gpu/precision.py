@@ -1,7 +1,8 @@
-"""What half precision changes: an engine in bf16 against the same in float32, on a bundle and users of its data.
+"""What a lower precision changes: an engine in bf16 or int8 against the same in float32, on users of a bundle's data.
 
 python -m perf.gpu.precision build/shop-bundle build/shop build/precision
 python -m perf.gpu.precision build/shop-bundle build/shop build/precision --engine openvino
+python -m perf.gpu.precision build/shop-bundle build/shop build/precision --engine onnx
 
 The PyTorch engine runs on a CPU too. On a GPU it is compared once more with CUDA graphs over buckets of lengths.
 """
@@ -21,7 +22,8 @@ from genrec.cli.arguments import one_of
 from genrec.engines import open_engine
 from genrec.engines.base import Engine
 from genrec.engines.buckets import Buckets
-from genrec.evaluation.metrics import metrics
+from genrec.evaluation.bootstrap import relative_difference
+from genrec.evaluation.metrics import metrics, target_ranks, user_values
 from genrec.evaluation.ranker import Ranker, require_catalog
 from genrec.golden import check_drafts
 from genrec.pipeline import Pipeline
@@ -31,7 +33,8 @@ from genrec.reporting.self_check import SelfCheck, StepFailed
 from genrec_builders.data import read_dataset, sample_users, split_leave_one_out
 
 RESULTS = "precision.json"
-EXACT = {"torch": "float32", "openvino": "f32"}  # what each engine calls float32
+EXACT = {"torch": "float32", "openvino": "f32", "onnx": "f32"}  # what each engine calls float32
+LOWER = {"torch": "bf16", "openvino": "bf16", "onnx": "int8"}
 OVERLAP = 0.98  # at least: mean share of the ten best items of float32 that are among the ten best
 NDCG_CHANGE = 0.005  # at most: of NDCG@10, relative
 
@@ -45,16 +48,22 @@ def compare(rows: np.ndarray, reference: np.ndarray, targets: np.ndarray) -> dic
         "same_first": float((rows[:, 0] == reference[:, 0]).mean()),
         "ndcg_change": ours["ndcg@10"] / theirs["ndcg@10"] - 1 if theirs["ndcg@10"] else 0.0,
     }
+    paired = [user_values(target_ranks(ranked, targets), "ndcg@10") for ranked in (rows, reference)]
+    if sure := relative_difference(*paired):
+        found |= {"ndcg_change_low": sure.low, "ndcg_change_high": sure.high}
     for name in ("hit@10", "ndcg@10"):
-        found |= {f"{name} bf16": ours[name], f"{name} float32": theirs[name]}
+        found |= {f"{name} lower": ours[name], f"{name} float32": theirs[name]}
     return found
 
 
 def verdict(found: dict[str, float]) -> str:
     """What was found, in words. Raises StepFailed where it is not within the limits."""
+    change = f"{found['ndcg_change']:+.2%}"
+    if "ndcg_change_low" in found:
+        change += f", 95 % interval {found['ndcg_change_low']:+.2%} to {found['ndcg_change_high']:+.2%}"
     said = (
         f"{found['overlap']:.2%} of the ten best items, {found['same_first']:.2%} of the first ones are the same; "
-        f"NDCG@10 {found['ndcg@10 bf16']:.4f} and {found['ndcg@10 float32']:.4f} ({found['ndcg_change']:+.2%})"
+        f"NDCG@10 {found['ndcg@10 lower']:.4f} and {found['ndcg@10 float32']:.4f} ({change})"
     )
     if found["overlap"] < OVERLAP or abs(found["ndcg_change"]) > NDCG_CHANGE:
         raise StepFailed(f"{said}; wanted {OVERLAP:.0%} and at most {NDCG_CHANGE:.1%}")
@@ -67,7 +76,9 @@ def main(
     out: Annotated[Path, typer.Argument(help=f"Folder for {RESULTS}.")],
     users: Annotated[int, typer.Option(min=1, help="Test users to rank.")] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Users at once.")] = 16,
-    kind: Annotated[str, typer.Option("--engine", help="torch or openvino.", callback=one_of(tuple(EXACT)))] = "torch",
+    kind: Annotated[
+        str, typer.Option("--engine", help="torch, openvino: bf16; onnx: int8.", callback=one_of(tuple(EXACT)))
+    ] = "torch",
     device: Annotated[Optional[str], typer.Option(help="Of torch: cpu or cuda; a GPU if there is one.")] = None,
 ) -> None:
     """Rank with both and compare; exit status 1 if they differ by more than the limits."""
@@ -75,7 +86,7 @@ def main(
     bundle, dataset = Bundle(bundle_path), read_dataset(data)
     require_catalog(bundle, dataset.items.item_ids)
     histories, targets = sample_users(split_leave_one_out(dataset.interactions).test, users)
-    checks = SelfCheck()
+    checks, lower = SelfCheck(), LOWER[kind]
 
     def ranked(engine: Engine, name: str) -> np.ndarray:
         with track(name) as task:
@@ -85,14 +96,14 @@ def main(
     def opened(**options: Any) -> Engine:
         return open_engine(bundle, kind, **options, **({"device": device} if kind == "torch" else {}))
 
-    options: dict[str, dict[str, Any]] = {"bf16": {}}
+    options: dict[str, dict[str, Any]] = {lower: {}}
     if device.startswith("cuda"):
-        options["bf16, graphs"] = {"buckets": Buckets.up_to(bundle.layout.max_tokens, batch)}
+        options[f"{lower}, graphs"] = {"buckets": Buckets.up_to(bundle.layout.max_tokens, batch)}
     reference = ranked(opened(precision=EXACT[kind]), "float32")
     for name, more in options.items():
 
         def check(name: str = name, more: dict[str, Any] = more) -> str:
-            engine = opened(precision="bf16", **more)
+            engine = opened(precision=lower, **more)
             check_drafts(bundle.golden, engine)
             checks.measured[name] = compare(ranked(engine, name), reference, targets)
             return verdict(checks.measured[name])

@@ -42,7 +42,7 @@ console = Console(stderr=True, soft_wrap=True)
 def deployment_of(text: str, bundle: Path) -> Deployment:
     """The deployment that is spelt so. Raises ValueError for any other text."""
     if text == "auto":
-        return Deployment(**best_deployment(bundle, 0, Wanted(), "latency").given, timeout_ms=PATIENT_MS)
+        return Deployment(**best_deployment(bundle, 0, Wanted(), "latency").model_dump(), timeout_ms=PATIENT_MS)
     spelt = _SPELT.fullmatch(text)
     if spelt is None:
         raise ValueError(f"deployment {text!r}: write ENGINE[/PRECISION][:THREADS[xINSTANCES]]")

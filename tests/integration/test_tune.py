@@ -52,7 +52,7 @@ def test_an_engine_is_measured_once_and_then_known(
     first = served(monkeypatch, *words)
     assert (first.threads, first.instances) == (1, 1) and first.engine in ("onnx", "openvino")
     tuned = Tuned.load(bundle.path, 1)
-    assert tuned is not None and len(tuned.measured) == len(precisions())
+    assert tuned is not None and len(tuned.measured) == len(precisions(bundle.path))
     for one in tuned.measured:
         assert one.refused or (0 < one.p50_ms <= one.p95_ms <= one.p99_ms and one.requests_per_s > 0)
 

@@ -206,8 +206,11 @@ def test_wrong_values_end_in_one_line_that_names_them(parameter: Parameter, plac
         ("serve B --grpc-port 9000 --metrics-port 9000", "--grpc-port 9000: another endpoint has this port too"),
         ("serve B --tls-cert C", "--tls-key"),
         ("serve B --instances 2", "instances is 2 with engine onnx and threads 0"),
-        ("serve B --precision fp8", "--precision 'fp8': use one of auto, f32, bf16"),
-        ("serve B --precision bf16", "precision is bf16 with engine onnx; only openvino engines have a choice"),
+        ("serve B --precision fp8", "--precision 'fp8': use one of auto, f32, bf16, int8"),
+        (
+            "serve B --precision bf16",
+            "precision 'bf16' with engine onnx, which computes in f32 or int8: leave it at auto",
+        ),
         ("serve B --exit-timeout-s inf", "--exit-timeout-s 'inf'"),
         ("export-tensorrt-llm B OUT --kv-cache-fraction 1", "--kv-cache-fraction '1'"),
         ("check", "Missing argument 'bundle_path'"),

@@ -135,7 +135,7 @@ def test_the_precision_is_what_the_processor_is_made_for() -> None:
     assert _chosen("bf16", emulated) == "bf16"
     with pytest.raises(ValueError, match="bf16: this processor computes FP32 only; use f32 or auto"):
         _chosen("bf16", neither)
-    with pytest.raises(ValueError, match="precision 'fp8' is unknown; use one of auto, f32, bf16"):
+    with pytest.raises(ValueError, match="precision 'fp8' with engine openvino, which computes in f32 or bf16"):
         _chosen("fp8", amx)
 
 

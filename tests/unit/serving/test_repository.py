@@ -26,8 +26,10 @@ def test_instances_need_threads_of_their_own(refused: dict) -> None:
 
 
 def test_only_an_engine_with_a_choice_takes_a_precision(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="precision is bf16 with engine onnx; only openvino engines have a choice"):
-        Deployment(precision="bf16")
+    with pytest.raises(
+        ValueError, match="precision 'bf16' with engine torch, which has no choice: leave it at auto, or choose of onnx"
+    ):
+        Deployment(engine="torch", precision="bf16")
     deployment = Deployment(engine="openvino", precision="bf16")
     config = (render_repository(bundle, tmp_path / "models", deployment) / "backbone" / "config.pbtxt").read_text()
     assert '"bf16"' in config and '"openvino"' in config
