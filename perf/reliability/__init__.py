@@ -1,0 +1,1 @@
+"""Whether servers last: hours of mixed load, with faults."""

@@ -1,0 +1,100 @@
+"""What processes hold over time: memory, file handles, threads, shared memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+SHARED = Path("/dev/shm")
+_MODELS = ("preprocessing", "backbone", "verifier", "knowledge")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """At `seconds` of a run, all processes of a server together. anonymous_mb: memory that no file stands behind, which
+    leaves out what they map; shared_mb, regions: of files in /dev/shm that they have open."""
+
+    seconds: float
+    anonymous_mb: float
+    shared_mb: float
+    regions: int
+    handles: int
+    threads: int
+    processes: int
+
+
+def processes_of(pid: int) -> dict[str, psutil.Process]:
+    """The process and those that it began, as "serve", "triton", "haproxy", "follower" and the models' names."""
+    found: dict[str, psutil.Process] = {}
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        found["serve"] = root
+        for child in root.children(recursive=True):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                found[_name_of(child)] = child
+    return found
+
+
+def _name_of(process: psutil.Process) -> str:
+    words = process.cmdline()
+    if process.name() in ("tritonserver", "haproxy"):
+        return process.name().removesuffix("server")
+    for model in _MODELS:
+        if any(f"/{model}/" in word for word in words):
+            return model
+    return "follower" if any("genrec" in word for word in words) else f"{process.name()} {process.pid}"
+
+
+def sample(pid: int, seconds: float) -> Sample:
+    """What the processes that `pid` began hold now, itself included."""
+    anonymous = handles = threads = count = 0
+    regions: dict[str, int] = {}
+    for process in processes_of(pid).values():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, ProcessLookupError):
+            rolled = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            anonymous += next(int(line.split()[1]) for line in rolled.splitlines() if line.startswith("Anonymous:"))
+            handles += process.num_fds()
+            threads += process.num_threads()
+            count += 1
+            for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
+                path = line.split(maxsplit=5)[-1]
+                if path.startswith(f"{SHARED}/") and path not in regions:
+                    regions[path] = Path(path).stat().st_size if Path(path).exists() else 0
+    return Sample(seconds, anonymous / 1024, sum(regions.values()) / 2**20, len(regions), handles, threads, count)
+
+
+@contextmanager
+def watched(pid: int, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> Iterator[list[Sample]]:
+    """Samples of `pid`'s processes while the block runs, `every_s` seconds apart."""
+    samples: list[Sample] = []
+    began, ends = clock(), threading.Event()
+
+    def watch() -> None:
+        while not ends.wait(every_s):
+            samples.append(sample(pid, clock() - began))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ends.set()
+        thread.join()
+
+
+def slope(samples: list[Sample], name: str, after_s: float) -> float:
+    """By how much a figure grows in ten minutes, by least squares of the samples after `after_s` seconds.
+
+    Raises ValueError for fewer than three of them.
+    """
+    late = [one for one in samples if one.seconds >= after_s]
+    if len(late) < 3:
+        raise ValueError(f"{len(late)} samples after {after_s:.0f} s; at least 3 say how {name} grows: run longer")
+    return float(np.polyfit([one.seconds for one in late], [getattr(one, name) for one in late], 1)[0] * 600)
