@@ -157,7 +157,7 @@ def main(
     """Exit status 1 if a request failed, an answer was wrong, or the server that is left alone grew."""
     bundle, store = Bundle(bundle_path), str(out / "store")
     out.mkdir(parents=True, exist_ok=True)
-    shared_before = {path.name for path in SHARED.iterdir()}
+    seen: set[Path] = set()
     init_catalog(bundle, store)
     killed: list[dict[str, Any]] = []
     with (
@@ -168,7 +168,8 @@ def main(
             server.wait_until_ready(120)
         traffic = Traffic(bundle, data, store, [first.url, second.url], first.url, out, rate=rate, change_s=change_s)
         began = time.monotonic()
-        with watched(first.process.pid) as samples, traffic.running():
+        pids = first.process.pid, second.process.pid
+        with watched(pids, seen) as samples, traffic.running():
             for number in range(int(60 * minutes / kill_s) + 1):
                 time.sleep(max(0.0, min(began + kill_s * (number + 1), began + 60 * minutes) - time.monotonic()))
                 if time.monotonic() - began >= 60 * minutes - 1:
@@ -187,14 +188,14 @@ def main(
         "took_ms": {f"p{at}": float(np.percentile(took, at)) for at in (50, 95, 99, 100)} if len(took) else {},
         "killed": killed,
         "grows": {
-            name: slope(samples, name, min(60 * warm_up, 30 * minutes))
+            name: slope(samples[pids[0]], name, min(60 * warm_up, 30 * minutes))
             for name in ("anonymous_mb", "shared_mb", "regions", "handles", "threads")
         },
-        "left_in_shared_memory": sorted({path.name for path in SHARED.iterdir()} - shared_before),
-        "samples": [asdict(one) for one in samples],
+        "left_in_shared_memory": sorted(path.name for path in seen if path.exists()),
+        "samples": [asdict(one) for one in samples[pids[0]]],
     }
     (out / RESULTS).write_text(json.dumps(found, indent=1) + "\n")
-    plot(samples, killed, out / PLOT)
+    plot(samples[pids[0]], killed, out / PLOT)
     said = verdict(found)
     console.print(f"{found['answered']}, grows in ten minutes: {found['grows']}", *said[:20], sep="\n")
     raise typer.Exit(bool(said))

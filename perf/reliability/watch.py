@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +49,20 @@ def _name_of(process: psutil.Process) -> str:
     for model in _MODELS:
         if any(f"/{model}/" in word for word in words):
             return model
-    return "follower" if any("genrec" in word for word in words) else f"{process.name()} {process.pid}"
+    return "follower" if "genrec.live.process" in words else f"{process.name()} {process.pid}"
 
 
-def sample(pid: int, seconds: float) -> Sample:
-    """What the processes that `pid` began hold now, itself included."""
+def shared_files(process: psutil.Process) -> set[Path]:
+    """Files in /dev/shm that the process has mapped."""
+    lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    paths = (line.split(maxsplit=5)[-1].removesuffix(" (deleted)") for line in lines)
+    return {Path(path) for path in paths if path.startswith(f"{SHARED}/")}
+
+
+def sample(pid: int, seconds: float, seen: set[Path]) -> Sample:
+    """What the processes that `pid` began hold now, itself included. seen: gets the files in /dev/shm that they map."""
     anonymous = handles = threads = count = 0
-    regions: dict[str, int] = {}
+    regions: set[Path] = set()
     for process in processes_of(pid).values():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, ProcessLookupError):
             rolled = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
@@ -63,22 +70,22 @@ def sample(pid: int, seconds: float) -> Sample:
             handles += process.num_fds()
             threads += process.num_threads()
             count += 1
-            for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
-                path = line.split(maxsplit=5)[-1]
-                if path.startswith(f"{SHARED}/") and path not in regions:
-                    regions[path] = Path(path).stat().st_size if Path(path).exists() else 0
-    return Sample(seconds, anonymous / 1024, sum(regions.values()) / 2**20, len(regions), handles, threads, count)
+            regions |= shared_files(process)
+    seen |= regions
+    shared = sum(path.stat().st_size for path in regions if path.exists())
+    return Sample(seconds, anonymous / 1024, shared / 2**20, len(regions), handles, threads, count)
 
 
 @contextmanager
-def watched(pid: int, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> Iterator[list[Sample]]:
-    """Samples of `pid`'s processes while the block runs, `every_s` seconds apart."""
-    samples: list[Sample] = []
-    began, ends = clock(), threading.Event()
+def watched(pids: Sequence[int], seen: set[Path], every_s: float = 10.0) -> Iterator[dict[int, list[Sample]]]:
+    """Samples of each of `pids` and its processes while the block runs, `every_s` seconds apart; seen: as of `sample`."""
+    samples: dict[int, list[Sample]] = {pid: [] for pid in pids}
+    began, ends = time.monotonic(), threading.Event()
 
     def watch() -> None:
         while not ends.wait(every_s):
-            samples.append(sample(pid, clock() - began))
+            for pid in pids:
+                samples[pid].append(sample(pid, time.monotonic() - began, seen))
 
     thread = threading.Thread(target=watch)
     thread.start()

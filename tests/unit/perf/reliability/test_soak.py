@@ -29,31 +29,31 @@ QUIET: dict[str, Any] = {
 
 
 def test_what_a_process_holds_is_counted(tmp_path: Path) -> None:
-    before = sample(os.getpid(), 0.0)
+    before = sample(os.getpid(), 0.0, set())
     held = np.ones(60 << 17)  # 60 MiB
     files = [(tmp_path / str(number)).open("w") for number in range(5)]
     region = SHARED / f"genrec-test-{uuid.uuid4().hex}"
-    ends = threading.Event()
+    ends, seen = threading.Event(), set[Path]()
     thread = threading.Thread(target=ends.wait)
     thread.start()
     try:
         region.write_bytes(bytes(3 << 20))
         with region.open("r+b") as file, mmap.mmap(file.fileno(), 0):  # which keeps a handle of its own
-            after = sample(os.getpid(), 7.0)
+            after = sample(os.getpid(), 7.0, seen)
     finally:
         region.unlink()
         ends.set()
         thread.join()
         for each in files:
             each.close()
-    assert after.seconds == 7.0 and held.size
+    assert after.seconds == 7.0 and held.size and region in seen
     assert after.anonymous_mb - before.anonymous_mb == pytest.approx(60, abs=10)  # the allocator may have had some
     assert after.handles - before.handles == 7 and after.threads - before.threads == 1
     assert after.regions - before.regions == 1 and after.shared_mb - before.shared_mb == pytest.approx(3)
 
 
 def test_the_processes_of_what_has_ended_are_none() -> None:
-    assert processes_of(2**22 + 1) == {} and sample(2**22 + 1, 1.0).processes == 0
+    assert processes_of(2**22 + 1) == {} and sample(2**22 + 1, 1.0, set()).processes == 0
 
 
 def samples(mb_in_ten_minutes: float, noise: float = 0.0) -> list[Sample]:
