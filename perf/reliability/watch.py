@@ -78,7 +78,7 @@ def sample(pid: int, seconds: float, seen: set[Path]) -> Sample:
 
 @contextmanager
 def watched(pids: Sequence[int], seen: set[Path], every_s: float = 10.0) -> Iterator[dict[int, list[Sample]]]:
-    """Samples of each of `pids` and its processes while the block runs, `every_s` seconds apart; seen: as of `sample`."""
+    """Samples of each of `pids` with its processes while the block runs, `every_s` s apart; seen: as of `sample`."""
     samples: dict[int, list[Sample]] = {pid: [] for pid in pids}
     began, ends = time.monotonic(), threading.Event()
 
