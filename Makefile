@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-fast test-kernels test-slow knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
+.PHONY: help docs demo test test-fast test-kernels test-slow soak knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt builders/pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,10 @@ test-kernels: $(INSTALLED)  ## Unit tests with older and newer CPUs' kernels, on
 
 test-slow: $(INSTALLED)  ## The long ones: 30,000 random requests through the server.
 	$(BIN)/pytest -m slow
+
+SOAK_MINUTES ?= 60
+soak: build/knowledge/knowledge.json  ## An hour of mixed load on a catalogue that changes, while processes are killed; build/soak. SOAK_MINUTES.
+	$(BIN)/python -m perf.reliability.soak build/shop-bundle build/shop build/knowledge build/soak --minutes $(SOAK_MINUTES)
 
 helm-test: $(INSTALLED)  ## The chart: lint, render every profile, schemas of two Kubernetes versions, alert rules. Part of `make test`.
 	$(BIN)/pytest tests/chart
@@ -145,6 +149,9 @@ serve-check: build/shop-bundle/manifest.json  ## Install what serving needs, wit
 
 build/shop-bundle/manifest.json:
 	$(MAKE) demo
+
+build/knowledge/knowledge.json: build/shop-bundle/manifest.json
+	$(BIN)/genrec knowledge build build/shop build/knowledge
 
 lock:  ## Resolve constraints.txt again, for the oldest supported Python. Needs uv.
 	mkdir -p build && printf '%s\n' '-e .[dev]' '-e ./builders' '-e ./client' > build/requirements.in
