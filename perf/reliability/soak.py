@@ -17,9 +17,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import matplotlib
@@ -68,13 +69,12 @@ class Served:
 
 
 @contextmanager
-def served(bundle: Path, store: str, folder: Path, more: list[str]) -> Iterator[Served]:
-    """A server of a bundle and a live catalogue, with its log in `folder`; it ends with the block."""
-    folder.mkdir(parents=True, exist_ok=True)
+def served(bundle: Path, store: str, cache: Path, log_path: Path, more: list[str]) -> Iterator[Served]:
+    """A server of a bundle and a live catalogue, kept in `cache` meanwhile; it ends with the block."""
     ports = choose_ports(HOST, dict.fromkeys(("grpc", "http", "metrics", "front-metrics"), 0))
-    words = ["serve", str(bundle), "--catalog", store, "--catalog-cache", str(folder / "catalog"), "--threads", "1"]
+    words = ["serve", str(bundle), "--catalog", store, "--catalog-cache", str(cache), "--threads", "1"]
     words += [word for name, port in ports.items() for word in (f"--{name}-port", str(port))]
-    with (folder / "log").open("wb") as log:
+    with log_path.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "genrec.cli", *words, "--restarts", "1000", *more], stdout=log, stderr=log
         )
@@ -155,18 +155,23 @@ def main(
     warm_up: Annotated[float, typer.Option(min=0, help="Minutes that do not count for what grows.")] = 10.0,
 ) -> None:
     """Exit status 1 if a request failed, an answer was wrong, or the server that is left alone grew."""
-    bundle, store = Bundle(bundle_path), str(out / "store")
+    bundle = Bundle(bundle_path)
     out.mkdir(parents=True, exist_ok=True)
     seen: set[Path] = set()
-    init_catalog(bundle, store)
     killed: list[dict[str, Any]] = []
-    with (
-        served(bundle_path, store, out / "first", ["--knowledge", str(knowledge), "--texts-at-once", "2"]) as first,
-        served(bundle_path, store, out / "second", []) as second,
-    ):
+    with TemporaryDirectory(dir=out) as scratch, ExitStack() as running:
+        store = f"{scratch}/store"
+        init_catalog(bundle, store)
+        texts = ["--knowledge", str(knowledge), "--texts-at-once", "2"]
+        first, second = (
+            running.enter_context(served(bundle_path, store, Path(scratch, name), out / f"{name}.log", more))
+            for name, more in (("first", texts), ("second", []))
+        )
         for server in (first, second):
             server.wait_until_ready(120)
-        traffic = Traffic(bundle, data, store, [first.url, second.url], first.url, out, rate=rate, change_s=change_s)
+        traffic = Traffic(
+            bundle, data, store, [first.url, second.url], first.url, Path(scratch), rate=rate, change_s=change_s
+        )
         began = time.monotonic()
         pids = first.process.pid, second.process.pid
         with watched(pids, seen) as samples, traffic.running():

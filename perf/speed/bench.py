@@ -67,7 +67,7 @@ def cell_fingerprint(
     """What a cell's result is of: the bundles of both systems, and how they are measured."""
     built = build_fingerprint(synthetic(cell.depth, cell.history), cell_config(cell, "NEZHA"))
     settings = {"decoder": [*DECODERS.values()], "rounds": rounds, "seconds": seconds, "threads": threads}
-    if engine != "onnx":  # results from before there was a choice stay what they are
+    if (engine, precision) != ("onnx", "auto"):  # results from before there was a choice stay what they are
         settings |= {"engine": engine, "precision": precision}
     return {**built, "bench format": BENCH_FORMAT, **flat(settings)}
 
@@ -88,7 +88,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Of the engine; 0 for one per core.")] = 0,
     engine: Annotated[str, typer.Option(help="Of both systems: onnx or openvino.", callback=one_of(MEASURED))] = "onnx",
     precision: Annotated[
-        str, typer.Option(help="Of openvino: auto, f32 or bf16.", callback=one_of(PRECISIONS))
+        str, typer.Option(help="Of both engines, as `genrec serve` takes it.", callback=one_of(PRECISIONS))
     ] = "auto",
 ) -> None:
     """Measure every cell; those that are in `cells.json` already are kept, if they were measured in the same way."""

@@ -172,7 +172,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Dataset whose test users ask, with their own histories.")],
     users: Annotated[int, typer.Option(min=1, help="Users drawn from it.")] = 500,
     engine: str = "onnx",
-    precision: Annotated[str, typer.Option(help="Of the openvino engine: auto, f32 or bf16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of the engine, as `genrec serve` takes it.")] = "auto",
     threads: Annotated[int, typer.Option(help="Of an engine; 0 for one per core.")] = 0,
     instances: Annotated[int, typer.Option(min=1, help="Engines side by side.")] = 1,
     concurrency: Annotated[str, typer.Option(help="Requests under way, comma-separated.")] = "1,2,4,8,16",
