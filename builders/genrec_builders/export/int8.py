@@ -8,6 +8,7 @@ The draft head stays in float32, where int8 changes far more.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,9 +32,13 @@ def quantize_backbone(graph: Path, out: Path) -> None:
     """
     model = onnx.load(str(graph))
     weights = {weight.name: weight for weight in model.graph.initializer}
-    products = [node for node in model.graph.node if _BACKBONE.search(node.name) and node.input[1] in weights]
-    if not products:
-        raise ValueError(f"{graph}: none of its products is one of a backbone's layer, as q_proj; export it anew")
+    # The exporter writes weights that are used again, as by the steps of a beam search, as the same under another name.
+    named = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and _BACKBONE.search(node.name)]
+    for node in products:
+        node.input[1] = named.get(node.input[1], node.input[1])
+    if not products or any(node.input[1] not in weights for node in products):
+        raise ValueError(f"{graph}: its layers' products, such as q_proj, are not as exported; export it anew")
     made = {
         "int8.step": np.float32(1 / _LARGEST),
         "int8.least": np.float32(_LEAST),
@@ -46,13 +51,16 @@ def quantize_backbone(graph: Path, out: Path) -> None:
     for node in products:
         values, weight = node.input
         before = [] if values in quantized else quantized.setdefault(values, list(_rows(values)))
-        whole, scales = _columns(numpy_helper.to_array(weights[weight]))
-        made |= {f"{node.name}.whole": whole, f"{node.name}.scales": scales}
+        if f"{weight}.whole" not in made:
+            whole, scales = _columns(numpy_helper.to_array(weights[weight]))
+            made |= {f"{weight}.whole": whole, f"{weight}.scales": scales}
         instead[node.name] = [*before, *_product(node)]
     nodes = [new for node in model.graph.node for new in instead.get(node.name, [node])]
+    used = {name for node in nodes for name in node.input} | {output.name for output in model.graph.output}
+    nodes = [node for node in nodes if not used.isdisjoint(node.output)]
+    used = {name for node in nodes for name in node.input}
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
     kept = [weight for name, weight in weights.items() if name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
@@ -60,7 +68,10 @@ def quantize_backbone(graph: Path, out: Path) -> None:
     if all(opset.domain != DOMAIN for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     large = sum(len(weight.raw_data) for weight in model.graph.initializer) > _ONE_FILE
-    onnx.save(model, str(out), save_as_external_data=large, location=f"{out.name}.weights" if large else None)
+    beside = out.with_name(f"{out.name}.weights")
+    onnx.save(model, str(out), save_as_external_data=large, location=beside.name if large else None)
+    if large:
+        shutil.copymode(out, beside)  # onnx lets nobody else read it
 
 
 def _columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +93,7 @@ def _rows(values: str) -> Iterator[NodeProto]:
 
 def _product(node: NodeProto) -> Iterator[NodeProto]:
     """What computes the node's output instead of it. ONNX Runtime's operator takes one scale of all rows: 1."""
-    values, name = node.input[0], node.name
-    inputs = [f"{values}.int8", f"{name}.whole", "int8.one", f"{name}.scales", "int8.zero"]
+    (values, weight), name = node.input, node.name
+    inputs = [f"{values}.int8", f"{weight}.whole", "int8.one", f"{weight}.scales", "int8.zero"]
     yield helper.make_node("MatMulIntegerToFloat", inputs, [f"{name}.unscaled"], name, domain=DOMAIN)
     yield helper.make_node("Mul", [f"{name}.unscaled", f"{values}.scale"], [node.output[0]])

@@ -17,6 +17,7 @@ from genrec.engines import onnx as engine_module
 from genrec.engines import open_engine
 from genrec.engines.onnx import OnnxEngine
 from genrec.golden import check_drafts
+from genrec_builders.export import int8 as exporter
 from genrec_builders.export.int8 import quantize_backbone
 from tests.needs import needs_vnni
 
@@ -33,10 +34,11 @@ def test_every_product_of_a_layer_is_in_int8_and_none_of_the_decoder(kind: str, 
     whole = [weight for weight in reduced.initializer if weight.data_type == TensorProto.INT8]
     layers, steps = 2, len(found.space.levels) - 1
     passes = 1 if kind == "bundle" else 1 + steps  # a beam search goes through the backbone for each level
-    assert len(whole) == sum(node.op_type == "MatMulIntegerToFloat" for node in reduced.node) == 7 * layers * passes
+    products = sum(node.op_type == "MatMulIntegerToFloat" for node in reduced.node)
+    assert (len(whole), products) == (7 * layers, 7 * layers * passes)  # all passes share the weights
     names = {node.name for node in exact.node if node.op_type in ("MatMul", "Gemm")}
     kept = {node.name for node in reduced.node if node.op_type in ("MatMul", "Gemm")}
-    assert len(names - kept) == len(whole) and not any("_proj" in name for name in kept)
+    assert len(names - kept) == products and not any("_proj/" in name or "_proj_" in name for name in kept)
 
 
 def graph_of(weight: np.ndarray, path: Path) -> Path:
@@ -105,7 +107,7 @@ def test_int8_is_refused_where_it_cannot_be(
     named = onnx.load(graph_of(weight, tmp_path / "named.onnx"))
     named.graph.node[0].name = "/projections.0/MatMul"
     onnx.save(named, str(tmp_path / "named.onnx"))
-    with pytest.raises(ValueError, match=r"named.onnx: none of its products is one of a backbone's layer"):
+    with pytest.raises(ValueError, match=r"named.onnx: its layers' products, such as q_proj, are not as exported"):
         quantize_backbone(tmp_path / "named.onnx", tmp_path / "out.onnx")
     (bundle_copy / ONNX_INT8).unlink()
     with pytest.raises(ValueError, match=r"int8.onnx is missing: .* make a newer one with `genrec export`"):
@@ -114,3 +116,15 @@ def test_int8_is_refused_where_it_cannot_be(
     monkeypatch.setattr(engine_module, "processor_line", lambda name: "fpu sse2 avx2 avx512f")
     with pytest.raises(ValueError, match="precision int8: this processor has no VNNI"):
         open_engine(bundle, precision="int8")
+
+
+@needs_vnni
+def test_large_weights_stand_in_a_file_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "_ONE_FILE", 1000)
+    graph = graph_of(np.eye(64, dtype=np.float32), tmp_path / "f32.onnx")
+    quantize_backbone(graph, tmp_path / "int8.onnx")
+    beside = tmp_path / "int8.onnx.weights"
+    assert beside.stat().st_size >= 64 * 64 and beside.stat().st_mode == graph.stat().st_mode
+    values = np.full((1, 2, 64), 2, np.float32)
+    session = ort.InferenceSession(tmp_path / "int8.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": values})[0], values, rtol=1e-5)
