@@ -11,7 +11,7 @@ from genrec.serving.triton.tls import ServerTls
 
 CONFIG = "haproxy.cfg"
 MAX_REQUEST_BYTES = 1 << 20  # 10,000 ids of 80 bytes, and rules of 64 KiB
-_INSPECT = Path(__file__).with_name("inspect.lua")
+INSPECT = Path(__file__).with_name("inspect.lua")
 _HEADERS = 1 << 16  # room in a buffer beside a body
 _WAIT_S = 10  # for the whole of a request
 _IDLE = "1h"  # of connections, and of streams between two messages
@@ -76,7 +76,7 @@ def _globals(most: int) -> list[str]:
         "global",
         "    fd-hard-limit 16384",
         "    nbthread 1",  # the shared Lua state has one lock; one thread passes far more than a model answers
-        f"    lua-load {_INSPECT}",
+        f"    lua-load {INSPECT}",
         f"    tune.bufsize {most + 5 + _HEADERS}",
         "    tune.h2.initial-window-size 1048576",
         "    tune.h2.max-frame-size 16384",

@@ -1,0 +1,79 @@
+"""`python -m tests.fuzz`: every target in this process, in turn; or with --server, requests to a real one.
+
+Exit status: 0 without a finding, 1 with one. Each finding is printed with the seed that repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.fuzz.runner import Result, Target, run
+
+ROOMS = ("requests", "front", "client", "bundles", "catalogs", "knowledge")
+AMOUNTS = {"short": 6_000, "full": 1_000_000}
+
+
+def all_targets() -> list[Target]:
+    """Those of every room."""
+    rooms = (importlib.import_module(f"tests.fuzz.{room}") for room in ROOMS)
+    return [target for room in rooms for target in room.TARGETS]
+
+
+def amount(word: str) -> int:
+    """A number of inputs, or `short` or `full`."""
+    return AMOUNTS[word] if word in AMOUNTS else int(word)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--inputs", type=amount, default="short", help="in all: a number, or " + " or ".join(AMOUNTS))
+    parser.add_argument("--seconds", type=float, default=7200.0, help="at most, in all (default: %(default)s)")
+    parser.add_argument("--base", default="0", help="of the seeds: others make other inputs (default: %(default)s)")
+    parser.add_argument("--target", action="append", help="only this one; again for more")
+    parser.add_argument("--seed", action="append", help="only this input of one target, to repeat it")
+    parser.add_argument("--server", type=Path, metavar="BUNDLE", help="send requests to a server of this bundle instead")
+    given = parser.parse_args(words)
+    if given.server is not None:
+        from tests.fuzz.served import fuzz_server
+
+        return report([fuzz_server(given.server, given.inputs, given.seconds, given.base)])
+    targets = [target for target in all_targets() if not given.target or target.name in given.target]
+    if not targets or (given.seed and len(targets) > 1):
+        parser.error("--seed goes with one --target; targets are " + ", ".join(one.name for one in all_targets()))
+    return report(run_all(targets, given.inputs, given.seconds, given.base, given.seed))
+
+
+def run_all(targets: list[Target], inputs: int, seconds: float, base: str, seeds: list[str] | None) -> list[Result]:
+    """Every target that can run here, each with its share of the inputs and of the time."""
+    share = sum(target.share for target in targets)
+    results = []
+    for target in targets:
+        if target.needs:
+            print(f"{target.name:<20} left out: {target.needs}", flush=True)
+            continue
+        part = target.share / share
+        with tempfile.TemporaryDirectory(prefix="genrec-fuzz-") as folder:
+            wanted = max(10, round(inputs * part))
+            results.append(run(target, Path(folder), wanted, max(seconds * part, 1.0), base, seeds))
+        print("\n".join(results[-1].lines()), flush=True)
+    return results
+
+
+def report(results: Sequence[Result]) -> int:
+    """The last line, and the exit status."""
+    inputs, found = (sum(numbers) for numbers in zip(*((r.inputs, r.findings.total()) for r in results), strict=True))
+    seconds = sum(result.seconds for result in results)
+    print(f"{inputs:,} inputs in {seconds:,.0f} s, {found:,} findings")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # without what libraries do at the end: it is nothing that is tested here
