@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from genrec.json_files import read_json
 from genrec.prompt import Limits
 
 FORMAT_VERSION = 4
@@ -65,6 +65,14 @@ class FileSection(_Section):
     sha256: str
 
 
+def _require_inside(name: str) -> str:
+    """Raises ValueError for a file's name that leads out of the bundle, or that no file can have."""
+    parts = name.split("/")
+    if not name.isprintable() or len(name) > 1024 or any(part in ("", ".", "..") for part in parts):
+        raise ValueError("is no path of a file in the bundle, such as catalog/sids.npy")
+    return name
+
+
 class Manifest(_Section):
     """`manifest.json`."""
 
@@ -77,13 +85,13 @@ class Manifest(_Section):
     limits: Limits
     catalog: CatalogSection
     training: dict[str, Any] = {}
-    files: dict[str, FileSection]
+    files: dict[Annotated[str, AfterValidator(_require_inside)], FileSection]
 
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest at `path`. Raises BundleError for one that is missing, malformed or of another format version."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError:
         raise BundleError(f"{path}: is missing; a bundle is the folder that `genrec build` writes") from None
     except (OSError, ValueError) as error:

@@ -156,6 +156,8 @@ class GroupRouter:
             router = cls(**{entry.name: arrays[entry.name] for entry in fields(cls)})
         except KeyError as error:
             raise ValueError(f"{path}: lacks the array {error}") from None
+        if any(array.ndim == 0 for name, array in vars(router).items() if name != "min_interactions"):
+            raise ValueError(f"{path}: has a single number where an array of several must be")
         items, size = router.embeddings.shape if router.embeddings.ndim == 2 else (-1, -1)
         expected = {
             "embeddings": ("f4", (items, size)),

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from genrec.errors import in_words
+from genrec.json_files import read_json
 from genrec.knowledge.pool import MAX_NODES, RetrievalPool, draft_trees
 from genrec.knowledge.token_tree import TokenTree
 
@@ -112,7 +113,7 @@ class Pools:
         """The pools in `folder`. Raises ValueError that names the file and what is wrong with it."""
         path = folder / _INDEX
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = read_json(path)
             if index["format"] != _FORMAT:
                 raise ValueError(f"has format {index['format']}, this version reads {_FORMAT}; build the pools again")
             pools = cls(int(index["vocabulary_size"]), int(index["max_tokens"]))

@@ -28,6 +28,7 @@ from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from genrec.errors import CatalogConflict, CatalogStoreError
+from genrec.json_files import parse_json
 from genrec.live.rows import SCHEMA, Refused, conform
 
 # A base carries these in its transaction: the version that it is, and the version whose state it holds.
@@ -176,7 +177,7 @@ class DeltaLog:
         path = _entry_path(version)
         try:
             with self.files.open_input_stream(path) as file:
-                actions = [json.loads(line) for line in file.read().splitlines() if line.strip()]
+                actions = [parse_json(line) for line in file.read().splitlines() if line.strip()]
             return _parsed(version, actions)
         except (*_FAILURES, LookupError, TypeError, AttributeError) as error:
             raise Unreadable(f"log entry {path}: {_cause(error)}") from error

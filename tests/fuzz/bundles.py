@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import random
 import shutil
 import zipfile
@@ -34,29 +35,31 @@ def npy(rng: random.Random, good: bytes) -> bytes:
     if kind == 1:
         return rng.choice((b"", b"\x93NUMPY", b"PK\x03\x04" + good, b"\x80\x04N.", good[:10], b"PK\x05\x06" + bytes(18)))
     numbers = [number for number in INTEGERS if abs(number) < 10**31]
-    shape = tuple(rng.choice((rng.choice(numbers), 3, 400)) for _ in range(rng.randrange(4)))
+    shape = tuple(rng.choice((rng.choice(numbers), 3, 400, 400)) for _ in range(rng.randrange(3)))
     dtype = repr(rng.choice(DTYPES)) if rng.random() < 0.9 else rng.choice(DTYPES[-3:])
     header = f"{{'descr': {dtype}, 'fortran_order': {rng.random() < 0.2}, 'shape': {shape}, }}"
     if rng.random() < 0.1:
         header = rng.choice(("", "{}", "(" * 9000, "{'shape': __import__('os')}", "-" * 9000 + "1", "[" * 90 + "]" * 90, header[:-9]))
     encoded = header.encode() + b"\n"
-    return b"\x93NUMPY\x01\x00" + (len(encoded) % 65536).to_bytes(2, "little") + encoded + good[80:]
+    rest = good[80:] if rng.random() < 0.5 else rng.randbytes(math.prod(abs(size) % 500 for size in shape) * 8)
+    return b"\x93NUMPY\x01\x00" + (len(encoded) % 65536).to_bytes(2, "little") + encoded + rest
 
 
 def npz(rng: random.Random, good: dict[str, bytes]) -> bytes:
     """An archive of arrays, with some of them tampered with, under other names, compressed, or more than they say."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
+        victims = rng.sample(list(good), rng.choice((0, 0, 1, 2)))
         for name, data in good.items():
-            changed = npy(rng, data) if rng.random() < 0.3 else data
-            if rng.random() < 0.02:  # the bytes of a bomb
+            changed = npy(rng, data) if name in victims else data
+            if rng.random() < 0.005:  # the bytes of a bomb
                 changed = data[:80] + bytes(1 << 24)
-            named = rng.choice((text(rng).replace("\ud800", ""), f"../{name}", name)) if rng.random() < 0.1 else name
-            kind = zipfile.ZIP_DEFLATED if rng.random() < 0.1 else zipfile.ZIP_STORED
-            for _ in range(rng.choice((1,) * 20 + (0, 2))):
+            named = rng.choice((text(rng).replace("\ud800", ""), f"../{name}", name)) if rng.random() < 0.03 else name
+            kind = zipfile.ZIP_DEFLATED if rng.random() < 0.03 else zipfile.ZIP_STORED
+            for _ in range(rng.choice((1,) * 60 + (0, 2))):
                 archive.writestr(zipfile.ZipInfo(f"{named}.npy"), changed, kind)
     data = file.getvalue()
-    return tampered(rng, data) if rng.random() < 0.5 else data
+    return tampered(rng, data) if rng.random() < 0.3 else data
 
 
 def members(path: Path) -> dict[str, bytes]:

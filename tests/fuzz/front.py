@@ -96,11 +96,18 @@ def message(rng: random.Random) -> bytes:
 
     for into in (request.inputs, request.outputs):
         for _ in range(rng.randrange(3)):
-            parameters(into.add(name=rng.choice(names)).parameters)
+            tensor = into.add(name=rng.choice(names))
+            parameters(tensor.parameters)
+            if into is request.inputs and rng.random() < 0.7:
+                tensor.datatype = rng.choice(("BYTES", "INT32", "BYTES\0"))
+                tensor.shape.extend([1] * rng.randrange(3))
+                tensor.contents.int_contents.extend([rng.choice((0, -1, 300))] * rng.randrange(2))
+                tensor.contents.fp32_contents.extend([1.0] * rng.randrange(2))
+                tensor.contents.bytes_contents.extend([b"a"] * rng.randrange(2))
     if rng.random() < 0.3:
         parameters(request.parameters)
     for _ in range(rng.randrange(3)):
-        request.raw_input_contents.append(rng.choice((WORD.encode(), b"", b"x" * rng.choice((10, 3000)))))
+        request.raw_input_contents.append(rng.choice((WORD.encode(), b"", b"\1\0\0\0a", b"\0\0\0\0", b"\5\0\0\0a", b"x" * rng.choice((10, 3000)))))
     data = request.SerializeToString()
     if rng.random() < 0.2:  # again, with other values: the last ones count
         data += message(rng) if rng.random() < 0.5 else b""
@@ -108,12 +115,23 @@ def message(rng: random.Random) -> bytes:
 
 
 def harmless(data: bytes) -> bool:
-    """Whether Triton finds nothing in it that is closed; what it cannot read either, it refuses."""
+    """Whether Triton can read it, finds nothing in it that is closed, and no BYTES tensor that is not whole."""
     try:
         read = service_pb2.ModelInferRequest.FromString(data)
     except DecodeError:
-        return True
+        return False
+    for tensor, raw in zip(read.inputs, read.raw_input_contents, strict=False):
+        if tensor.datatype == "BYTES" and not whole(raw):
+            return False
     return read.model_name == MODEL and not any(WORD in output.parameters for output in read.outputs)
+
+
+def whole(raw: bytes) -> bool:
+    """Whether bytes are elements of a BYTES tensor, each behind its length."""
+    at = 0
+    while at + 4 <= len(raw):
+        at += 4 + int.from_bytes(raw[at : at + 4], "little")
+    return at == len(raw)
 
 
 def framed(rng: random.Random, data: bytes) -> bytes:
@@ -153,7 +171,10 @@ def calls(scratch: Path) -> Iterator[Feed]:
 def bodies(scratch: Path) -> Iterator[Feed]:
     good = {
         "id": "a",
-        "inputs": [{"name": "history", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}],
+        "inputs": [
+            {"name": "history", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]},
+            {"name": "exclude", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}},
+        ],
         "outputs": [{"name": "item_ids", "parameters": {"binary_data": True}}],
         "parameters": {"timeout": 1000},
     }
@@ -167,6 +188,17 @@ def bodies(scratch: Path) -> Iterator[Feed]:
             return WORD in found or any(map(has_word, found.values()))
         return isinstance(found, list) and any(map(has_word, found))
 
+    def breaks_off(found: dict[str, Any], rest: bytes) -> bool:
+        """Whether an input's binary data are a BYTES tensor that is not whole."""
+        for one in found.get("inputs") if isinstance(found.get("inputs"), list) else ():
+            told = one.get("parameters") if isinstance(one, dict) else None
+            size = told.get("binary_data_size") if isinstance(told, dict) else None
+            if isinstance(size, int):
+                if one.get("datatype") == "BYTES" and not whole(rest[:size]):
+                    return True
+                rest = rest[size:]
+        return False
+
     with lua() as runtime:
         look = runtime.globals().json
 
@@ -176,7 +208,7 @@ def bodies(scratch: Path) -> Iterator[Feed]:
                 found = mutated(rng, found, names)
             data = written(rng, found)
             header = rng.choice((None, None, None, b"%d" % len(data), b"%d" % (len(data) - 1), b"-1", b"99999", text(rng).encode("utf-8", "replace")))
-            tail = rng.randbytes(4) if header is not None and rng.random() < 0.5 else b""
+            tail = rng.choice((b"", b"\1\0\0\0a", b"\2\0\0\0a", rng.randbytes(4))) if header is not None else b""
             why = look(data + tail, header)
             if why is not None:
                 raise Refused(why.decode())
@@ -186,7 +218,7 @@ def bodies(scratch: Path) -> Iterator[Feed]:
                 parsed = json.loads(read.decode("utf-8", "replace"), parse_constant=no_constant)
             except (ValueError, RecursionError) as error:
                 raise Finding(f"passed what is no JSON: {error}: {read[:300]!r}") from None
-            if not isinstance(parsed, dict) or has_word(parsed):
+            if not isinstance(parsed, dict) or has_word(parsed) or breaks_off(parsed, (data + tail)[len(read) :]):
                 raise Finding(f"passed what is closed: {read[:300]!r}")
 
         yield feed

@@ -86,6 +86,6 @@ def routers(scratch: Path) -> Iterator[Feed]:
 
 TARGETS = [
     Target("knowledge-settings", settings, (ValueError,), share=4, says=r"knowledge\.json: .+; give the folder"),
-    Target("knowledge-pools", pools, (ValueError,), share=2, says=r"\.(npz|json): ."),
+    Target("knowledge-pools", pools, (ValueError,), share=2, says=r"pools/[^:]+: ."),
     Target("knowledge-router", routers, (ValueError,), share=2, says=r"router\.npz: ."),
 ]

@@ -35,6 +35,7 @@ _GRPC_ERRORS = {
     503: (14, "the server is not there"),
     504: (14, "the server does not answer"),
 }
+_UNREADABLE = "Unable to parse request"  # a message that protobuf refuses, and the front does not; gRPC calls it INTERNAL
 # Triton 2.51 blames itself for what a client wrote.
 _BLAMED = '{"error":"(Unable to (parse|set)|failed to parse|failed to get request params)'
 
@@ -151,6 +152,9 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
         "    default_backend grpc",
         "backend grpc",
         "    http-reuse always",
+        f"    acl unreadable res.fhdr(grpc-message) -m str '{_UNREADABLE}'",
+        "    http-response set-header grpc-status 3 if unreadable { res.fhdr(grpc-status) 13 }",
+        "    http-response set-header grpc-message 'the message cannot be read' if unreadable",
         server,
         # A message that is too large is read to its end, and Triton gets one that says so.
         "backend grpc_large",
