@@ -55,7 +55,7 @@ PATHS = (
     "/v2/models/recommend/config", "/v2/models/stats", "/v2/models/nobody/config", "/v2/health/ready", "/", "/metrics", "/v2/../../etc/passwd",
 )  # fmt: skip
 HEADERS = (
-    ("triton_grpc_error", "true"), ("x", "y" * 9000), ("x-bin", b"\xff" * 100), ("user-agent", ""), ("traceparent", "x"),
+    ("triton_grpc_error", "true"), ("x", "y" * 3000), ("x", "y" * 9000), ("x", "y" * 20_000), ("x-bin", b"\xff" * 100), ("user-agent", ""), ("traceparent", "x"),
     ("authorization", "Bearer x"),
 )  # fmt: skip
 BLAME = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED"}

@@ -13,6 +13,8 @@ CONFIG = "haproxy.cfg"
 MAX_REQUEST_BYTES = 1 << 20  # 10,000 ids of 80 bytes, and rules of 64 KiB
 INSPECT = Path(__file__).with_name("inspect.lua")
 _HEADERS = 1 << 16  # room in a buffer beside a body
+# Of a gRPC call. From 8 KiB on gRPC refuses some, and ends with them now and then what others sent by the connection.
+MAX_HEADER_BYTES = 1 << 12
 _WAIT_S = 10  # for the whole of a request
 _IDLE = "1h"  # of connections, and of streams between two messages
 
@@ -142,6 +144,9 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
         lines.append(_refused_call("7", "this call is closed here", "unless infer or asked or streams"))
     lines += [
         _refused_call("3", "this is no gRPC call", "unless METH_POST grpc"),
+        _refused_call(
+            "8", f"the headers have more than {MAX_HEADER_BYTES} bytes", f"if {{ req.hdrs -m len {MAX_HEADER_BYTES + 1}: }}"
+        ),
         _refused_call("12", "compressed requests are closed here", "if { req.fhdr_cnt(content-encoding) gt 0 }"),
         f"    http-request lua.genrec_call {most} {model} if infer",
         f"    http-request lua.genrec_call {most} - if asked",
