@@ -84,7 +84,7 @@ def _header(file: BinaryIO, size: int) -> tuple[np.dtype, tuple[int, ...], Liter
         shape, by_columns, dtype = read(file)
     except Exception as error:  # Python's own reader of the header raises errors of many kinds
         raise ValueError(f"its header cannot be read: {' '.join(str(error).split())[:200]}") from error
-    if dtype.hasobject or dtype.names or not dtype.itemsize:
+    if dtype.kind in "OV" or not dtype.itemsize:
         raise ValueError(f"it holds {str(dtype)[:80]}, which is no plain type")
     held, left = math.prod(shape) * dtype.itemsize, size - file.tell()
     if min(shape, default=0) < 0 or held != left:

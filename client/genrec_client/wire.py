@@ -139,7 +139,9 @@ def _add_int(message: InferRequest, name: str, value: int) -> None:
     try:
         raw = struct.pack("<i", number)
     except struct.error:
-        raise _invalid(f"{name}: {_short(number)} is not a 32-bit integer; give one from -2147483648 to 2147483647") from None
+        raise _invalid(
+            f"{name}: {_short(number)} is not a 32-bit integer; give one from -2147483648 to 2147483647"
+        ) from None
     _add(message, name, "INT32", 1, raw)
 
 
@@ -227,7 +229,7 @@ def _short(value: object) -> str:
     """A value in a message: it may be of any size, and an integer that is too long cannot be written at all."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # of integers that are too long, and what is nested too deep
         return "what cannot be written"
     return text if len(text) <= 80 else f"{text[:77]}..."
 

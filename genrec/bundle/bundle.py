@@ -26,7 +26,6 @@ from genrec.bundle.manifest import (
 from genrec.catalog import Catalog, ItemIndex, PrefixTable, PrefixTrie, SemanticIdSpace
 from genrec.prompt import PromptLayout, QueryTokenizer
 
-
 _MOST_SHOWN = 100
 
 

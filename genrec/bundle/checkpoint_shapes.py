@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genrec.errors import in_words
+from genrec.errors import in_words, shown
 from genrec.json_files import MOST_JSON_BYTES, parse_json, read_json
 from genrec.prompt import PromptLayout
 
@@ -85,10 +85,10 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
     """
     for name in _SIZES:
         if name in config and (type(config[name]) is not int or not 0 <= config[name] <= MOST_SIZE):
-            raise ValueError(f"{name} is {str(config[name])[:80]!r}; it must be a whole number of 0 to {MOST_SIZE}")
+            raise ValueError(f"{name} is {shown(config[name])}; it must be a whole number of 0 to {MOST_SIZE}")
     family = config["model_type"]
     if family not in FAMILIES:
-        raise ValueError(f"model_type {family!r} is neither {' nor '.join(FAMILIES)}")
+        raise ValueError(f"model_type {shown(family)} is neither {' nor '.join(FAMILIES)}")
     d, inner = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or d // heads
@@ -112,7 +112,7 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
         layer |= {"mlp.gate_proj.bias": [inner], "mlp.up_proj.bias": [inner], "mlp.down_proj.bias": [d]}
     shapes = {"model.embed_tokens.weight": [config["vocab_size"], d], "model.norm.weight": [d]}
     if not 0 <= (layers := config["num_hidden_layers"]) <= MOST_LAYERS:
-        raise ValueError(f"num_hidden_layers is {layers}; at most {MOST_LAYERS} are read")
+        raise ValueError(f"num_hidden_layers is {shown(layers)}; at most {MOST_LAYERS} are read")
     for number in range(layers):
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     if decoder_of(config) == BEAM_SEARCH:

@@ -64,8 +64,9 @@ def content_problems(bundle: Bundle) -> Iterator[str]:
     required = [ONNX_GRAPH, GOLDEN, f"{CHECKPOINT}/config.json", f"{CHECKPOINT}/model.safetensors"]
     if manifest.prompt.max_query:
         required.append(TOKENIZER)
-    for name in [f for f in required if f not in manifest.files]:
-        yield f"{name}: is not in the manifest"
+    if unlisted := [name for name in required if name not in manifest.files]:
+        yield from (f"{name}: is not in the manifest" for name in unlisted)
+        return
     try:
         layout, catalog, index, _ = bundle.layout, bundle.catalog, bundle.index, bundle.graph_masks
     except BundleError as error:

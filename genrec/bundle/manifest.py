@@ -68,7 +68,8 @@ class FileSection(_Section):
 def _require_inside(name: str) -> str:
     """Raises ValueError for a file's name that leads out of the bundle, or that no file can have."""
     parts = name.split("/")
-    if not name.isprintable() or len(name) > 1024 or any(part in ("", ".", "..") for part in parts):
+    plain = name.isprintable() and len(name) <= 1024
+    if not plain or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts):
         raise ValueError("is no path of a file in the bundle, such as catalog/sids.npy")
     return name
 
@@ -107,8 +108,8 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{path}: {where}: {first['msg']}, got {str(first.get('input'))[:80]}") from error
+        where = ".".join(str(step)[:200] for step in first["loc"])[:400]
+        raise BundleError(f"{path}: {where}: {first['msg'][:200]}, got {str(first.get('input'))[:80]}") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -24,6 +24,7 @@ from weakref import WeakValueDictionary
 from genrec.catalog.base import CatalogBase
 from genrec.catalog.semantic_id import SemanticIdSpace
 from genrec.catalog.version import CatalogVersion, Delta
+from genrec.errors import shown
 from genrec.json_files import read_json
 
 CURRENT, VERSIONS, MERGED, BASES, MASKS, RECORD = "current", "versions", "merged", "bases", "masks", "version.json"
@@ -63,7 +64,7 @@ class Record:
             record = cls(**read_json(path))
             for name in ("base", "merged"):
                 if not re.fullmatch(r"\d+\.\d+" if name == "base" else r"(\d+\.\d+)?", getattr(record, name)):
-                    raise ValueError(f"{name} is {str(getattr(record, name))[:80]!r}, no name of one")
+                    raise ValueError(f"{name} is {shown(getattr(record, name))}, no name of one")
             return record
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: cannot be read as the record of a version: {error}") from error

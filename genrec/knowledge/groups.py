@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from genrec.arrays import load_archive
+from genrec.errors import shown
 from genrec.knowledge.pools import GLOBAL
 
 _FORMAT = 1
@@ -150,8 +151,8 @@ class GroupRouter:
     def load(cls, path: Path) -> GroupRouter:
         """The router in `path`. Raises ValueError that names the file and what is wrong with it."""
         arrays = load_archive(path, "group router")
-        if arrays.get("format") != _FORMAT:
-            raise ValueError(f"{path}: has router format {arrays.get('format')}, this version reads {_FORMAT}")
+        if not np.array_equal(found := arrays.get("format", np.zeros(0)), _FORMAT):
+            raise ValueError(f"{path}: has router format {shown(found)}, this version reads {_FORMAT}")
         try:
             router = cls(**{entry.name: arrays[entry.name] for entry in fields(cls)})
         except KeyError as error:

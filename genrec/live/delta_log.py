@@ -27,7 +27,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
-from genrec.errors import CatalogConflict, CatalogStoreError
+from genrec.errors import CatalogConflict, CatalogStoreError, shown
 from genrec.json_files import parse_json
 from genrec.live.rows import SCHEMA, Refused, conform
 
@@ -179,7 +179,7 @@ class DeltaLog:
             with self.files.open_input_stream(path) as file:
                 actions = [parse_json(line) for line in file.read().splitlines() if line.strip()]
             return _parsed(version, actions)
-        except (*_FAILURES, LookupError, TypeError, AttributeError) as error:
+        except (*_FAILURES, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise Unreadable(f"log entry {path}: {_cause(error)}") from error
 
     def rows(self, entry: Entry) -> pa.Table:
@@ -370,7 +370,10 @@ def _parsed(version: int, actions: list[dict[str, Any]]) -> Entry:
         if add.get("deletionVector"):
             raise ValueError("it deletes rows by deletion vectors, which are not read here")
         rows = json.loads(add.get("stats") or "{}").get("numRecords")
-        files.append(DataFile(unquote(add["path"]), add["size"], rows, add["dataChange"]))
+        path = unquote(add["path"])
+        if "://" in path or not path.isprintable() or any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError(f"names the file {shown(path)}, which is outside of the table")
+        files.append(DataFile(path, add["size"], rows, add["dataChange"]))
     if not actions:
         raise ValueError("is empty")
     # What is cut between two lines is still JSON. delta-rs counts its files, those of its change feed among them.

@@ -37,7 +37,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", default="0", help="of the seeds: others make other inputs (default: %(default)s)")
     parser.add_argument("--target", action="append", help="only this one; again for more")
     parser.add_argument("--seed", action="append", help="only this input of one target, to repeat it")
-    parser.add_argument("--server", type=Path, metavar="BUNDLE", help="send requests to a server of this bundle instead")
+    parser.add_argument(
+        "--server", type=Path, metavar="BUNDLE", help="send requests to a server of this bundle instead"
+    )
     given = parser.parse_args(words)
     if given.server is not None:
         from tests.fuzz.served import fuzz_server

@@ -33,13 +33,17 @@ def npy(rng: random.Random, good: bytes) -> bytes:
     if kind == 0:
         return tampered(rng, good)
     if kind == 1:
-        return rng.choice((b"", b"\x93NUMPY", b"PK\x03\x04" + good, b"\x80\x04N.", good[:10], b"PK\x05\x06" + bytes(18)))
+        return rng.choice(
+            (b"", b"\x93NUMPY", b"PK\x03\x04" + good, b"\x80\x04N.", good[:10], b"PK\x05\x06" + bytes(18))
+        )
     numbers = [number for number in INTEGERS if abs(number) < 10**31]
     shape = tuple(rng.choice((rng.choice(numbers), 3, 400, 400)) for _ in range(rng.randrange(3)))
     dtype = repr(rng.choice(DTYPES)) if rng.random() < 0.9 else rng.choice(DTYPES[-3:])
     header = f"{{'descr': {dtype}, 'fortran_order': {rng.random() < 0.2}, 'shape': {shape}, }}"
     if rng.random() < 0.1:
-        header = rng.choice(("", "{}", "(" * 9000, "{'shape': __import__('os')}", "-" * 9000 + "1", "[" * 90 + "]" * 90, header[:-9]))
+        header = rng.choice(
+            ("", "{}", "(" * 9000, "{'shape': __import__('os')}", "-" * 9000 + "1", "[" * 90 + "]" * 90, header[:-9])
+        )
     encoded = header.encode() + b"\n"
     rest = good[80:] if rng.random() < 0.5 else rng.randbytes(math.prod(abs(size) % 500 for size in shape) * 8)
     return b"\x93NUMPY\x01\x00" + (len(encoded) % 65536).to_bytes(2, "little") + encoded + rest
@@ -49,12 +53,14 @@ def npz(rng: random.Random, good: dict[str, bytes]) -> bytes:
     """An archive of arrays, with some of them tampered with, under other names, compressed, or more than they say."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        victims = rng.sample(list(good), rng.choice((0, 0, 1, 2)))
+        victims = rng.sample(list(good), min(len(good), rng.choice((0, 0, 1, 2))))
         for name, data in good.items():
             changed = npy(rng, data) if name in victims else data
             if rng.random() < 0.005:  # the bytes of a bomb
                 changed = data[:80] + bytes(1 << 24)
-            named = rng.choice((text(rng).replace("\ud800", ""), f"../{name}", name)) if rng.random() < 0.03 else name
+            named = (
+                rng.choice((text(rng).replace("\ud800", "")[:99], f"../{name}", name)) if rng.random() < 0.03 else name
+            )
             kind = zipfile.ZIP_DEFLATED if rng.random() < 0.03 else zipfile.ZIP_STORED
             for _ in range(rng.choice((1,) * 60 + (0, 2))):
                 archive.writestr(zipfile.ZipInfo(f"{named}.npy"), changed, kind)
@@ -157,13 +163,17 @@ def whole_bundles(scratch: Path) -> Iterator[Feed]:
         files = manifest["files"]
         made: Path | None = None
         if kind == 0:
-            link_to = rng.choice((scratch / "outside" / "secret", good / name, Path("/etc/passwd"), Path("/dev/zero"), path))
+            link_to = rng.choice(
+                (scratch / "outside" / "secret", good / name, Path("/etc/passwd"), Path("/dev/zero"), path)
+            )
             path.unlink()
             path.symlink_to(link_to)
-            if rng.random() < 0.5:
+            if rng.random() < 0.5 and name != "attributes.parquet":  # which no server reads
                 del files[name]
         elif kind == 1:
-            there = rng.choice((OUTSIDE, f"catalog/../../{OUTSIDE}", str(scratch / "outside" / "secret"), "/etc/passwd", *TEXTS[:14]))
+            there = rng.choice(
+                (OUTSIDE, f"catalog/../../{OUTSIDE}", str(scratch / "outside" / "secret"), "/etc/passwd", *TEXTS[:14])
+            )
             files[there] = files.get(name, {"bytes": 6, "sha256": hashlib.sha256(b"secret").hexdigest()})
         elif kind == 2:
             made = folder / "catalog" / f"more-{rng.randrange(9)}.npy"
@@ -207,7 +217,9 @@ def _use(bundle: Bundle) -> Any:
 
 TARGETS = [
     Target("manifest", manifests, (BundleError,), share=6, says=r"manifest\.json: .|: .+ got "),
-    Target("array", arrays, (ValueError,), share=8, says=r"array\.npy: (cannot be read as an array: .|holds |has shape )"),
+    Target(
+        "array", arrays, (ValueError,), share=8, says=r"array\.npy: (cannot be read as an array: .|holds |has shape )"
+    ),
     Target("archive", archives, (ValueError,), share=4, says=r"arrays\.npz: cannot be read as a golden request: ."),
     Target("checkpoint", checkpoints, (BundleError,), share=3, says=r"(config\.json|model\.safetensors): ."),
     Target("bundle", whole_bundles, (BundleError,), share=0.6, says=r"bundle"),

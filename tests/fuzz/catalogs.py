@@ -151,7 +151,9 @@ def stores(scratch: Path) -> Iterator[Feed]:
             at = rng.randrange(len(lines))
             changed = json.loads(lines[at])
             if "add" in changed and rng.random() < 0.3:
-                changed["add"]["path"] = rng.choice(("../outside/rows.parquet", str(secret), f"file://{secret}", "%2e%2e/outside/rows.parquet"))
+                changed["add"]["path"] = rng.choice(
+                    ("../outside/rows.parquet", str(secret), f"file://{secret}", "%2e%2e/outside/rows.parquet")
+                )
                 changed["add"]["size"] = secret.stat().st_size
             else:
                 changed = mutated(rng, changed)
@@ -199,7 +201,9 @@ def published(scratch: Path) -> Iterator[Feed]:
         if name.endswith(".npy"):
             data = npy(rng, data)
         elif name.endswith(RECORD) and rng.random() < 0.3:
-            data = json.dumps(json.loads(data) | {"base": rng.choice(("../../outside", str(scratch / "outside"), *TEXTS[:12]))}).encode()
+            data = json.dumps(
+                json.loads(data) | {"base": rng.choice(("../../outside", str(scratch / "outside"), *TEXTS[:12]))}
+            ).encode()
         else:
             data = written(rng, mutated(rng, json.loads(data)))
         (root / name).write_bytes(data)

@@ -49,7 +49,9 @@ def an_answer(rng: random.Random) -> bytes:
             parts[name] = packed([rng.choice(TEXTS).encode("utf-8", "surrogatepass")] * rng.choice((1, 2, size)))
     answer = service_pb2.ModelInferResponse(model_name="recommend", model_version="1")
     for name, raw in parts.items():
-        answer.outputs.add(name=name, datatype=rng.choice(("BYTES", "FP32", "", "X")), shape=[1, rng.choice((size, -1, 2**62))])
+        answer.outputs.add(
+            name=name, datatype=rng.choice(("BYTES", "FP32", "", "X")), shape=[1, rng.choice((size, -1, 2**62))]
+        )
         if rng.random() < 0.97:
             answer.raw_output_contents.append(raw)
     data: bytes = answer.SerializeToString()
@@ -80,7 +82,10 @@ def answers(scratch: Path) -> Iterator[Feed]:
 def pieces(scratch: Path) -> Iterator[Feed]:
     def feed(rng: random.Random) -> None:
         answer = service_pb2.ModelInferResponse()
-        parts = {"text": packed([text(rng).encode("utf-8", "surrogatepass")]), "tokens": struct.pack("<i", rng.choice((0, 5, -1)))}
+        parts = {
+            "text": packed([text(rng).encode("utf-8", "surrogatepass")]),
+            "tokens": struct.pack("<i", rng.choice((0, 5, -1))),
+        }
         for name, raw in parts.items():
             for _ in range(rng.choice((1, 1, 1, 0, 2))):
                 answer.outputs.add(name=name)
@@ -98,7 +103,15 @@ def questions(scratch: Path) -> Iterator[Feed]:
     """What a caller gives the client."""
 
     def feed(rng: random.Random) -> None:
-        odd = (scalar(rng), value(rng), [scalar(rng)], [text(rng)], {text(rng)}, text(rng).encode("utf-8", "replace"), object())
+        odd = (
+            scalar(rng),
+            value(rng),
+            [scalar(rng)],
+            [text(rng)],
+            {text(rng)},
+            text(rng).encode("utf-8", "replace"),
+            object(),
+        )
         request = RecommendRequest(
             rng.choice(([], ["a", b"b", 3], *odd)),
             top_k=rng.choice((None, 5, integer(rng), *odd)),

@@ -107,7 +107,9 @@ def message(rng: random.Random) -> bytes:
     if rng.random() < 0.3:
         parameters(request.parameters)
     for _ in range(rng.randrange(3)):
-        request.raw_input_contents.append(rng.choice((WORD.encode(), b"", b"\1\0\0\0a", b"\0\0\0\0", b"\5\0\0\0a", b"x" * rng.choice((10, 3000)))))
+        request.raw_input_contents.append(
+            rng.choice((WORD.encode(), b"", b"\1\0\0\0a", b"\0\0\0\0", b"\5\0\0\0a", b"x" * rng.choice((10, 3000))))
+        )
     data = request.SerializeToString()
     if rng.random() < 0.2:  # again, with other values: the last ones count
         data += message(rng) if rng.random() < 0.5 else b""
@@ -207,7 +209,18 @@ def bodies(scratch: Path) -> Iterator[Feed]:
             for _ in range(rng.randrange(4)):
                 found = mutated(rng, found, names)
             data = written(rng, found)
-            header = rng.choice((None, None, None, b"%d" % len(data), b"%d" % (len(data) - 1), b"-1", b"99999", text(rng).encode("utf-8", "replace")))
+            header = rng.choice(
+                (
+                    None,
+                    None,
+                    None,
+                    b"%d" % len(data),
+                    b"%d" % (len(data) - 1),
+                    b"-1",
+                    b"99999",
+                    text(rng).encode("utf-8", "replace"),
+                )
+            )
             tail = rng.choice((b"", b"\1\0\0\0a", b"\2\0\0\0a", rng.randbytes(4))) if header is not None else b""
             why = look(data + tail, header)
             if why is not None:

@@ -49,7 +49,10 @@ def value(rng: random.Random, names: tuple[str, ...] = (), depth: int = 3) -> An
     size = rng.randrange(4)
     if kind == 4:
         return [value(rng, names, depth - 1) for _ in range(size)]
-    return {rng.choice(names) if names and rng.random() < 0.8 else text(rng): value(rng, names, depth - 1) for _ in range(size)}
+    return {
+        rng.choice(names) if names and rng.random() < 0.8 else text(rng): value(rng, names, depth - 1)
+        for _ in range(size)
+    }
 
 
 def mutated(rng: random.Random, good: Any, names: tuple[str, ...] = ()) -> Any:
@@ -79,7 +82,16 @@ def mutated(rng: random.Random, good: Any, names: tuple[str, ...] = ()) -> Any:
             return good[:place] + good[place : place + 1] * rng.choice((2, 3, 300)) + good[place:]
         return [*good[:place], mutated(rng, good[place], names), *good[place + 1 :]]
     if isinstance(good, int) and not isinstance(good, bool) and rng.random() < 0.6:
-        return rng.choice((integer(rng), good + 1, good - 1, -good, good + 0.5 if abs(good) < 2**53 else 1e300, str(good) if abs(good) < 2**99 else "9" * 99))
+        return rng.choice(
+            (
+                integer(rng),
+                good + 1,
+                good - 1,
+                -good,
+                good + 0.5 if abs(good) < 2**53 else 1e300,
+                str(good) if abs(good) < 2**99 else "9" * 99,
+            )
+        )
     return scalar(rng) if rng.random() < 0.8 else value(rng, names)
 
 

@@ -128,7 +128,13 @@ def preprocessing(scratch: Path) -> Iterator[Feed]:
             top_k=rng.choice((None, 1, 30, 31, *(number for number in INTEGERS if abs(number) < 2**31))),
             allow_history=rng.random() < 0.5,
             query=rng.choice(
-                (b"", b" ", b"gas stove", tampered(rng, b"gas stove <a_12> \xf0\x9f\x98\x80"), rng.randbytes(rng.choice((5, 201)))),
+                (
+                    b"",
+                    b" ",
+                    b"gas stove",
+                    tampered(rng, b"gas stove <a_12> \xf0\x9f\x98\x80"),
+                    rng.randbytes(rng.choice((5, 201))),
+                ),
             ),
             rules=rules_text(rng) if rng.random() < 0.1 else b"",
         )

@@ -133,7 +133,9 @@ def limited_memory(most: int = MOST_BYTES) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def run(target: Target, scratch: Path, inputs: int, seconds: float, base: str, seeds: list[str] | None = None) -> Result:
+def run(
+    target: Target, scratch: Path, inputs: int, seconds: float, base: str, seeds: list[str] | None = None
+) -> Result:
     """Feed a target.
 
     scratch: a folder for its files; `outside` in it must not be read. inputs, seconds: where it ends. base: of the
@@ -187,7 +189,9 @@ def _feed(target: Target, feed: Feed, seed: str, result: Result) -> None:
         result.found(f"more than {MOST_BYTES >> 20} MiB", seed, traceback.format_exc())
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        result.found(f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}", seed, traceback.format_exc())
+        result.found(
+            f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}", seed, traceback.format_exc()
+        )
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

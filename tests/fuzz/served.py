@@ -36,8 +36,30 @@ from tests.fuzz.runner import Result
 
 SERVICE = "/inference.GRPCInferenceService/"
 INFER = "/v2/models/recommend/infer"
-DTYPES = ("BYTES", "INT32", "BOOL", "INT64", "UINT8", "FP32", "FP64", "FP16", "BF16", "INT8", "UINT64", "", "STRING", "X")
-INPUTS = {"history": "BYTES", "top_k": "INT32", "exclude": "BYTES", "allow_history": "BOOL", "query": "BYTES", "rules": "BYTES"}
+DTYPES = (
+    "BYTES",
+    "INT32",
+    "BOOL",
+    "INT64",
+    "UINT8",
+    "FP32",
+    "FP64",
+    "FP16",
+    "BF16",
+    "INT8",
+    "UINT64",
+    "",
+    "STRING",
+    "X",
+)
+INPUTS = {
+    "history": "BYTES",
+    "top_k": "INT32",
+    "exclude": "BYTES",
+    "allow_history": "BOOL",
+    "query": "BYTES",
+    "rules": "BYTES",
+}
 OUTPUTS = ("item_ids", "scores", "source", "counts", "version", "explanation")
 PARAMETERS = (
     "classification", "binary_data", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end", "shared_memory_region",
@@ -74,9 +96,11 @@ def tensor_bytes(rng: random.Random, name: str, datatype: str, known: Sequence[s
         ids = [rng.randbytes(5) if rng.random() < 0.1 else one for one in ids]
         return ([1, size], packed(ids)) if name != "query" else ([1, 1], packed(ids[:1] or [b"tent"]))
     number = rng.choice(INTEGERS) % 2**31
-    return [1, 1], {"INT32": struct.pack("<I", number), "BOOL": b"\1", "FP32": struct.pack("<f", rng.choice((float("nan"), 1.0)))}.get(
-        datatype, number.to_bytes(8, "little")
-    )
+    return [1, 1], {
+        "INT32": struct.pack("<I", number),
+        "BOOL": b"\1",
+        "FP32": struct.pack("<f", rng.choice((float("nan"), 1.0))),
+    }.get(datatype, number.to_bytes(8, "little"))
 
 
 def parameter(rng: random.Random, into: Any, name: str) -> None:
@@ -109,7 +133,9 @@ def message(rng: random.Random, known: Sequence[str]) -> bytes:
         datatype = INPUTS.get(name, "BYTES") if rng.random() < 0.92 else rng.choice(DTYPES)
         shape, raw = tensor_bytes(rng, name, datatype, known)
         if rng.random() < 0.08:
-            shape = rng.choice(([], [0], [1], [0, 0], [1, -1], [2, 1], [1, 1, 1], [1, 2**31], [2**62, 4], [2**40, 2**40], [1] * 40))
+            shape = rng.choice(
+                ([], [0], [1], [0, 0], [1, -1], [2, 1], [1, 1, 1], [1, 2**31], [2**62, 4], [2**40, 2**40], [1] * 40)
+            )
         if rng.random() < 0.08:
             raw = tampered(rng, raw)
         tensor = request.inputs.add(name=name, datatype=datatype, shape=shape)
@@ -155,7 +181,9 @@ def body(rng: random.Random, known: Sequence[str]) -> tuple[bytes, dict[str, str
         inputs.append(one)
     request: Any = {"inputs": inputs}
     if rng.random() < 0.3:
-        request["outputs"] = [{"name": rng.choice((*OUTPUTS, "x")), "parameters": {rng.choice(PARAMETERS): rng.choice((True, 1, "a"))}}]
+        request["outputs"] = [
+            {"name": rng.choice((*OUTPUTS, "x")), "parameters": {rng.choice(PARAMETERS): rng.choice((True, 1, "a"))}}
+        ]
     if rng.random() < 0.2:
         request["parameters"] = {rng.choice(PARAMETERS): value(rng)}
     if rng.random() < 0.2:
@@ -166,18 +194,24 @@ def body(rng: random.Random, known: Sequence[str]) -> tuple[bytes, dict[str, str
     headers = {}
     if tail or rng.random() < 0.05:
         size = len(data) if rng.random() < 0.9 else rng.choice((0, 1, len(data) + 1, 10**9))
-        headers["Inference-Header-Content-Length"] = str(size) if rng.random() < 0.97 else rng.choice(("-1", "x", "1e3", "0x10"))
-    if rng.random() < 0.03:
-        headers[rng.choice(("Content-Encoding", "Accept-Encoding", "Content-Type", "triton_grpc_error", "Expect", "Upgrade"))] = rng.choice(
-            ("gzip", "true", "100-continue", "h2c", "a" * 500)
+        headers["Inference-Header-Content-Length"] = (
+            str(size) if rng.random() < 0.97 else rng.choice(("-1", "x", "1e3", "0x10"))
         )
+    if rng.random() < 0.03:
+        headers[
+            rng.choice(
+                ("Content-Encoding", "Accept-Encoding", "Content-Type", "triton_grpc_error", "Expect", "Upgrade")
+            )
+        ] = rng.choice(("gzip", "true", "100-continue", "h2c", "a" * 500))
     return data + tail, headers
 
 
 class Hammer:
     """Sends requests, and notes what came of them in a `Result`. status: how often each one came, for a report."""
 
-    def __init__(self, front: Front, server: TritonServer, known: Sequence[str], result: Result, streams: str = "") -> None:
+    def __init__(
+        self, front: Front, server: TritonServer, known: Sequence[str], result: Result, streams: str = ""
+    ) -> None:
         self.front, self.server, self.known, self.result, self.streams = front, server, known[:20], result, streams
         self.status: Counter[str] = Counter()
         self.channel = grpc.insecure_channel(front.grpc_url, [("grpc.max_receive_message_length", -1)])
@@ -232,12 +266,16 @@ class Hammer:
             self._note(code, said, seed, blames=code in BLAME or (code == "UNAVAILABLE" and not BUSY.search(said)))
 
     def _stream(self, messages: list[bytes], seed: str) -> None:
-        call = self.channel.stream_stream(SERVICE + "ModelStreamInfer", None, service_pb2.ModelStreamInferResponse.FromString)
+        call = self.channel.stream_stream(
+            SERVICE + "ModelStreamInfer", None, service_pb2.ModelStreamInferResponse.FromString
+        )
         try:
             for answer in call(iter(messages), timeout=WAIT_S):
                 self._note("STREAM", answer.error_message, seed, blames="INTERNAL" in answer.error_message)
         except grpc.RpcError as error:
-            self._note(error.code().name, error.details() or "", seed, blames=error.code().name in BLAME - {"CANCELLED"})
+            self._note(
+                error.code().name, error.details() or "", seed, blames=error.code().name in BLAME - {"CANCELLED"}
+            )
 
     def _post(self, rng: random.Random, seed: str) -> None:
         data, headers = body(rng, self.known)
@@ -249,7 +287,12 @@ class Hammer:
             self.connection.request(method, path, data, headers)
             answer = self.connection.getresponse()
             said = answer.read().decode("utf-8", "replace")
-            self._note(str(answer.status), said if answer.status != 200 else "", seed, blames=answer.status >= 500 and not BUSY.search(said))
+            self._note(
+                str(answer.status),
+                said if answer.status != 200 else "",
+                seed,
+                blames=answer.status >= 500 and not BUSY.search(said),
+            )
         except (OSError, http.client.HTTPException) as error:
             # One that is refused before it is whole may be cut off; then the next one has a connection of its own.
             self.connection = None

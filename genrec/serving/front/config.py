@@ -37,7 +37,9 @@ _GRPC_ERRORS = {
     503: (14, "the server is not there"),
     504: (14, "the server does not answer"),
 }
-_UNREADABLE = "Unable to parse request"  # a message that protobuf refuses, and the front does not; gRPC calls it INTERNAL
+_UNREADABLE = (
+    "Unable to parse request"  # a message that protobuf refuses, and the front does not; gRPC calls it INTERNAL
+)
 # Triton 2.51 blames itself for what a client wrote.
 _BLAMED = '{"error":"(Unable to (parse|set)|failed to parse|failed to get request params)'
 
@@ -145,7 +147,9 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
     lines += [
         _refused_call("3", "this is no gRPC call", "unless METH_POST grpc"),
         _refused_call(
-            "8", f"the headers have more than {MAX_HEADER_BYTES} bytes", f"if {{ req.hdrs -m len {MAX_HEADER_BYTES + 1}: }}"
+            "8",
+            f"the headers have more than {MAX_HEADER_BYTES} bytes",
+            f"if {{ req.hdrs -m len {MAX_HEADER_BYTES + 1}: }}",
         ),
         _refused_call("12", "compressed requests are closed here", "if { req.fhdr_cnt(content-encoding) gt 0 }"),
         f"    http-request lua.genrec_call {most} {model} if infer",
