@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, TypeAlias
 
 from tritonclient.grpc import service_pb2
@@ -104,6 +105,8 @@ def parse_response(message: InferResponse, latency_ms: float, attempts: int) -> 
         raw = {tensor.name: data for tensor, data in zip(message.outputs, message.raw_output_contents, strict=True)}
         ids = _unpack_text(raw["item_ids"])
         scores = struct.unpack(f"<{len(ids)}f", raw["scores"])
+        if not all(map(isfinite, scores)):
+            raise ValueError("a score is no finite number")
         sources = [_SOURCES[value] for value in raw["source"]]
         items = tuple(map(RecommendedItem, ids, scores, sources))
         if len(items) != len(sources) or len(items) != len(ids):

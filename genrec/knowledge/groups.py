@@ -152,7 +152,7 @@ class GroupRouter:
         """The router in `path`. Raises ValueError that names the file and what is wrong with it."""
         arrays = load_archive(path, "group router")
         if not np.array_equal(found := arrays.get("format", np.zeros(0)), _FORMAT):
-            raise ValueError(f"{path}: has router format {shown(found)}, this version reads {_FORMAT}")
+            raise ValueError(f"{path}: has router format {shown(found.tolist())}, this version reads {_FORMAT}")
         try:
             router = cls(**{entry.name: arrays[entry.name] for entry in fields(cls)})
         except KeyError as error:

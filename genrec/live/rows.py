@@ -54,7 +54,8 @@ def conform(rows: pa.Table) -> pa.Table:
                 column.validate(full=True)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise Refused(
-                f"column {field.name!r} is {str(rows[field.name].type)[:80]}, which is no {field.type}: {str(error)[:200]}"
+                f"column {field.name!r} is {str(rows[field.name].type)[:80]}, which is no {field.type}: "
+                f"{str(error)[:200]}"
             ) from None
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=SCHEMA).combine_chunks()

@@ -44,7 +44,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if given.server is not None:
         from tests.fuzz.served import fuzz_server
 
-        return report([fuzz_server(given.server, given.inputs, given.seconds, given.base)])
+        inputs = given.inputs if given.inputs not in AMOUNTS.values() else given.inputs // 10
+        return report([fuzz_server(given.server, inputs, given.seconds, given.base)])
     targets = [target for target in all_targets() if not given.target or target.name in given.target]
     if not targets or (given.seed and len(targets) > 1):
         parser.error("--seed goes with one --target; targets are " + ", ".join(one.name for one in all_targets()))

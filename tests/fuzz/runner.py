@@ -121,7 +121,7 @@ def the_watch() -> Watch:
 
 
 @contextmanager
-def limited_memory(most: int = MOST_BYTES) -> Iterator[None]:
+def limited_memory(most: int) -> Iterator[None]:
     """While the block runs, the process gets no more than `most` bytes beyond what it has."""
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
@@ -152,7 +152,7 @@ def run(
 
     before = signal.signal(signal.SIGALRM, late)
     try:
-        with target.open(scratch) as feed, limited_memory():
+        with target.open(scratch) as feed, limited_memory(MOST_BYTES):
             began = time.monotonic()
             for number in range(len(seeds) if seeds else inputs):
                 if number % 256 == 0:

@@ -36,6 +36,7 @@ from genrec.serving.triton import ServerTls, TritonServer
 from genrec.serving.triton.ports import choose_ports
 from genrec_client import AsyncRecommender, KnowledgeWriter, Recommender, RecommendError
 from genrec_client.channel import TlsOptions
+from tests.fuzz.served import hammer
 from tests.integration.conftest import Shop, Wire
 from tests.needs import missing
 
@@ -182,6 +183,58 @@ def test_no_other_spelling_gets_through(front: Front) -> None:
         outputs = f'[{{"name":"item_ids","parameters":{{"{name}":2}}}}]'
         text = f'{{"inputs":[{json.dumps(history_of(["a"]))}],"outputs":{outputs}}}'
         assert post(front, text.encode())[0] == 400
+
+
+def test_hostile_requests_of_every_kind(front: Front, server: TritonServer, shop: Shop) -> None:
+    """The short form of `make fuzz`."""
+    result, _ = hammer(front, server, shop.ids, 600, 60.0, "test")
+    assert result.inputs == 600 and not result.findings, "\n".join(result.lines())
+
+
+BROKEN = Wire.pack(["abc"])[:-1]  # says three bytes, and has two
+
+
+def test_a_tensor_that_breaks_off_does_not_fail_those_of_others(
+    front: Front, through: Wire, past: Wire, shop: Shop
+) -> None:
+    """Past the front, requests that are in one batch with it are refused with its words."""
+    broken = Wire.message([("history", "BYTES", (1, 1), BROKEN)])
+
+    def refused_beside_it(wire: Wire) -> int:
+        """Good requests that are refused, and what the broken one was told."""
+        calls = [wire.stub.ModelInfer.future(good, timeout=30) for good in [Wire.message([Wire.ids("history", [])])] * 12]
+        with pytest.raises(grpc.RpcError) as caught:
+            wire.stub.ModelInfer(broken, timeout=30)
+        said.append(caught.value.details())
+        return sum(call.code() is not grpc.StatusCode.OK for call in calls)
+
+    said: list[str] = []
+    assert any(refused_beside_it(past) for _ in range(30)), "this Triton no longer needs the check"
+    assert not sum(refused_beside_it(through) for _ in range(30))
+    assert "the data of input 1 break off" in said[-1]
+    tensor = {"name": "history", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(BROKEN)}}
+    text = json.dumps({"inputs": [tensor]}).encode()
+    status, words = post(front, text + BROKEN, Inference_Header_Content_Length=str(len(text)))
+    assert status == 400 and "the data of input 1 break off" in words
+    whole = Wire.pack(["abc"])
+    text = text.replace(b'"binary_data_size": %d' % len(BROKEN), b'"binary_data_size": %d' % len(whole))
+    assert post(front, text + whole, Inference_Header_Content_Length=str(len(text)))[0] == 200
+
+
+def test_what_would_end_the_connection_does_not_reach_it(through: Wire) -> None:
+    """gRPC ends a connection on which a message cannot be read, or one of long headers, and with it others' requests."""
+    infer = through.channel.unary_unary(SERVICE + "ModelInfer")
+    good = Wire.message([Wire.ids("history", [])]).SerializeToString()
+    for data, headers, code, words in (
+        (good + b"\x1a\x02\xff\xfe", (), "INVALID_ARGUMENT", "a name or another text is not UTF-8"),  # its id
+        (good + b"\x2a\x03\x2a\x01\x08", (), "INVALID_ARGUMENT", "the message cannot be read"),  # within an input
+        (good, (("x", "y" * 9000),), "RESOURCE_EXHAUSTED", "the headers have more than 4096 bytes"),
+    ):
+        calls = [infer.future(good, timeout=30) for _ in range(12)]
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(data, timeout=30, metadata=headers)
+        assert (caught.value.code().name, words in caught.value.details()) == (code, True), caught.value
+        assert all(call.code() is grpc.StatusCode.OK for call in calls)
 
 
 def stream_request(history: list[str], **options: Any) -> Any:
