@@ -49,7 +49,6 @@ test-slow: $(INSTALLED)  ## The long ones: 30,000 random requests through the se
 FUZZ ?= full
 FUZZ_S ?= 7200
 fuzz: $(INSTALLED) build/shop-bundle/manifest.json  ## Hostile input: in process, then a tenth as much to a server. FUZZ=short, or a number of inputs; FUZZ_S: seconds at most.
-	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -W ignore -m tests.fuzz --inputs $(FUZZ) --seconds $(FUZZ_S) --base $$(date +%s)
 	$(BIN)/python -W ignore -m tests.fuzz --inputs $(FUZZ) --seconds $(FUZZ_S) --base $$(date +%s) --server build/shop-bundle
 	$(BIN)/pytest --hypothesis-profile random -m 'not slow and not training' tests/unit

@@ -70,7 +70,7 @@ def _stored_array(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> np.ndarray
     with archive.open(part) as file:
         dtype, shape, order = _header(file, part.file_size)  # type: ignore[arg-type]
         data = bytearray(math.prod(shape) * dtype.itemsize)
-        file.readinto(data)
+        file.readinto(data)  # type: ignore[attr-defined]
         if file.read(1):  # reads to the end, which checks the CRC-32
             raise ValueError(f"{part.filename} is longer than its header says")
     return np.frombuffer(data, dtype).reshape(shape, order=order) if data else np.zeros(shape, dtype)

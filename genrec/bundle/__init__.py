@@ -13,12 +13,14 @@ from genrec.bundle.manifest import (
     ONNX_GRAPH,
     PREFIXES_FORMAT,
     QUANTIZER,
+    SIGNATURE,
     TENSORRT_LLM,
     TOKENIZER,
     BundleError,
     Manifest,
     sha256_of,
 )
+from genrec.bundle.signature import KeyProblem, sign_bundle
 
 __all__ = [
     "BUNDLE",
@@ -32,12 +34,15 @@ __all__ = [
     "ONNX_GRAPH",
     "PREFIXES_FORMAT",
     "QUANTIZER",
+    "SIGNATURE",
     "TENSORRT_LLM",
     "TOKENIZER",
     "Bundle",
     "BundleError",
+    "KeyProblem",
     "Manifest",
     "new_bundle",
     "seal_bundle",
     "sha256_of",
+    "sign_bundle",
 ]

@@ -23,6 +23,7 @@ from genrec.bundle.manifest import (
     BundleError,
     read_manifest,
 )
+from genrec.bundle.signature import verify_bundle
 from genrec.catalog import Catalog, ItemIndex, PrefixTable, PrefixTrie, SemanticIdSpace
 from genrec.prompt import PromptLayout, QueryTokenizer
 
@@ -32,10 +33,15 @@ _MOST_SHOWN = 100
 class Bundle:
     """An opened bundle. Opening reads the manifest; arrays are mapped when they are first used."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Open the bundle at `path`. Raises BundleError for a missing, malformed or newer manifest."""
+    def __init__(self, path: Path | str, public_key: Path | None = None) -> None:
+        """Open the bundle at `path`.
+
+        public_key: of whoever has to have signed it; None takes any. Raises BundleError for a missing, malformed or
+        newer manifest, and for one without the signature, KeyProblem for a key that cannot be used.
+        """
         self.path = Path(path)
-        self.manifest = read_manifest(self.path / MANIFEST)
+        signed = None if public_key is None else verify_bundle(self.path, public_key)
+        self.manifest = read_manifest(self.path / MANIFEST, signed)
 
     @property
     def space(self) -> SemanticIdSpace:

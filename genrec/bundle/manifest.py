@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from genrec.json_files import read_json
+from genrec.json_files import parse_json, read_json
 from genrec.prompt import Limits
 
 FORMAT_VERSION = 4
 # Older ones are read, too. The graph of format 3 takes no rules, that of format 2 takes the masks as a `PrefixTrie`.
 PREFIXES_FORMAT = 2
 MANIFEST = "manifest.json"
+SIGNATURE = f"{MANIFEST}.sig"
 CATALOG, INDEX, MASKS, PREFIXES, CHECKPOINT, ONNX_GRAPH, TENSORRT_LLM, QUANTIZER = (
     "catalog",
     "index",
@@ -89,10 +90,13 @@ class Manifest(_Section):
     files: dict[Annotated[str, AfterValidator(_require_inside)], FileSection]
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest at `path`. Raises BundleError for one that is missing, malformed or of another format version."""
+def read_manifest(path: Path, data: bytes | None = None) -> Manifest:
+    """The manifest at `path`; data: what stands there, if it was read already.
+
+    Raises BundleError for one that is missing, malformed or of another format version.
+    """
     try:
-        raw = read_json(path)
+        raw = read_json(path) if data is None else parse_json(data)
     except FileNotFoundError:
         raise BundleError(f"{path}: is missing; a bundle is the folder that `genrec build` writes") from None
     except (OSError, ValueError) as error:

@@ -124,7 +124,7 @@ class Pools:
             pools = cls(index["vocabulary_size"], index["max_tokens"])
             pools.sources = list(map(str, index.get("sources", [])))
             for file in index["files"].values():
-                if not isinstance(file, str) or not re.fullmatch(r"[\w.-]{1,100}", file):
+                if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]{0,99}", file):
                     raise ValueError(f"names {shown(file)}, which is no name of a file beside it")
             files = {str(group): folder / file for group, file in index["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

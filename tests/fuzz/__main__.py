@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,16 +55,18 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def run_all(targets: list[Target], inputs: int, seconds: float, base: str, seeds: list[str] | None) -> list[Result]:
     """Every target that can run here, each with its share of the inputs and of the time."""
-    share = sum(target.share for target in targets)
-    results = []
+    share = sum(target.share for target in targets if not target.needs)
+    results, left, ends = [], share, time.monotonic() + seconds
+    memory = Path("/dev/shm")  # files are written again and again
     for target in targets:
         if target.needs:
             print(f"{target.name:<20} left out: {target.needs}", flush=True)
             continue
         part = target.share / share
-        with tempfile.TemporaryDirectory(prefix="genrec-fuzz-") as folder:
-            wanted = max(10, round(inputs * part))
-            results.append(run(target, Path(folder), wanted, max(seconds * part, 1.0), base, seeds))
+        longest = max(1.0, (ends - time.monotonic()) * target.share / left)
+        left -= target.share
+        with tempfile.TemporaryDirectory(prefix="genrec-fuzz-", dir=memory if memory.is_dir() else None) as folder:
+            results.append(run(target, Path(folder), max(10, round(inputs * part)), longest, base, seeds))
         print("\n".join(results[-1].lines()), flush=True)
     return results
 

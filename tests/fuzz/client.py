@@ -1,4 +1,4 @@
-"""The client before a hostile server: answers of wrong types, shapes, counts and encodings, and streams without an end."""
+"""The client before a hostile server: answers and pieces of text of wrong types, shapes, counts and encodings."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ LIMITS = Limits(top_k=30, exclude=50, history=200, query_bytes=200)
 BEAMS = 8
 KINDS = {"category": "string", "tags": "strings", "price": "number", "in_stock": "boolean", "added": "timestamp"}
 NAMES = (
-    "where", "all", "any", "not", "attribute", "is", "in", "not_in", "<", "<=", ">", ">=", "allow", "deny", "at_most", "boost",
-    "bucket_order", "explain", "items", "add", "times", "highest", "lowest", "rotate", *KINDS,
+    "where", "all", "any", "not", "attribute", "is", "in", "not_in", "<", "<=", ">", ">=", "allow", "deny", "at_most",
+    "boost", "bucket_order", "explain", "items", "add", "times", "highest", "lowest", "rotate", *KINDS,
 )  # fmt: skip
 GOOD: list[dict[str, Any]] = [
     {"where": {"all": [{"attribute": "category", "in": ["a", "b"]}, {"attribute": "price", "<": 50, ">=": 1.5}]}},

@@ -62,23 +62,24 @@ INPUTS = {
 }
 OUTPUTS = ("item_ids", "scores", "source", "counts", "version", "explanation")
 PARAMETERS = (
-    "classification", "binary_data", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end", "shared_memory_region",
-    "shared_memory_offset", "shared_memory_byte_size", "binary_data_size", "binary_data_output", "triton_enable_empty_final_response",
-    "headers", "x",
+    "classification", "binary_data", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end",
+    "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size", "binary_data_size",
+    "binary_data_output", "triton_enable_empty_final_response", "headers", "x",
 )  # fmt: skip
 METHODS = (
-    "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex",
-    "RepositoryModelLoad", "SystemSharedMemoryRegister", "CudaSharedMemoryStatus", "TraceSetting", "LogSettings", "ModelStreamInfer",
-    "Nothing",
+    "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics",
+    "RepositoryIndex", "RepositoryModelLoad", "SystemSharedMemoryRegister", "CudaSharedMemoryStatus", "TraceSetting",
+    "LogSettings", "ModelStreamInfer", "Nothing",
 )  # fmt: skip
 PATHS = (
-    INFER, "/v2/models/recommend/versions/1/infer", "/v2/models/recommend/versions/99/infer", "/v2/models/backbone/infer", "/v2",
-    "/v2/models/recommend/generate", "/v2/repository/index", "/v2/systemsharedmemory/status", "/v2/logging", "/v2/trace/setting",
-    "/v2/models/recommend/config", "/v2/models/stats", "/v2/models/nobody/config", "/v2/health/ready", "/", "/metrics", "/v2/../../etc/passwd",
+    INFER, "/v2/models/recommend/versions/1/infer", "/v2/models/recommend/versions/99/infer", "/v2", "/metrics", "/",
+    "/v2/models/backbone/infer", "/v2/models/recommend/generate", "/v2/repository/index", "/v2/models/stats",
+    "/v2/systemsharedmemory/status", "/v2/logging", "/v2/trace/setting", "/v2/models/recommend/config",
+    "/v2/models/nobody/config", "/v2/health/ready", "/v2/../../etc/passwd",
 )  # fmt: skip
 HEADERS = (
-    ("triton_grpc_error", "true"), ("x", "y" * 3000), ("x", "y" * 9000), ("x", "y" * 20_000), ("x-bin", b"\xff" * 100), ("user-agent", ""), ("traceparent", "x"),
-    ("authorization", "Bearer x"),
+    ("triton_grpc_error", "true"), ("x", "y" * 3000), ("x", "y" * 9000), ("x", "y" * 20_000), ("x-bin", b"\xff" * 100),
+    ("user-agent", ""), ("traceparent", "x"), ("authorization", "Bearer x"),
 )  # fmt: skip
 BLAME = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED"}
 GOOD_EVERY, AT_ONCE, WAIT_S = 50, 16, 30.0
