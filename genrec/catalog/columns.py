@@ -42,6 +42,7 @@ from genrec.catalog.kinds import (
 )
 from genrec.catalog.ragged import runs
 from genrec.catalog.value_classes import ValueClasses, classes_of
+from genrec.errors import in_words
 from genrec.json_files import read_json
 
 FIXED: dict[str, type] = {NUMBER: np.float64, BOOLEAN: np.int8, TIMESTAMP: np.int64}
@@ -260,7 +261,7 @@ class Columns(Mapping[str, Column]):
             kinds = dict(read_json(note))
             check_kinds(kinds)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{note}: cannot be read as the kinds of attributes: {error}") from error
+            raise ValueError(f"{note}: cannot be read as the kinds of attributes: {in_words(error)}") from error
         files = enumerate(kinds.items())
         return cls({name: _load(folder, place, kind, count) for place, (name, kind) in files}, count)
 

@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 from genrec.catalog.base import CatalogBase
 from genrec.catalog.semantic_id import SemanticIdSpace
 from genrec.catalog.version import CatalogVersion, Delta
-from genrec.errors import shown
+from genrec.errors import in_words, shown
 from genrec.json_files import read_json
 
 CURRENT, VERSIONS, MERGED, BASES, MASKS, RECORD = "current", "versions", "merged", "bases", "masks", "version.json"
@@ -67,7 +67,7 @@ class Record:
                     raise ValueError(f"{name} is {shown(getattr(record, name))}, no name of one")
             return record
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: cannot be read as the record of a version: {error}") from error
+            raise ValueError(f"{path}: cannot be read as the record of a version: {in_words(error)}") from error
 
 
 def load_version(root: Path, version: int, space: SemanticIdSpace) -> CatalogVersion:

@@ -287,9 +287,17 @@ class DeltaLog:
         return version
 
     def mark(self, version: int) -> tuple[int, int] | None:
-        """The newest base at or before `version`: its own version, and that whose state it holds."""
+        """The newest base at or before `version`: its own version, and that whose state it holds.
+
+        Raises CatalogStoreError.
+        """
         table = self.table if self.table.version() == version else self.at(version)
-        own, state = table.transaction_version(BASE), table.transaction_version(BASE_STATE)
+        try:
+            own, state = table.transaction_version(BASE), table.transaction_version(BASE_STATE)
+        except _FAILURES as error:
+            raise self.failure(
+                f"version {version} cannot be read", error, "put its log entry back from a copy"
+            ) from error
         return None if own is None or state is None else (own, state)
 
     def holds(self) -> str | None:

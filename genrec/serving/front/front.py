@@ -43,8 +43,8 @@ class Front:
     of clients that may ask; None lets everybody in. log_path: where HAProxy's output goes; None passes it to standard
     error. haproxy: the program; by default `find_haproxy`'s.
 
-    Raises FrontError if there is no HAProxy, it does not start, or the file of tokens cannot be used, and TritonStartError for a port that is in use and a
-    TLS file that cannot be read.
+    Raises FrontError if there is no HAProxy, it does not start, or the file of tokens cannot be used, and
+    TritonStartError for a port that is in use and a TLS file that cannot be read.
     """
 
     def __init__(
