@@ -41,15 +41,28 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--server", type=Path, metavar="BUNDLE", help="send requests to a server of this bundle instead"
     )
+    parser.add_argument("--guided", action="store_true", help="one target's inputs guided by coverage, with atheris")
     given = parser.parse_args(words)
     if given.server is not None:
         from tests.fuzz.served import fuzz_server
 
         inputs = given.inputs if given.inputs not in AMOUNTS.values() else given.inputs // 10
         return report([fuzz_server(given.server, inputs, given.seconds, given.base)])
-    targets = [target for target in all_targets() if not given.target or target.name in given.target]
-    if not targets or (given.seed and len(targets) > 1):
-        parser.error("--seed goes with one --target; targets are " + ", ".join(one.name for one in all_targets()))
+    if given.guided:
+        import atheris
+
+        with atheris.instrument_imports(include=["genrec", "genrec_client"]):
+            every = all_targets()
+    else:
+        every = all_targets()
+    targets = [target for target in every if not given.target or target.name in given.target]
+    if not targets or ((given.seed or given.guided) and len(targets) > 1):
+        parser.error("--seed and --guided go with one --target of " + ", ".join(one.name for one in every))
+    if given.guided:
+        from tests.fuzz.guided import guide
+
+        with tempfile.TemporaryDirectory(prefix="genrec-fuzz-") as folder:
+            guide(targets[0], Path(folder), given.inputs, given.seconds)
     return report(run_all(targets, given.inputs, given.seconds, given.base, given.seed))
 
 

@@ -133,6 +133,22 @@ def limited_memory(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@contextmanager
+def limits() -> Iterator[None]:
+    """While the block runs, `feed_one` can tell what takes too long, and the process gets no more memory."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TooSlow
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        with limited_memory(MOST_BYTES):
+            yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        faulthandler.cancel_dump_traceback_later()
+
+
 def run(
     target: Target, scratch: Path, inputs: int, seconds: float, base: str, seeds: list[str] | None = None
 ) -> Result:
@@ -145,38 +161,34 @@ def run(
     outside = scratch / "outside"
     outside.mkdir(parents=True, exist_ok=True)
     (outside / "secret").write_bytes(b"secret")
-    watch = the_watch()
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise TooSlow
-
-    before = signal.signal(signal.SIGALRM, late)
-    try:
-        with target.open(scratch) as feed, limited_memory(MOST_BYTES):
-            began = time.monotonic()
-            for number in range(len(seeds) if seeds else inputs):
-                if number % 256 == 0:
-                    faulthandler.dump_traceback_later(_STUCK_S, exit=True)
-                    if time.monotonic() - began > seconds:
-                        break
-                seed = seeds[number] if seeds else f"{base}-{number}"
-                watch.opened.clear()
-                with watch.over(outside, Path("/etc/passwd")):
-                    _feed(target, feed, seed, result)
-                result.inputs += 1
-                if watch.opened:
-                    result.found("a file outside was read", seed, watch.opened[0])
-            result.seconds = time.monotonic() - began
-    finally:
-        signal.signal(signal.SIGALRM, before)
-        faulthandler.cancel_dump_traceback_later()
+    with target.open(scratch) as feed, limits():
+        began = time.monotonic()
+        for number in range(len(seeds) if seeds else inputs):
+            if number % 256 == 0 and time.monotonic() - began > seconds:
+                break
+            seed = seeds[number] if seeds else f"{base}-{number}"
+            feed_one(target, feed, random.Random(seed), seed, result, outside)
+        result.seconds = time.monotonic() - began
     return result
 
 
-def _feed(target: Target, feed: Feed, seed: str, result: Result) -> None:
+def feed_one(target: Target, feed: Feed, rng: random.Random, seed: str, result: Result, outside: Path) -> None:
+    """Feed one input, and note what came of it under its seed."""
+    watch = the_watch()
+    if result.inputs % 256 == 0:
+        faulthandler.dump_traceback_later(_STUCK_S, exit=True)
+    watch.opened.clear()
+    with watch.over(outside, Path("/etc/passwd")):
+        _feed(target, feed, rng, seed, result)
+    result.inputs += 1
+    if watch.opened:
+        result.found("a file outside was read", seed, watch.opened[0])
+
+
+def _feed(target: Target, feed: Feed, rng: random.Random, seed: str, result: Result) -> None:
     signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
     try:
-        feed(random.Random(seed))
+        feed(rng)
     except target.refusals as error:
         result.refused += 1
         if problem := _unclear(str(error), target.says):
