@@ -1,4 +1,4 @@
-"""Coverage-guided inputs: atheris changes the bytes that a target's choices are made of, and keeps what reaches new code.
+"""Coverage-guided inputs: atheris changes the bytes that choices are made of, and keeps what reaches new code.
 
 It finds what random choices are unlikely to, and is a tenth as fast. `pip install atheris` first.
 """

@@ -25,7 +25,8 @@ from types import FrameType
 
 Feed = Callable[[random.Random], None]
 
-LONGEST_S = 5.0  # for one input; what takes seconds on an idle machine is a hang for whoever waits
+LONGEST_S = 5.0  # of a processor, for one input: a hang for whoever waits
+_WAITS = 6  # times as long it may take while others have the processor
 MOST_BYTES = 1 << 30  # of address space, beyond what the process had before
 LONGEST_MESSAGE = 2000  # characters: a hostile file must not fill the log
 _STUCK_S = 120  # in code that no signal reaches
@@ -140,12 +141,13 @@ def limits() -> Iterator[None]:
     def late(number: int, frame: FrameType | None) -> None:
         raise TooSlow
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
     try:
         with limited_memory(MOST_BYTES):
             yield
     finally:
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         faulthandler.cancel_dump_traceback_later()
 
 
@@ -186,7 +188,8 @@ def feed_one(target: Target, feed: Feed, rng: random.Random, seed: str, result: 
 
 
 def _feed(target: Target, feed: Feed, rng: random.Random, seed: str, result: Result) -> None:
-    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
+    signal.setitimer(signal.ITIMER_REAL, _WAITS * LONGEST_S)
     try:
         feed(rng)
     except target.refusals as error:
@@ -205,6 +208,7 @@ def _feed(target: Target, feed: Feed, rng: random.Random, seed: str, result: Res
             f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}", seed, traceback.format_exc()
         )
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
