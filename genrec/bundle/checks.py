@@ -78,6 +78,7 @@ def content_problems(bundle: Bundle) -> Iterator[str]:
         yield f"{CATALOG}: {catalog.available.sum()} available, the manifest says {manifest.catalog.available}"
     if catalog.kinds != manifest.catalog.attributes:
         yield f"{CATALOG}: has the attributes {catalog.kinds}, the manifest says {manifest.catalog.attributes}"
+    yield from (f"{CATALOG}/{problem}" for problem in catalog.problems(bundle.space))
     yield from index.problems(catalog, bundle.space)
     least = bundle.space.beams(2 * manifest.limits.top_k)
     if manifest.beam_width < least:

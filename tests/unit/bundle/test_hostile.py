@@ -101,6 +101,22 @@ def test_a_checkpoint_that_would_take_all_memory(hollow_copy: Path, name: str, c
     assert says in refusal(hollow_copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("id_rows", 65_536, "id_rows.npy: has rows outside of the 400 items"),
+        ("sids", 99, "sids.npy: has codes outside of"),
+    ],
+)
+def test_a_catalogue_that_leads_outside_of_itself(hollow_copy: Path, name: str, value: int, says: str) -> None:
+    path = hollow_copy / "catalog" / f"{name}.npy"
+    array = np.load(path)
+    array[np.nonzero(array == array.max())] = value
+    np.save(path, array)
+    seal_again(hollow_copy)
+    assert f"catalog/{says}" in refusal(hollow_copy)
+
+
 def test_json_that_is_too_deep_or_too_large(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("[" * 100_000)
