@@ -28,7 +28,7 @@ Feed = Callable[[random.Random], None]
 LONGEST_S = 5.0  # of a processor, for one input: a hang for whoever waits
 _WAITS = 6  # times as long it may take while others have the processor
 MOST_BYTES = 1 << 30  # of address space, beyond what the process had before
-LONGEST_MESSAGE = 2000  # characters: a hostile file must not fill the log
+LONGEST_LINE, MOST_LINES = 2000, 110  # of a message: a hostile file must not fill the log
 _STUCK_S = 120  # in code that no signal reaches
 _MOST_KEPT = 20  # findings that are told whole
 
@@ -216,6 +216,7 @@ def _unclear(message: str, says: str) -> str:
     """What is wrong with the message of a refusal, "" if nothing is."""
     if not re.search(says, message):
         return f"a message without {says!r}"
-    if len(message) > LONGEST_MESSAGE:
-        return f"a message of more than {LONGEST_MESSAGE} characters"
+    lines = message.split("\n")
+    if len(lines) > MOST_LINES or max(map(len, lines)) > LONGEST_LINE:
+        return f"a message of more than {MOST_LINES} lines or {LONGEST_LINE} characters in one"
     return ""

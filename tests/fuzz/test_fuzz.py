@@ -17,7 +17,7 @@ FAULTS = {
     "open(folder / 'link').close()": "3 x a file outside was read",
     "{}['a']": "3 x KeyError at <string>:",
     "refuse('it is wrong')": "3 x a message without '^history: '",
-    "refuse('history: ' + 'a' * 5000)": "3 x a message of more than 2000 characters",
+    "refuse('history: ' + 'a' * 5000)": "3 x a message of more than 110 lines or 2000 characters in one",
     "found('passed what is closed: 5')": "3 x Finding: passed what is closed",
     "refuse('history: 5 is wrong')": " 0 findings",
     "None": " 0 findings",
