@@ -112,6 +112,7 @@ class Watch:
 
 
 _watches: list[Watch] = []
+_armed: list[bool] = []  # whether an input is being fed
 
 
 def the_watch() -> Watch:
@@ -139,7 +140,9 @@ def limits() -> Iterator[None]:
     """While the block runs, `feed_one` can tell what takes too long, and the process gets no more memory."""
 
     def late(number: int, frame: FrameType | None) -> None:
-        raise TooSlow
+        if _armed:  # both may come, one behind the other
+            _armed.clear()
+            raise TooSlow
 
     before = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
     try:
@@ -188,6 +191,7 @@ def feed_one(target: Target, feed: Feed, rng: random.Random, seed: str, result: 
 
 
 def _feed(target: Target, feed: Feed, rng: random.Random, seed: str, result: Result) -> None:
+    _armed.append(True)
     signal.setitimer(signal.ITIMER_PROF, LONGEST_S)
     signal.setitimer(signal.ITIMER_REAL, _WAITS * LONGEST_S)
     try:
@@ -208,6 +212,7 @@ def _feed(target: Target, feed: Feed, rng: random.Random, seed: str, result: Res
             f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}", seed, traceback.format_exc()
         )
     finally:
+        _armed.clear()
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
 

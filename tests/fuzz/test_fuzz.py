@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 # Each in a target of its own, and what the runner has to say of it.
 FAULTS = {
     "time.sleep(9)": "3 x longer than 0.2 s",
-    "sum(range(10**9))": "3 x longer than 0.2 s",
+    "exec('while True: pass')": "3 x longer than 0.2 s",
     "np.ones(1 << 30, np.uint8)": "3 x more than 256 MiB",
     "open(folder / 'outside' / 'secret').close()": "3 x a file outside was read",
     "open(folder / 'link').close()": "3 x a file outside was read",
