@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-fast test-kernels test-slow soak knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
+.PHONY: help docs demo test test-fast test-kernels test-slow soak fuzz knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
 
 $(INSTALLED): pyproject.toml constraints.txt builders/pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,13 @@ test-slow: $(INSTALLED)  ## The long ones: 30,000 random requests through the se
 SOAK_MINUTES ?= 60
 soak: build/knowledge/knowledge.json  ## An hour of mixed load on a catalogue that changes, while processes are killed; build/soak. SOAK_MINUTES.
 	$(BIN)/python -m perf.reliability.soak build/shop-bundle build/shop build/knowledge build/soak --minutes $(SOAK_MINUTES)
+
+FUZZ ?= full
+FUZZ_S ?= 7200
+fuzz: $(INSTALLED) build/shop-bundle/manifest.json  ## Hostile input: in process, then a tenth as much to a server. FUZZ=short, or a number of inputs; FUZZ_S: seconds at most.
+	$(BIN)/python -W ignore -m tests.fuzz --inputs $(FUZZ) --seconds $(FUZZ_S) --base $$(date +%s)
+	$(BIN)/python -W ignore -m tests.fuzz --inputs $(FUZZ) --seconds $(FUZZ_S) --base $$(date +%s) --server build/shop-bundle
+	$(BIN)/pytest --hypothesis-profile random -m 'not slow and not training' tests/unit
 
 helm-test: $(INSTALLED)  ## The chart: lint, render every profile, schemas of two Kubernetes versions, alert rules. Part of `make test`.
 	$(BIN)/pytest tests/chart

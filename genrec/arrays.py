@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -49,10 +52,44 @@ def load_archive(path: Path, what: str) -> dict[str, np.ndarray]:
     what: is held there, in words. Raises ValueError that names the file and what is wrong with it.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            # So a small file never becomes a large array.
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                raise ValueError("is compressed; write it by numpy.savez")
+            if (held := sum(part.file_size for part in parts)) > (size := path.stat().st_size):
+                raise ValueError(f"says that it holds {held} bytes, and has {size}")
+            return {part.filename.removesuffix(".npy"): _stored_array(archive, part) for part in parts}
     except Exception as error:  # damaged archives make zipfile raise errors of many kinds
-        raise ValueError(f"{path}: cannot be read as a {what}: {error}") from error
+        said = " ".join(str(error).split())[:400] or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as a {what}: {said}") from error
+
+
+def _stored_array(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> np.ndarray:
+    """An array of an archive. Raises errors of many kinds."""
+    with archive.open(part) as file:
+        dtype, shape, order = _header(file, part.file_size)  # type: ignore[arg-type]
+        data = bytearray(math.prod(shape) * dtype.itemsize)
+        file.readinto(data)  # type: ignore[attr-defined]
+        if file.read(1):  # reads to the end, which checks the CRC-32
+            raise ValueError(f"{part.filename} is longer than its header says")
+    return np.frombuffer(data, dtype).reshape(shape, order=order) if data else np.zeros(shape, dtype)
+
+
+def _header(file: BinaryIO, size: int) -> tuple[np.dtype, tuple[int, ...], Literal["C", "F"]]:
+    """What a `.npy` file of `size` bytes says of its array, whose bytes come next. Raises ValueError."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, by_columns, dtype = read(file)
+    except Exception as error:  # Python's own reader of the header raises errors of many kinds
+        raise ValueError(f"its header cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if dtype.kind in "OV" or not dtype.itemsize:
+        raise ValueError(f"it holds {str(dtype)[:80]}, which is no plain type")
+    held, left = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or held != left:
+        raise ValueError(f"its header tells of {held} bytes, shape {str(shape)[:80]}, and {left} are there")
+    return dtype, shape, "F" if by_columns else "C"
 
 
 def load_array(path: Path, dtype: str | type, shape: tuple[int | None, ...], writable: bool = False) -> np.ndarray:
@@ -63,8 +100,10 @@ def load_array(path: Path, dtype: str | type, shape: tuple[int | None, ...], wri
     Raises ValueError that names the file and what is wrong with it.
     """
     try:
-        mapped = np.load(path, mmap_mode="r+" if writable else "r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            found, sizes, order = _header(file, path.stat().st_size)
+            mapped = np.memmap(path, found, "r+" if writable else "r", file.tell(), sizes, order)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as an array: {error}") from error
     # A plain view of the mapping: np.memmap's own bookkeeping costs microseconds per operation.
     array = np.asarray(mapped)

@@ -35,10 +35,19 @@ class CatalogConflict(CatalogStoreError):
     """Somebody else wrote the version that was to be written; nothing of this one was applied."""
 
 
+def shown(value: object) -> str:
+    """A value of somebody else's in a message, in one line of at most 80 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of integers that are too long, and what is nested too deep
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def in_words(error: BaseException) -> str:
     """What was raised while a file was taken apart, in one line and without the name of the exception's class."""
     if isinstance(error, KeyError) and error.args:
-        return f"has no {error.args[0]!r}"
+        return f"has no {shown(error.args[0])}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or "it cannot be read"
+    return " ".join(str(error).split())[:400] or "it cannot be read"

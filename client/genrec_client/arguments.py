@@ -15,6 +15,7 @@ ItemId: TypeAlias = str | bytes | SupportsIndex
 
 # gRPC and Triton count microseconds in 64 bits; this stays far below, and above any time that somebody waits.
 LONGEST_S = 1_000_000
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,2048}")  # RFC 6750
 _KEY, _TEXT = re.compile(r"[0-9a-z_.-]+"), re.compile(r"[ -~]*")  # of gRPC metadata
 
 
@@ -76,20 +77,27 @@ def require_name(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; give a name")
 
 
-def require_metadata(metadata: Iterable[Any]) -> tuple[tuple[str, str], ...]:
-    """The pairs of key and value as gRPC sends them. Raises ValueError for what it cannot send."""
+def require_metadata(metadata: Iterable[Any], token: str | None = None) -> tuple[tuple[str, str], ...]:
+    """The pairs of key and value as gRPC sends them; token: sent with them as `authorization: Bearer`.
+
+    Raises ValueError for what it cannot send. It never shows a value: that may be a secret.
+    """
     pairs = tuple(metadata)
+    if token is not None:
+        if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+            raise ValueError("the token cannot be sent; give text of 1 to 2048 letters, digits and - . _ ~ + / =")
+        pairs += (("authorization", f"Bearer {token}"),)
     for pair in pairs:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ValueError(f"metadata holds {pair!r}; give pairs of key and value")
+            raise ValueError(f"metadata holds a {type(pair).__name__}; give pairs of key and value")
         key, value = pair
         if not isinstance(key, str) or not _KEY.fullmatch(key):
             raise ValueError(f"metadata key {key!r} cannot be sent; use a-z, 0-9, - . and _")
         if not isinstance(value, bytes if key.endswith("-bin") else str):
             kind = "bytes" if key.endswith("-bin") else "text"
-            raise ValueError(f"metadata {key!r}: {value!r} is a {type(value).__name__}; give {kind}")
+            raise ValueError(f"metadata {key!r}: its value is a {type(value).__name__}; give {kind}")
         if isinstance(value, str) and not _TEXT.fullmatch(value):
-            raise ValueError(f"metadata {key!r}: {value!r} is not printable ASCII; name the key {key}-bin, give bytes")
+            raise ValueError(f"metadata {key!r}: its value is not printable ASCII; name the key {key}-bin, give bytes")
     return pairs
 
 

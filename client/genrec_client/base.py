@@ -55,6 +55,7 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         timeout_s: float = 1.0,
         retry: RetryPolicy | None = None,
         tls: bool | TlsOptions = False,
+        token: str | None = None,
         metadata: Sequence[tuple[str, str]] = (),
         channel_options: Sequence[tuple[str, object]] = (),
     ) -> None:
@@ -66,7 +67,7 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         addresses = split_urls(urls, tls=bool(tls))
         self._model = model
         self._timeout_s = timeout_s
-        self._metadata = require_metadata(metadata)
+        self._metadata = require_metadata(metadata, token)
         self._context = CallContext(
             addresses,
             AddressPool(len(addresses), policy.cool_down_s),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -37,11 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = arguments.ca_file, arguments.cert_file, arguments.key_file
         if any(path is not None for path in files):
             tls = TlsOptions(*files)
-        recommender = Recommender(arguments.url, model=arguments.model, timeout_s=arguments.timeout_ms / 1e3, tls=tls)
+        recommender = Recommender(
+            arguments.url, model=arguments.model, timeout_s=arguments.timeout_ms / 1e3, tls=tls, token=_token(arguments)
+        )
     except (ValueError, OSError) as error:
         return _complain(str(error), BAD_USAGE)
     with recommender:
         return int(arguments.run(recommender, arguments))
+
+
+def _token(arguments: argparse.Namespace) -> str | None:
+    """No option holds it: others on the machine see a command's options."""
+    if arguments.token_file is None:
+        return os.environ.get("GENREC_TOKEN") or None
+    return Path(arguments.token_file).read_text("utf-8").strip()
 
 
 def _recommend(recommender: Recommender, arguments: argparse.Namespace) -> int:
@@ -143,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--ca-file", help="PEM certificates to check the server's against; implies --tls")
     shared.add_argument("--cert-file", help="PEM certificate of this client")
     shared.add_argument("--key-file", help="PEM private key of this client")
+
+    shared.add_argument("--token-file", help="file with the token for a server that asks for one; else GENREC_TOKEN")
 
     recommend = commands.add_parser("recommend", parents=[shared], help="recommend items to one user")
     recommend.add_argument(

@@ -33,8 +33,9 @@ class KnowledgeWriter:
     """Asks one server for texts. Thread-safe: many texts may be written at the same time, and the server batches them.
 
     url: address of the server's gRPC port, "host:8001". model: name of the model. timeout_s: seconds that a text may
-    take. tls: True for TLS with the system's certificates, or the files to use. metadata: gRPC metadata (headers) sent
-    with every request, keys in lower case. channel_options: gRPC channel arguments.
+    take. tls: True for TLS with the system's certificates, or the files to use. token: sent as `authorization: Bearer`;
+    use TLS with it. metadata: gRPC metadata (headers) sent with every request, keys in lower case. channel_options:
+    gRPC channel arguments.
 
     Raises ValueError for an argument that cannot be used, and OSError for a TLS file that cannot be read.
     """
@@ -46,6 +47,7 @@ class KnowledgeWriter:
         model: str = "knowledge",
         timeout_s: float = 60.0,
         tls: bool | TlsOptions = False,
+        token: str | None = None,
         metadata: Sequence[tuple[str, str]] = (),
         channel_options: Sequence[tuple[str, object]] = (),
     ) -> None:
@@ -55,7 +57,7 @@ class KnowledgeWriter:
         if len(addresses) > 1:
             raise ValueError(f"{url!r} is more than one address; a KnowledgeWriter asks one server")
         self._url, self._model, self._timeout_s = addresses[0], model, timeout_s
-        self._metadata = require_metadata(metadata)
+        self._metadata = require_metadata(metadata, token)
         self._channel = ChannelOpener(tls, channel_options).open(self._url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 

@@ -30,6 +30,7 @@ class Recommender(BaseRecommender[Recommendations, list[Recommendations | Recomm
         timeout_s: seconds that a call may take with all its attempts, unless the call says otherwise.
         retry: when and how often to try again.
         tls: True for TLS with the system's certificates, or the files to use.
+        token: sent with every request as `authorization: Bearer`; use TLS with it.
         metadata: gRPC metadata (headers) sent with every request, keys in lower case.
         channel_options: gRPC channel arguments, which go before the client's own choices.
 

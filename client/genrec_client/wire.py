@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, TypeAlias
 
 from tritonclient.grpc import service_pb2
@@ -104,6 +105,8 @@ def parse_response(message: InferResponse, latency_ms: float, attempts: int) -> 
         raw = {tensor.name: data for tensor, data in zip(message.outputs, message.raw_output_contents, strict=True)}
         ids = _unpack_text(raw["item_ids"])
         scores = struct.unpack(f"<{len(ids)}f", raw["scores"])
+        if not all(map(isfinite, scores)):
+            raise ValueError("a score is no finite number")
         sources = [_SOURCES[value] for value in raw["source"]]
         items = tuple(map(RecommendedItem, ids, scores, sources))
         if len(items) != len(sources) or len(items) != len(ids):
@@ -139,7 +142,9 @@ def _add_int(message: InferRequest, name: str, value: int) -> None:
     try:
         raw = struct.pack("<i", number)
     except struct.error:
-        raise _invalid(f"{name}: {number} is not a 32-bit integer; give one from -2147483648 to 2147483647") from None
+        raise _invalid(
+            f"{name}: {_short(number)} is not a 32-bit integer; give one from -2147483648 to 2147483647"
+        ) from None
     _add(message, name, "INT32", 1, raw)
 
 
@@ -163,14 +168,14 @@ def _encode_id(name: str, position: int, item: ItemId) -> bytes:
         try:
             return item.encode()
         except UnicodeEncodeError as error:
-            raise _invalid(f"{name}[{position}]: {item!r} cannot be encoded as UTF-8: {error.reason}") from None
+            raise _invalid(f"{name}[{position}]: {_short(item)} cannot be encoded as UTF-8: {error.reason}") from None
     if isinstance(item, bytes):
         return item
     if type(item) is int:  # the usual one, at once
         return b"%d" % item
     if (number := whole_number(item)) is not None:
         return b"%d" % number
-    raise _invalid(f"{name}[{position}]: {item!r} is a {type(item).__name__}; an item id is str, bytes or int")
+    raise _invalid(f"{name}[{position}]: {_short(item)} is a {type(item).__name__}; an item id is str, bytes or int")
 
 
 def _encode_rules(rules: Any) -> bytes:
@@ -192,7 +197,10 @@ def _unpack_explanation(raw: bytes) -> Mapping[str, Any] | None:
     (text,) = _unpack_text(raw)
     if not text:
         return None
-    told = json.loads(text)
+    try:
+        told = json.loads(text)
+    except RecursionError:
+        raise ValueError("the explanation is nested too deep") from None
     if not isinstance(told, dict):
         raise ValueError(f"the explanation is no JSON object: {text[:80]}")
     return told
@@ -220,8 +228,17 @@ def _unpack_text(raw: bytes) -> list[str]:
     return values
 
 
+def _short(value: object) -> str:
+    """A value in a message: it may be of any size, and an integer that is too long cannot be written at all."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of integers that are too long, and what is nested too deep
+        return "what cannot be written"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _refuse(name: str, value: object, remedy: str) -> InvalidRequest:
-    return _invalid(f"{name}: {value!r} is a {type(value).__name__}; {remedy}")
+    return _invalid(f"{name}: {_short(value)} is a {type(value).__name__}; {remedy}")
 
 
 def _invalid(message: str) -> InvalidRequest:

@@ -14,12 +14,14 @@ from genrec.bundle.manifest import (
     ONNX_INT8,
     PREFIXES_FORMAT,
     QUANTIZER,
+    SIGNATURE,
     TENSORRT_LLM,
     TOKENIZER,
     BundleError,
     Manifest,
     sha256_of,
 )
+from genrec.bundle.signature import KeyProblem, sign_bundle
 
 __all__ = [
     "BUNDLE",
@@ -34,12 +36,15 @@ __all__ = [
     "ONNX_INT8",
     "PREFIXES_FORMAT",
     "QUANTIZER",
+    "SIGNATURE",
     "TENSORRT_LLM",
     "TOKENIZER",
     "Bundle",
     "BundleError",
+    "KeyProblem",
     "Manifest",
     "new_bundle",
     "seal_bundle",
     "sha256_of",
+    "sign_bundle",
 ]

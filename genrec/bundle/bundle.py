@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genrec.arrays import load_archive
 from genrec.bundle.checks import content_problems, file_problems
 from genrec.bundle.manifest import (
     CATALOG,
@@ -22,17 +23,25 @@ from genrec.bundle.manifest import (
     BundleError,
     read_manifest,
 )
+from genrec.bundle.signature import verify_bundle
 from genrec.catalog import Catalog, ItemIndex, PrefixTable, PrefixTrie, SemanticIdSpace
 from genrec.prompt import PromptLayout, QueryTokenizer
+
+_MOST_SHOWN = 100
 
 
 class Bundle:
     """An opened bundle. Opening reads the manifest; arrays are mapped when they are first used."""
 
-    def __init__(self, path: Path | str) -> None:
-        """Open the bundle at `path`. Raises BundleError for a missing, malformed or newer manifest."""
+    def __init__(self, path: Path | str, public_key: Path | None = None) -> None:
+        """Open the bundle at `path`.
+
+        public_key: of whoever has to have signed it; None takes any. Raises BundleError for a missing, malformed or
+        newer manifest, and for one without the signature, KeyProblem for a key that cannot be used.
+        """
         self.path = Path(path)
-        self.manifest = read_manifest(self.path / MANIFEST)
+        signed = None if public_key is None else verify_bundle(self.path, public_key)
+        self.manifest = read_manifest(self.path / MANIFEST, signed)
 
     @property
     def space(self) -> SemanticIdSpace:
@@ -80,8 +89,8 @@ class Bundle:
     @cached_property
     def golden(self) -> dict[str, np.ndarray]:
         """One request and its answer at each step; see `genrec.golden`."""
-        with _blame(self.path / GOLDEN), np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with _blame(self.path / GOLDEN):
+            return load_archive(self.path / GOLDEN, "golden request")
 
     def check(self) -> None:
         """Read every file and verify it. Raises BundleError that lists every problem found."""
@@ -89,7 +98,10 @@ class Bundle:
         if not problems:
             problems += content_problems(self)
         if problems:
-            listed = "\n".join(f"  - {problem}" for problem in problems)
+            shown = [problem if len(problem) <= 500 else f"{problem[:497]}..." for problem in problems[:_MOST_SHOWN]]
+            if len(problems) > len(shown):
+                shown.append(f"and {len(problems) - len(shown)} problems more")
+            listed = "\n".join(f"  - {problem}" for problem in shown)
             raise BundleError(f"bundle {self.path} cannot be served:\n{listed}\nRebuild it, or copy it again.")
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genrec.errors import in_words
+from genrec.errors import in_words, shown
+from genrec.json_files import MOST_JSON_BYTES, parse_json, read_json
 from genrec.prompt import PromptLayout
 
 FAMILIES = ("qwen3", "llama")  # transformers' model types
 DRAFT_HEAD, BEAM_SEARCH = DECODERS = ("draft_head", "beam_search")  # keys of config.json, one in each checkpoint
+MOST_LAYERS = 1000  # of a backbone
+MOST_SIZE = 2**31 - 1
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
 # What a file of another kind can raise while it is taken apart.
 _UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
@@ -40,7 +51,7 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
     beam search must decode the same ones.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         expected = expected_shapes(config, levels)
         yield from _decoder_problems(config, levels, layout)
         generated = len(levels) - 1 if BEAM_SEARCH in config else 0
@@ -72,9 +83,12 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
 
     The decoder is a draft head for `levels`, or beam search, which has no tensors of its own, if `config` names it.
     """
+    for name in _SIZES:
+        if name in config and (type(config[name]) is not int or not 0 <= config[name] <= MOST_SIZE):
+            raise ValueError(f"{name} is {shown(config[name])}; it must be a whole number of 0 to {MOST_SIZE}")
     family = config["model_type"]
     if family not in FAMILIES:
-        raise ValueError(f"model_type {family!r} is neither {' nor '.join(FAMILIES)}")
+        raise ValueError(f"model_type {shown(family)} is neither {' nor '.join(FAMILIES)}")
     d, inner = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or d // heads
@@ -97,7 +111,9 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
     if config.get("mlp_bias"):
         layer |= {"mlp.gate_proj.bias": [inner], "mlp.up_proj.bias": [inner], "mlp.down_proj.bias": [d]}
     shapes = {"model.embed_tokens.weight": [config["vocab_size"], d], "model.norm.weight": [d]}
-    for number in range(config["num_hidden_layers"]):
+    if not 0 <= (layers := config["num_hidden_layers"]) <= MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {shown(layers)}; at most {MOST_LAYERS} are read")
+    for number in range(layers):
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     if decoder_of(config) == BEAM_SEARCH:
         return shapes
@@ -163,7 +179,9 @@ def safetensors_shapes(path: Path) -> dict[str, list[int]]:
         head = file.read(8)
         if len(head) < 8 or (length := struct.unpack("<Q", head)[0]) > size - 8:
             raise ValueError("it is cut short")
-        header = json.loads(file.read(length))
+        if length > MOST_JSON_BYTES:
+            raise ValueError(f"has a header of {length} bytes; at most {MOST_JSON_BYTES} are read")
+        header = parse_json(file.read(length))
     header.pop("__metadata__", None)
     if max((entry["data_offsets"][1] for entry in header.values()), default=0) != size - 8 - length:
         raise ValueError("its data does not fill the space that its header names")

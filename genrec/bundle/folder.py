@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genrec.bundle.bundle import Bundle
-from genrec.bundle.manifest import FORMAT_VERSION, MANIFEST, BundleError, FileSection, Manifest, sha256_of
+from genrec.bundle.manifest import FORMAT_VERSION, MANIFEST, SIGNATURE, BundleError, FileSection, Manifest, sha256_of
 from genrec.reporting.outputs import Output, replaced
 
 
@@ -18,7 +18,11 @@ def seal_bundle(folder: Path, **fields: Any) -> Manifest:
 
     fields: `Manifest`'s, without `files`; `format_version` only for a copy that keeps its older one.
     """
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    names = sorted(
+        p.relative_to(folder).as_posix()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in (MANIFEST, SIGNATURE)
+    )
     files = {n: FileSection(bytes=(folder / n).stat().st_size, sha256=sha256_of(folder / n)) for n in names}
     manifest = Manifest(**({"format_version": FORMAT_VERSION} | fields), files=files)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
@@ -28,7 +32,7 @@ def seal_bundle(folder: Path, **fields: Any) -> Manifest:
 def _names(folder: Path) -> Callable[[str], bool] | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        names = {MANIFEST, *manifest["files"]} if isinstance(manifest["format_version"], int) else None
+        names = {MANIFEST, SIGNATURE, *manifest["files"]} if isinstance(manifest["format_version"], int) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return None if names is None else names.__contains__

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from genrec.json_files import parse_json, read_json
 from genrec.prompt import Limits
 
 FORMAT_VERSION = 4
 # Older ones are read, too. The graph of format 3 takes no rules, that of format 2 takes the masks as a `PrefixTrie`.
 PREFIXES_FORMAT = 2
 MANIFEST = "manifest.json"
+SIGNATURE = f"{MANIFEST}.sig"
 CATALOG, INDEX, MASKS, PREFIXES, CHECKPOINT, ONNX_GRAPH, ONNX_INT8, TENSORRT_LLM, QUANTIZER = (
     "catalog",
     "index",
@@ -66,6 +67,15 @@ class FileSection(_Section):
     sha256: str
 
 
+def _require_inside(name: str) -> str:
+    """Raises ValueError for a file's name that leads out of the bundle, or that no file can have."""
+    parts = name.split("/")
+    plain = name.isprintable() and len(name) <= 1024
+    if not plain or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts):
+        raise ValueError("is no path of a file in the bundle, such as catalog/sids.npy")
+    return name
+
+
 class Manifest(_Section):
     """`manifest.json`."""
 
@@ -78,13 +88,16 @@ class Manifest(_Section):
     limits: Limits
     catalog: CatalogSection
     training: dict[str, Any] = {}
-    files: dict[str, FileSection]
+    files: dict[Annotated[str, AfterValidator(_require_inside)], FileSection]
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest at `path`. Raises BundleError for one that is missing, malformed or of another format version."""
+def read_manifest(path: Path, data: bytes | None = None) -> Manifest:
+    """The manifest at `path`; data: what stands there, if it was read already.
+
+    Raises BundleError for one that is missing, malformed or of another format version.
+    """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path) if data is None else parse_json(data)
     except FileNotFoundError:
         raise BundleError(f"{path}: is missing; a bundle is the folder that `genrec build` writes") from None
     except (OSError, ValueError) as error:
@@ -100,8 +113,8 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{path}: {where}: {first['msg']}, got {str(first.get('input'))[:80]}") from error
+        where = ".".join(str(step)[:200] for step in first["loc"])[:400]
+        raise BundleError(f"{path}: {where}: {first['msg'][:200]}, got {str(first.get('input'))[:80]}") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -42,6 +42,8 @@ from genrec.catalog.kinds import (
 )
 from genrec.catalog.ragged import runs
 from genrec.catalog.value_classes import ValueClasses, classes_of
+from genrec.errors import in_words
+from genrec.json_files import read_json
 
 FIXED: dict[str, type] = {NUMBER: np.float64, BOOLEAN: np.int8, TIMESTAMP: np.int64}
 _NOTE = "kinds.json"
@@ -256,10 +258,10 @@ class Columns(Mapping[str, Column]):
             return cls({}, count)
         note = folder / _NOTE
         try:
-            kinds = dict(json.loads(note.read_text(encoding="utf-8")))
+            kinds = dict(read_json(note))
             check_kinds(kinds)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{note}: cannot be read as the kinds of attributes: {error}") from error
+            raise ValueError(f"{note}: cannot be read as the kinds of attributes: {in_words(error)}") from error
         files = enumerate(kinds.items())
         return cls({name: _load(folder, place, kind, count) for place, (name, kind) in files}, count)
 

@@ -110,8 +110,15 @@ class HashTable:
     @classmethod
     def load(cls, keys: Path, values: Path) -> HashTable:
         """Map the two arrays in these files. Raises ValueError that names the file at fault."""
-        mapped = load_array(keys, np.int64, (None, None))
+        mapped = load_array(keys, np.int64, (None, _WIDTH))
+        if not len(mapped):
+            raise ValueError(f"{keys}: has no bucket")
         return cls(mapped, load_array(values, np.int32, mapped.shape))
+
+    def leads_to(self, count: int) -> bool:
+        """Whether all of its values are of [0, count)."""
+        found = self.values[self.keys != _EMPTY]
+        return bool(0 <= found.min(initial=0) <= found.max(initial=0) < max(1, count))
 
     def get(self, keys: np.ndarray) -> np.ndarray:
         """Values of `keys` (int64, any shape), -1 where a key is absent; int32, same shape."""

@@ -118,6 +118,13 @@ class Catalog:
         """See `CatalogView`; a bundle's catalogue does not change."""
         return np.empty(0, np.int64)
 
+    def problems(self, space: SemanticIdSpace) -> Iterator[str]:
+        """What would end whoever looks its items up: `file: problem` texts, none if it is whole."""
+        if not self._row_of_id.leads_to(len(self)):
+            yield f"id_rows.npy: has rows outside of the {len(self)} items"
+        if self.sids.size and (self.sids.min() < 0 or (self.sids.max(0) >= space.levels).any()):
+            yield f"sids.npy: has codes outside of the levels {space.levels}"
+
     def save(self, folder: Path) -> None:
         """Write the catalogue's arrays into `folder`."""
         for name in ("item_ids", "sids", "popularity", "available", "popular_rows"):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from weakref import WeakValueDictionary
 from genrec.catalog.base import CatalogBase
 from genrec.catalog.semantic_id import SemanticIdSpace
 from genrec.catalog.version import CatalogVersion, Delta
+from genrec.errors import in_words, shown
+from genrec.json_files import read_json
 
 CURRENT, VERSIONS, MERGED, BASES, MASKS, RECORD = "current", "versions", "merged", "bases", "masks", "version.json"
 POLL_S = 0.05
@@ -58,9 +61,13 @@ class Record:
         """Raises ValueError that names the file at fault, and FileNotFoundError if it is gone."""
         path = folder / RECORD
         try:
-            return cls(**json.loads(path.read_text()))
+            record = cls(**read_json(path))
+            for name in ("base", "merged"):
+                if not re.fullmatch(r"\d+\.\d+" if name == "base" else r"(\d+\.\d+)?", getattr(record, name)):
+                    raise ValueError(f"{name} is {shown(getattr(record, name))}, no name of one")
+            return record
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: cannot be read as the record of a version: {error}") from error
+            raise ValueError(f"{path}: cannot be read as the record of a version: {in_words(error)}") from error
 
 
 def load_version(root: Path, version: int, space: SemanticIdSpace) -> CatalogVersion:

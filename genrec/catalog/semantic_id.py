@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from genrec.errors import shown
+
 _MAX_CODES = 2**62
 
 
@@ -24,10 +26,10 @@ class SemanticIdSpace:
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(int(size) for size in self.levels))
         if not self.levels or min(self.levels) < 1:
-            raise ValueError(f"levels must hold one or more sizes of at least 1, got {self.levels}")
+            raise ValueError(f"levels must hold one or more sizes of at least 1, got {shown(self.levels)}")
         if self.size > _MAX_CODES:
             raise ValueError(
-                f"levels {self.levels} span {self.size} codes, more than the {_MAX_CODES} that int64 holds"
+                f"levels {shown(self.levels)} span {shown(self.size)} codes, more than the {_MAX_CODES} of int64"
             )
 
     @property

@@ -13,6 +13,14 @@ Number = TypeVar("Number", int, float)
 
 BundlePath = Annotated[Path, typer.Argument(help="A bundle: the folder that `genrec build` writes.")]
 
+PublicKey = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--public-key",
+        help="PEM of an Ed25519 key: refuse a bundle that `genrec sign` did not sign with its private key.",
+    ),
+]
+
 StorageOptions = Annotated[
     Optional[list[str]],
     typer.Option(

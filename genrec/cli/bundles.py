@@ -1,20 +1,32 @@
-"""`genrec check`."""
+"""`genrec check` and `genrec sign`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from genrec.cli.arguments import BundlePath
+from genrec.cli.arguments import BundlePath, PublicKey
 
 
-def check(bundle_path: BundlePath) -> None:
+def sign(
+    bundle_path: BundlePath,
+    key: Annotated[Path, typer.Option(help="PEM of an Ed25519 private key: `openssl genpkey -algorithm ed25519`.")],
+) -> None:
+    """Check a bundle and sign its manifest, for `genrec check --public-key` and `genrec serve --public-key`."""
+    from genrec.bundle import Bundle, sign_bundle
+
+    Bundle(bundle_path).check()
+    typer.echo(f"signed: {sign_bundle(bundle_path, key)}")
+
+
+def check(bundle_path: BundlePath, public_key: PublicKey = None) -> None:
     """Verify every file of a bundle; lists what is wrong with it."""
     from genrec.bundle import Bundle
 
-    bundle = Bundle(bundle_path)
+    bundle = Bundle(bundle_path, public_key)
     bundle.check()
     manifest = bundle.manifest
     typer.echo(

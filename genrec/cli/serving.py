@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from genrec.cli.arguments import BundlePath, StorageOptions, one_of, storage_options, usage
+from genrec.cli.arguments import BundlePath, PublicKey, StorageOptions, one_of, storage_options, usage
 from genrec.cli.rules import RulesFile, deployment_rules
 from genrec.cli.tune import AIMS, best_deployment
 from genrec.engines import ENGINES, PRECISIONS, require_installed
@@ -142,6 +142,11 @@ def serve(
     max_request_bytes: Annotated[
         int, typer.Option(min=1 << 16, max=1 << 26, help="Of one request that the front passes.")
     ] = 1 << 20,
+    tokens: Annotated[
+        Optional[Path],
+        typer.Option(help="Only clients with one of these tokens: lines of a name and the token's SHA-256 in hex."),
+    ] = None,
+    public_key: PublicKey = None,
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
     from genrec.knowledge.settings import KnowledgeSettings
@@ -183,6 +188,8 @@ def serve(
         KnowledgeSettings.load(knowledge)  # a server would find out later
     ports = {"grpc_port": grpc_port, "http_port": http_port, "metrics_port": metrics_port}
     with_front = _with_front(front, host)
+    if tokens is not None and not with_front:
+        raise typer.BadParameter("--tokens are asked for by the front, which is missing here; leave --no-front out")
     for name, port in ports.items():
         if port and list(ports.values()).count(port) > 1:
             raise typer.BadParameter(f"--{name.replace('_', '-')} {port}: another endpoint has this port too")
@@ -205,6 +212,7 @@ def serve(
                     metrics_port=front_metrics_port,
                     tls=tls,
                     max_request_bytes=max_request_bytes,
+                    tokens=tokens,
                 )
             )
             options |= {"sockets": before.sockets, "metrics_port": metrics_port}
@@ -214,7 +222,7 @@ def serve(
         if catalog is not None:
             scratch = catalog_cache or Path(running.enter_context(tempfile.TemporaryDirectory(prefix="genrec-")))
             live = LiveCatalog(catalog, scratch, store_options, catalog_poll_s)
-        server = running.enter_context(prepare_server(bundle_path, deployment, live, host=host, **options))
+        server = running.enter_context(prepare_server(bundle_path, deployment, live, public_key, host=host, **options))
         reached = before or server
 
         def announce() -> None:

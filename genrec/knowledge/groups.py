@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from genrec.arrays import load_archive
+from genrec.errors import shown
 from genrec.knowledge.pools import GLOBAL
 
 _FORMAT = 1
@@ -150,12 +151,14 @@ class GroupRouter:
     def load(cls, path: Path) -> GroupRouter:
         """The router in `path`. Raises ValueError that names the file and what is wrong with it."""
         arrays = load_archive(path, "group router")
-        if arrays.get("format") != _FORMAT:
-            raise ValueError(f"{path}: has router format {arrays.get('format')}, this version reads {_FORMAT}")
+        if not np.array_equal(found := arrays.get("format", np.zeros(0)), _FORMAT):
+            raise ValueError(f"{path}: has router format {shown(found.tolist())}, this version reads {_FORMAT}")
         try:
             router = cls(**{entry.name: arrays[entry.name] for entry in fields(cls)})
         except KeyError as error:
             raise ValueError(f"{path}: lacks the array {error}") from None
+        if any(array.ndim == 0 for name, array in vars(router).items() if name != "min_interactions"):
+            raise ValueError(f"{path}: has a single number where an array of several must be")
         items, size = router.embeddings.shape if router.embeddings.ndim == 2 else (-1, -1)
         expected = {
             "embeddings": ("f4", (items, size)),

@@ -245,7 +245,8 @@ class _Segment:
             )
         if not text.size or text[0] >= _SHIFT or text.max() >= vocabulary_size + _SHIFT:
             raise ValueError(f"text holds what is no token of a vocabulary of {vocabulary_size}")
-        if order.min() < 0 or not np.array_equal(np.bincount(order, minlength=text.size), np.ones(text.size)):
+        inside = 0 <= order.min() <= order.max() < text.size
+        if not inside or not np.array_equal(np.bincount(order, minlength=text.size), np.ones(text.size)):
             raise ValueError("order is no permutation of the text's positions")
         return cls(text, order)
 

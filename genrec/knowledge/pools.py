@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec.errors import in_words
+from genrec.errors import in_words, shown
+from genrec.json_files import read_json
 from genrec.knowledge.pool import MAX_NODES, RetrievalPool, draft_trees
 from genrec.knowledge.token_tree import TokenTree
 
@@ -112,12 +113,20 @@ class Pools:
         """The pools in `folder`. Raises ValueError that names the file and what is wrong with it."""
         path = folder / _INDEX
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = read_json(path)
             if index["format"] != _FORMAT:
-                raise ValueError(f"has format {index['format']}, this version reads {_FORMAT}; build the pools again")
-            pools = cls(int(index["vocabulary_size"]), int(index["max_tokens"]))
+                raise ValueError(
+                    f"has format {shown(index['format'])}, this version reads {_FORMAT}; build the pools again"
+                )
+            for name in ("vocabulary_size", "max_tokens"):
+                if type(index[name]) is not int or not 0 < index[name] < 2**31:
+                    raise ValueError(f"{name} is {shown(index[name])}; it must be a whole number of 1 to {2**31 - 1}")
+            pools = cls(index["vocabulary_size"], index["max_tokens"])
             pools.sources = list(map(str, index.get("sources", [])))
-            files = {str(group): folder / Path(str(file)).name for group, file in index["files"].items()}
+            for file in index["files"].values():
+                if not isinstance(file, str) or not re.fullmatch(r"\w[\w.-]{0,99}", file):
+                    raise ValueError(f"names {shown(file)}, which is no name of a file beside it")
+            files = {str(group): folder / file for group, file in index["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: cannot be read as an index of retrieval pools: {in_words(error)}") from error
         if GLOBAL not in files:

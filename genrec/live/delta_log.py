@@ -27,7 +27,8 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
-from genrec.errors import CatalogConflict, CatalogStoreError
+from genrec.errors import CatalogConflict, CatalogStoreError, shown
+from genrec.json_files import parse_json
 from genrec.live.rows import SCHEMA, Refused, conform
 
 # A base carries these in its transaction: the version that it is, and the version whose state it holds.
@@ -176,9 +177,9 @@ class DeltaLog:
         path = _entry_path(version)
         try:
             with self.files.open_input_stream(path) as file:
-                actions = [json.loads(line) for line in file.read().splitlines() if line.strip()]
+                actions = [parse_json(line) for line in file.read().splitlines() if line.strip()]
             return _parsed(version, actions)
-        except (*_FAILURES, LookupError, TypeError, AttributeError) as error:
+        except (*_FAILURES, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise Unreadable(f"log entry {path}: {_cause(error)}") from error
 
     def rows(self, entry: Entry) -> pa.Table:
@@ -286,9 +287,17 @@ class DeltaLog:
         return version
 
     def mark(self, version: int) -> tuple[int, int] | None:
-        """The newest base at or before `version`: its own version, and that whose state it holds."""
+        """The newest base at or before `version`: its own version, and that whose state it holds.
+
+        Raises CatalogStoreError.
+        """
         table = self.table if self.table.version() == version else self.at(version)
-        own, state = table.transaction_version(BASE), table.transaction_version(BASE_STATE)
+        try:
+            own, state = table.transaction_version(BASE), table.transaction_version(BASE_STATE)
+        except _FAILURES as error:
+            raise self.failure(
+                f"version {version} cannot be read", error, "put its log entry back from a copy"
+            ) from error
         return None if own is None or state is None else (own, state)
 
     def holds(self) -> str | None:
@@ -369,7 +378,10 @@ def _parsed(version: int, actions: list[dict[str, Any]]) -> Entry:
         if add.get("deletionVector"):
             raise ValueError("it deletes rows by deletion vectors, which are not read here")
         rows = json.loads(add.get("stats") or "{}").get("numRecords")
-        files.append(DataFile(unquote(add["path"]), add["size"], rows, add["dataChange"]))
+        path = unquote(add["path"])
+        if "://" in path or not path.isprintable() or any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError(f"names the file {shown(path)}, which is outside of the table")
+        files.append(DataFile(path, add["size"], rows, add["dataChange"]))
     if not actions:
         raise ValueError("is empty")
     # What is cut between two lines is still JSON. delta-rs counts its files, those of its change feed among them.

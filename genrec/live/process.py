@@ -35,6 +35,7 @@ Made = TypeVar("Made")
 class FollowerOptions:
     """What a follower is started with. location: of the store. root: the folder that it publishes in, no one else's.
 
+    public_key: of whoever has to have signed the bundle, None for anybody.
     storage_options: of the store, beside what the environment says. most_popular, keep_s, poll_s: `Follower`'s.
     """
 
@@ -45,6 +46,7 @@ class FollowerOptions:
     keep_s: float
     storage_options: Mapping[str, str] = field(default_factory=dict)
     poll_s: float = 0.2
+    public_key: str | None = None
 
 
 class FollowerProcess:
@@ -133,7 +135,7 @@ def follow(options: FollowerOptions, stop: threading.Event) -> None:
     from genrec.live.store import CatalogStore
 
     root = Path(options.root)
-    bundle = Bundle(options.bundle)
+    bundle = Bundle(options.bundle, Path(options.public_key) if options.public_key else None)
 
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

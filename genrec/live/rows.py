@@ -42,7 +42,7 @@ def conform(rows: pa.Table) -> pa.Table:
     """
     for name in rows.column_names:
         if name not in SCHEMA.names and rows[name].null_count < rows.num_rows:
-            raise Refused(f"column {name!r} is unknown; the columns are {', '.join(SCHEMA.names)}")
+            raise Refused(f"column {name[:80]!r} is unknown; the columns are {', '.join(SCHEMA.names)}")
     columns = []
     for field in SCHEMA:
         if field.name not in rows.column_names:
@@ -54,7 +54,8 @@ def conform(rows: pa.Table) -> pa.Table:
                 column.validate(full=True)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise Refused(
-                f"column {field.name!r} is {rows[field.name].type}, which is no {field.type}: {error}"
+                f"column {field.name!r} is {str(rows[field.name].type)[:80]}, which is no {field.type}: "
+                f"{str(error)[:200]}"
             ) from None
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=SCHEMA).combine_chunks()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from deltalake.exceptions import DeltaError
 
 from genrec.catalog import ResidualQuantizer, SemanticIdSpace
 from genrec.catalog.kinds import Kinds, check_kinds
@@ -184,7 +185,10 @@ class CatalogStore:
         Raises CatalogStoreError if there is none, it is another table, or it does not fit the quantiser.
         """
         log = DeltaLog(location, storage_options)
-        metadata = log.table.metadata()
+        try:
+            metadata = log.table.metadata()
+        except DeltaError as error:
+            raise log.failure("cannot be read", error, "put its log entries back from a copy") from error
         try:
             said = json.loads(metadata.description or "")
             levels, width, version = tuple(said["levels"]), said["embedding"], said["format"]

@@ -32,15 +32,20 @@ class LiveCatalog:
 
 @contextmanager
 def prepare_server(
-    bundle_path: Path, deployment: Deployment | None = None, catalog: LiveCatalog | None = None, **options: Any
+    bundle_path: Path,
+    deployment: Deployment | None = None,
+    catalog: LiveCatalog | None = None,
+    public_key: Path | None = None,
+    **options: Any,
 ) -> Iterator[TritonServer]:
     """A server, not yet started, for the bundle at `bundle_path`; its rendered repository lives as long as the block.
 
-    catalog: a live catalogue to follow meanwhile; the bundle's own if None. options: `TritonServer`'s. Raises
+    catalog: a live catalogue to follow meanwhile; the bundle's own if None. public_key: of whoever has to have signed
+    the bundle; None takes any. options: `TritonServer`'s. Raises
     BundleError, before anything is started, if the bundle is damaged or cannot follow, and CatalogStoreError if the
     catalogue has no version to serve.
     """
-    bundle = Bundle(bundle_path)
+    bundle = Bundle(bundle_path, public_key)
     bundle.check()
     if catalog is not None and bundle.manifest.format_version <= PREFIXES_FORMAT:
         raise BundleError(
@@ -51,13 +56,15 @@ def prepare_server(
         deployment = deployment or Deployment()
         with ExitStack() as running:
             if catalog is not None:
-                running.enter_context(FollowerProcess(_follower_options(bundle, deployment, catalog)))
+                running.enter_context(FollowerProcess(_follower_options(bundle, deployment, catalog, public_key)))
                 deployment = replace(deployment, catalog=catalog.cache)
             repository = render_repository(bundle, Path(scratch) / "models", deployment)
             yield TritonServer(repository, deployment.models, **options)
 
 
-def _follower_options(bundle: Bundle, deployment: Deployment, catalog: LiveCatalog) -> FollowerOptions:
+def _follower_options(
+    bundle: Bundle, deployment: Deployment, catalog: LiveCatalog, public_key: Path | None
+) -> FollowerOptions:
     limits = bundle.manifest.limits
     return FollowerOptions(
         location=catalog.location,
@@ -67,6 +74,7 @@ def _follower_options(bundle: Bundle, deployment: Deployment, catalog: LiveCatal
         keep_s=keep_versions_s(deployment.timeout_ms),
         storage_options=catalog.storage_options,
         poll_s=catalog.poll_s,
+        public_key=str(public_key.resolve()) if public_key else None,
     )
 
 

@@ -127,6 +127,7 @@ def test_the_validator_can_fail(chart: Rendered) -> None:
         ({"sharedMemory": "64MB"}, "/sharedMemory"),
         ({"autoscaling": {"mode": "hpa"}}, "/autoscaling/mode"),
         ({"tls": {"clientAuth": True}}, "/tls/secretName"),
+        ({"front": {"enabled": False, "tokensSecret": "clients"}}, "/front/tokensSecret"),
         ({"prometheusRule": {"staleDraftsShare": 5}}, "/prometheusRule/staleDraftsShare"),
         ({"catalog": {"location": "/mnt/catalogue"}}, "/catalog/location"),
         ({"catalog": {"location": "s3://catalogues"}}, "/catalog/location"),
@@ -467,6 +468,22 @@ def test_tls_encrypts_grpc_and_hides_http(chart: Rendered) -> None:
     mutual = chart({"tls": {"secretName": "recs-tls", "clientAuth": True}})
     assert "--tls-client-ca=/tls/ca.crt" in server(mutual)["args"]
     assert "--cert-file=/tls/tls.crt" in one(mutual, "Pod")["spec"]["containers"][0]["args"]
+
+
+def test_tokens_and_the_key_of_bundles_come_from_secrets(chart: Rendered) -> None:
+    none, args = chart(), ["--tokens=/tokens/tokens", "--public-key=/public-key/public.pem"]
+    assert not set(args) & set(server(none)["args"])
+    manifests = chart({"front": {"tokensSecret": "clients"}, "bundle": {"publicKeySecret": "signer"}})
+    assert set(args) < set(server(manifests)["args"])
+    mounted = {mount["name"]: mount["mountPath"] for mount in server(manifests)["volumeMounts"]}
+    assert (mounted["tokens"], mounted["public-key"]) == ("/tokens", "/public-key")
+    volumes = {
+        v["name"]: v["secret"]["secretName"]
+        for v in one(manifests, "Deployment")["spec"]["template"]["spec"]["volumes"]
+        if "secret" in v
+    }
+    assert (volumes["tokens"], volumes["public-key"]) == ("clients", "signer")
+    assert one(manifests, "Pod")["spec"]["containers"][0]["args"][0] == "ready"  # it has no token
 
 
 def test_the_front_stands_before_every_server_unless_it_is_switched_off(chart: Rendered) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import gzip
+import hashlib
 import http.client
 import json
 import os
@@ -15,7 +16,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,8 +39,10 @@ from genrec.serving.triton import ServerTls, TritonServer
 from genrec.serving.triton.ports import choose_ports
 from genrec_client import AsyncRecommender, KnowledgeWriter, Recommender, RecommendError
 from genrec_client.channel import TlsOptions
-from tests.integration.conftest import Shop, Wire
+from tests.fuzz.served import hammer
+from tests.integration.conftest import Shop, Wire, make_certificate
 from tests.needs import missing
+from tests.unit.bundle.keys import make_keys
 
 SERVICE = "/inference.GRPCInferenceService/"
 INFER = "/v2/models/recommend/infer"
@@ -182,6 +187,60 @@ def test_no_other_spelling_gets_through(front: Front) -> None:
         outputs = f'[{{"name":"item_ids","parameters":{{"{name}":2}}}}]'
         text = f'{{"inputs":[{json.dumps(history_of(["a"]))}],"outputs":{outputs}}}'
         assert post(front, text.encode())[0] == 400
+
+
+def test_hostile_requests_of_every_kind(front: Front, server: TritonServer, shop: Shop) -> None:
+    """The short form of `make fuzz`."""
+    result, _ = hammer(front, server, shop.ids, 600, 60.0, "test")
+    assert result.inputs == 600 and not result.findings, "\n".join(result.lines())
+
+
+BROKEN = Wire.pack(["abc"])[:-1]  # says three bytes, and has two
+
+
+def test_a_tensor_that_breaks_off_does_not_fail_those_of_others(
+    front: Front, through: Wire, past: Wire, shop: Shop
+) -> None:
+    """Past the front, requests that are in one batch with it are refused with its words."""
+    broken = Wire.message([("history", "BYTES", (1, 1), BROKEN)])
+
+    def refused_beside_it(wire: Wire) -> int:
+        """Good requests that are refused, and what the broken one was told."""
+        calls = [
+            wire.stub.ModelInfer.future(good, timeout=30) for good in [Wire.message([Wire.ids("history", [])])] * 12
+        ]
+        with pytest.raises(grpc.RpcError) as caught:
+            wire.stub.ModelInfer(broken, timeout=30)
+        said.append(caught.value.details())
+        return sum(call.code() is not grpc.StatusCode.OK for call in calls)
+
+    said: list[str] = []
+    assert any(refused_beside_it(past) for _ in range(30)), "this Triton no longer needs the check"
+    assert not sum(refused_beside_it(through) for _ in range(30))
+    assert "the data of input 1 break off" in said[-1]
+    tensor = {"name": "history", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(BROKEN)}}
+    text = json.dumps({"inputs": [tensor]}).encode()
+    status, words = post(front, text + BROKEN, Inference_Header_Content_Length=str(len(text)))
+    assert status == 400 and "the data of input 1 break off" in words
+    whole = Wire.pack(["abc"])
+    text = text.replace(b'"binary_data_size": %d' % len(BROKEN), b'"binary_data_size": %d' % len(whole))
+    assert post(front, text + whole, Inference_Header_Content_Length=str(len(text)))[0] == 200
+
+
+def test_what_would_end_the_connection_does_not_reach_it(through: Wire) -> None:
+    """gRPC ends a connection with a message that cannot be read, or long headers, and with it others' requests."""
+    infer = through.channel.unary_unary(SERVICE + "ModelInfer")
+    good = Wire.message([Wire.ids("history", [])]).SerializeToString()
+    for data, headers, code, words in (
+        (good + b"\x1a\x02\xff\xfe", (), "INVALID_ARGUMENT", "a name or another text is not UTF-8"),  # its id
+        (good + b"\x2a\x03\x2a\x01\x08", (), "INVALID_ARGUMENT", "the message cannot be read"),  # within an input
+        (good, (("x", "y" * 9000),), "RESOURCE_EXHAUSTED", "the headers have more than 4096 bytes"),
+    ):
+        calls = [infer.future(good, timeout=30) for _ in range(12)]
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(data, timeout=30, metadata=headers)
+        assert (caught.value.code().name, words in caught.value.details()) == (code, True), caught.value
+        assert all(call.code() is grpc.StatusCode.OK for call in calls)
 
 
 def stream_request(history: list[str], **options: Any) -> Any:
@@ -465,6 +524,111 @@ def test_what_is_wrong_with_a_certificate_is_said(haproxy: Path, tmp_path: Path)
         Front("recommend", tls=tls, log_path=tmp_path / "log").__enter__()
 
 
+def reaches(front: Front, server: TritonServer) -> Front:
+    """Another front before the same server."""
+    (front.sockets / "grpc:8001").symlink_to(server.grpc_url.removeprefix("unix:"))
+    (front.sockets / "http").symlink_to(server.http_url.removeprefix("unix:"))
+    return front
+
+
+TOKEN = "a-token_of.the~shop+/="
+
+
+def tokens_file(folder: Path) -> Path:
+    lines = [
+        f"{name} {hashlib.sha256(token.encode()).hexdigest()}" for name, token in (("shop", TOKEN), ("batch", "b"))
+    ]
+    (folder / "tokens").write_text("\n".join(["# name and SHA-256", *lines]).upper().replace("SHOP", "shop") + "\n")
+    return folder / "tokens"
+
+
+def test_only_clients_with_a_token_are_answered(
+    haproxy: Path, server: TritonServer, shop: Shop, tmp_path: Path
+) -> None:
+    tokens = tokens_file(tmp_path)
+    with Front("recommend", KNOWLEDGE, tokens=tokens, log_path=tmp_path / "log") as front:
+        reaches(front, server)
+        for token in (TOKEN, "b"):
+            with Recommender(front.grpc_url, token=token, timeout_s=30.0) as client:
+                assert len(client.recommend([], top_k=3).items) == 3
+        for token in (None, TOKEN[:-1], TOKEN.upper(), "x", hashlib.sha256(TOKEN.encode()).hexdigest()):
+            with Recommender(front.grpc_url, token=token, timeout_s=30.0) as client:
+                with pytest.raises(RecommendError) as caught:
+                    client.recommend([])
+                assert caught.value.code == "UNAUTHENTICATED" and "authorization: Bearer TOKEN" in caught.value.message
+                assert client.readiness()[0].ready  # probes have no token
+        with grpc_client.InferenceServerClient(front.grpc_url) as asking:
+            assert asking.is_server_live() and asking.is_server_ready()
+            with pytest.raises(grpc_client.InferenceServerException, match="UNAUTHENTICATED"):
+                asking.get_model_config("recommend")
+        with KnowledgeWriter(front.grpc_url, token=TOKEN, timeout_s=30.0) as writer:
+            assert list(writer.user(shop.ids[:4]))
+        with KnowledgeWriter(front.grpc_url, timeout_s=30.0) as writer, pytest.raises(RecommendError):
+            list(writer.user(shop.ids[:4]))
+        body = {"inputs": [history_of(["a"])]}
+        assert post(front, body)[0] == 401 and "authorization: Bearer" in post(front, body)[1]
+        for sent, status in (
+            (f"Bearer {TOKEN}", 200),
+            (f"bearer {TOKEN}", 200),
+            (f"Basic {TOKEN}", 401),
+            (TOKEN, 401),
+            ("Bearer ", 401),
+        ):
+            assert post(front, body, Authorization=sent)[0] == status, sent
+        assert health_status(front.http_url) == 200
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+            urllib.request.urlopen(f"http://{front.http_url}/v2/models/recommend/config", timeout=10)
+        assert refused.value.headers["WWW-Authenticate"] == "Bearer"
+        assert (front.sockets / "tokens.map").stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "log").read_text()
+
+
+def test_certificates_are_rotated_one_server_after_the_other(
+    haproxy: Path, server: TritonServer, tmp_path: Path
+) -> None:
+    """A rolling restart, while clients trust both authorities: no request is lost, and in the end all is new."""
+    old, new = (make_certificate(tmp_path / name) for name in ("old", "new"))
+    both = tmp_path / "both.pem"
+    both.write_text(old[0].read_text() + new[0].read_text())
+
+    def started(pair: tuple[Path, Path], port: int = 0) -> Front:
+        front = Front("recommend", grpc_port=port, tls=ServerTls(*pair), log_path=tmp_path / "log")
+        return reaches(front.__enter__(), server)
+
+    fronts = [started(old), started(old)]
+    urls = [front.grpc_url for front in fronts]
+    try:
+        with Recommender(urls, tls=TlsOptions(str(both)), timeout_s=10.0) as client:
+            assert client.recommend([]).items
+            stop, answered = threading.Event(), []
+
+            def asks() -> None:
+                while not stop.is_set():
+                    answered.append(len(client.recommend([]).items))
+
+            thread = threading.Thread(target=asks)
+            thread.start()
+            try:
+                for place, front in enumerate(fronts):
+                    front.__exit__(None, None, None)
+                    fronts[place] = started(new, int(urls[place].rpartition(":")[2]))
+                    before = len(answered)
+                    while thread.is_alive() and len(answered) < before + 20:
+                        time.sleep(0.01)
+            finally:
+                stop.set()
+                thread.join(30)
+            assert set(answered) == {10} and client.statistics.failures == 0
+        for url in urls:
+            with Recommender(url, tls=TlsOptions(str(new[0])), timeout_s=10.0) as client:
+                assert client.recommend([]).items
+            with Recommender(url, tls=TlsOptions(str(old[0])), timeout_s=1.0) as client, pytest.raises(RecommendError):
+                client.recommend([])
+    finally:
+        for front in fronts:
+            front.__exit__(None, None, None)
+
+
 @pytest.mark.parametrize("mutual", [False, True])
 def test_tls_ends_at_the_front(
     haproxy: Path, server: TritonServer, certificate: tuple[Path, Path], mutual: bool, tmp_path: Path
@@ -472,8 +636,7 @@ def test_tls_ends_at_the_front(
     cert, key = certificate
     tls = ServerTls(cert, key, client_ca=cert if mutual else None)
     with Front("recommend", tls=tls, log_path=tmp_path / "log") as front:
-        (front.sockets / "grpc:8001").symlink_to(server.grpc_url.removeprefix("unix:"))
-        (front.sockets / "http").symlink_to(server.http_url.removeprefix("unix:"))
+        reaches(front, server)
         anyone, known = TlsOptions(str(cert)), TlsOptions(str(cert), str(cert), str(key))
         with Recommender(front.grpc_url, tls=known if mutual else anyone, timeout_s=30.0) as client:
             assert len(client.recommend([], top_k=3).items) == 3
@@ -524,3 +687,43 @@ def test_serve_has_the_front_by_default_and_ends_when_it_dies(haproxy: Path, ser
     os.kill(int(of_front), signal.SIGKILL)
     assert process.wait(30) == 1
     assert "the front (HAProxy) ended with status 137: ending the server" in (tmp_path / "stderr").read_text()
+
+
+def test_neither_secrets_nor_histories_are_logged(haproxy: Path, serve: Any, shop: Shop, tmp_path: Path) -> None:
+    tokens = tokens_file(tmp_path)
+    process, said = serve("--tokens", str(tokens))
+    url, http_url = re.findall(r"gRPC (\S+), HTTP (\S+),", said)[0]
+    private = ["a-private-item", "a private query", "a-private-brand", "a-private-request"]
+    with Recommender(url, token=TOKEN, timeout_s=30.0) as client:
+        assert client.recommend([private[0], *shop.ids[:3]]).items
+        for wrong in (
+            {"top_k": 10**6},
+            {"query": private[1]},
+            {"rules": {"where": {"attribute": private[2], "is": 1}}},
+        ):
+            with pytest.raises(RecommendError, match="INVALID_ARGUMENT"):
+                client.recommend([private[0]], **wrong)
+    with Recommender(url, token="a-wrong-token", timeout_s=30.0) as client, pytest.raises(RecommendError):
+        client.recommend([private[0]])
+    while health_status(http_url) != 200:
+        time.sleep(0.05)
+    connection = http.client.HTTPConnection(http_url, timeout=30)
+    for data in (b"{", json.dumps({"id": private[3], "inputs": [history_of([private[0]])]}).encode()):
+        connection.request("POST", INFER, data, {"Authorization": f"Bearer {TOKEN}"})
+        connection.getresponse().read()
+    process.terminate()
+    assert process.stdout is not None
+    log = said + process.stdout.read() + (tmp_path / "stderr").read_text()
+    assert process.wait(30) == 0 and "ready: gRPC" in log
+    hashes = [line.split()[1] for line in tokens.read_text().splitlines()[1:]]
+    for secret in (TOKEN, "a-wrong-token", *hashes, *(digest.lower() for digest in hashes), *private, *shop.ids[:3]):
+        assert secret not in log, f"{secret} is in the log"
+
+
+def test_serve_takes_only_bundles_that_were_signed(serve: Any, tmp_path: Path, bundle: Bundle) -> None:
+    private, public = make_keys(tmp_path)
+    process, said = serve("--no-front", "--public-key", str(public))
+    assert process.returncode == 1 and "manifest.json.sig: is missing, and only signed bundles are taken" in said
+    process, said = serve("--no-front", "--tokens", str(tokens_file(tmp_path)))
+    assert process.returncode == 2 and "--tokens are asked for by the front" in said
+    assert private.exists()

@@ -75,7 +75,9 @@ def installed_with(package: str, extras: frozenset[str], found: dict[str, str]) 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the table is of the images' Python")
 def test_third_party_lists_what_serving_installs() -> None:
-    installed = installed_with("genrec-triton", frozenset({"serve", "query", "triton", "catalog", "openvino"}), {})
+    installed = installed_with(
+        "genrec-triton", frozenset({"serve", "query", "triton", "catalog", "openvino", "signing"}), {}
+    )
     del installed["genrec-client"]  # of this project
     rows = re.findall(r"^\| ([\w.-]+) +\| (\d[\w.]*) +\|", (ROOT / "THIRD_PARTY.md").read_text(), flags=re.M)
     assert {canonicalize_name(name): number for name, number in rows} == installed

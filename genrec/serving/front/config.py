@@ -11,8 +11,10 @@ from genrec.serving.triton.tls import ServerTls
 
 CONFIG = "haproxy.cfg"
 MAX_REQUEST_BYTES = 1 << 20  # 10,000 ids of 80 bytes, and rules of 64 KiB
-_INSPECT = Path(__file__).with_name("inspect.lua")
+INSPECT = Path(__file__).with_name("inspect.lua")
 _HEADERS = 1 << 16  # room in a buffer beside a body
+# Of a gRPC call. From 8 KiB on gRPC refuses some, and ends with them now and then what others sent by the connection.
+MAX_HEADER_BYTES = 1 << 12
 _WAIT_S = 10  # for the whole of a request
 _IDLE = "1h"  # of connections, and of streams between two messages
 
@@ -26,6 +28,10 @@ GRPC_ASKED = (
 HTTP_ASKED = (
     "^/v2(/health/(live|ready)|/models/stats|/models/[A-Za-z0-9_.-]+(/versions/[0-9]+)?(/(ready|config|stats))?)?/?$"
 )
+# Of these, what stays open to who has no token: probes have none.
+GRPC_OPEN = (*(f"{_SERVICE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady")), GRPC_ASKED[-1])
+HTTP_OPEN = "^/v2/(health/(live|ready)|models/[A-Za-z0-9_.-]+(/versions/[0-9]+)?/ready)/?$"
+NO_TOKEN = "a token that is known here is missing; send it as authorization: Bearer TOKEN"
 # HAProxy's own errors as gRPC says them: its status, and text.
 _GRPC_ERRORS = {
     400: (3, "the request cannot be read"),
@@ -35,8 +41,11 @@ _GRPC_ERRORS = {
     503: (14, "the server is not there"),
     504: (14, "the server does not answer"),
 }
+_UNREADABLE = (
+    "Unable to parse request"  # a message that protobuf refuses, and the front does not; gRPC calls it INTERNAL
+)
 # Triton 2.51 blames itself for what a client wrote.
-_BLAMED = '{"error":"(Unable to (parse|set)|failed to parse|failed to get request params)'
+_BLAMED = '{"error":"(Unable to (parse|set)|failed to parse|failed to get request params|string correlation ID)'
 
 
 def write_config(
@@ -49,21 +58,28 @@ def write_config(
     streaming: str | None,
     tls: ServerTls | None,
     max_request_bytes: int,
+    tokens: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes HAProxy's configuration and the files that it names into `folder`; gives its path.
 
     sockets: Triton's, by endpoint. host, ports: what to listen on; endpoints are grpc, http and, if it is wanted,
     metrics, the front's own. model: that ModelInfer reaches; streaming: that ModelStreamInfer does, None if none.
-    tls: of gRPC. max_request_bytes: of one message. Raises TritonStartError for a TLS file that cannot be read.
+    tls: of gRPC. max_request_bytes: of one message. tokens: names of clients by the SHA-256 of their token; without
+    one that is known a client may only ask whether the server is there. None lets everybody in.
+    Raises TritonStartError for a TLS file that cannot be read.
     """
     for code, (status, text) in _GRPC_ERRORS.items():
         headers = f"content-type: application/grpc\r\ngrpc-status: {status}\r\ngrpc-message: {text}\r\n"
         (folder / f"{code}.http").write_bytes(f"HTTP/1.1 200 OK\r\n{headers}content-length: 0\r\n\r\n".encode())
+    known = None
+    if tokens is not None:
+        known = folder / "tokens.map"
+        known.touch(0o600)
+        known.write_text("".join(f"{digest} {name}\n" for digest, name in tokens.items()))
+    bind = _bind(folder, host, ports["grpc"], tls)
     lines = [*_globals(max_request_bytes)]
-    lines += _grpc(
-        sockets["grpc"], _bind(folder, host, ports["grpc"], tls), model, streaming, max_request_bytes, folder
-    )
-    lines += _http(sockets["http"], f"{host}:{ports['http']}", model if tls is None else None, max_request_bytes)
+    lines += _grpc(sockets["grpc"], bind, model, streaming, max_request_bytes, folder, known)
+    lines += _http(sockets["http"], f"{host}:{ports['http']}", model if tls is None else None, max_request_bytes, known)
     if "metrics" in ports:
         lines += _metrics(f"{host}:{ports['metrics']}")
     config = folder / CONFIG
@@ -76,7 +92,7 @@ def _globals(most: int) -> list[str]:
         "global",
         "    fd-hard-limit 16384",
         "    nbthread 1",  # the shared Lua state has one lock; one thread passes far more than a model answers
-        f"    lua-load {_INSPECT}",
+        f"    lua-load {INSPECT}",
         f"    tune.bufsize {most + 5 + _HEADERS}",
         "    tune.h2.initial-window-size 1048576",
         "    tune.h2.max-frame-size 16384",
@@ -117,7 +133,20 @@ def _refused_call(status: str, why: str, condition: str) -> str:
     return f'    http-request return status 200 hdr grpc-status {status} hdr grpc-message "{why}" {condition}'
 
 
-def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int, folder: Path) -> list[str]:
+def _known(tokens: Path | None) -> list[str]:
+    """Tells who asks, by the token's hash: how long it takes to look that up says nothing of the token itself."""
+    if tokens is None:
+        return ["    acl known always_true"]
+    return [
+        f"    http-request set-var(txn.client) http_auth_bearer,sha2(256),hex,lower,map_str({tokens})",
+        "    acl known var(txn.client) -m found",
+        "    http-request del-header authorization",  # nobody behind the front needs it
+    ]
+
+
+def _grpc(
+    socket: Path, bind: str, model: str, streaming: str | None, most: int, folder: Path, tokens: Path | None
+) -> list[str]:
     server = f"    server triton unix@{socket} proto h2"
     lines = [
         "frontend grpc",
@@ -126,7 +155,9 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
         f"    acl infer path {_SERVICE}/ModelInfer",
         f"    acl asked path {' '.join(GRPC_ASKED)}",
         f"    acl streams path {_SERVICE}/ModelStreamInfer",
+        f"    acl open path {' '.join(GRPC_OPEN)}",
         "    acl grpc req.hdr(content-type) -m beg application/grpc",
+        *_known(tokens),
         # A refusal has no body, and HAProxy gives it no type by itself.
         "    http-after-response set-header content-type application/grpc unless { res.fhdr_cnt(content-type) gt 0 }",
         # With it Triton ends a stream by the status of what failed, and sometimes itself.
@@ -134,13 +165,20 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
         # HAProxy 2.6 loses an answer that it gives before the end of a request. Of a stream there may be none.
         f"    http-request wait-for-body time {_WAIT_S}s if !streams",
     ]
+    if streaming is None or tokens is not None:
+        lines.append(f"    http-request wait-for-body time 100ms if streams{' !known' if streaming else ''}")
+    lines.append(_refused_call("16", NO_TOKEN, "unless known or open"))
     if streaming is None:
-        lines.append("    http-request wait-for-body time 100ms if streams")
         lines.append(_refused_call("7", "this call is closed here", "unless infer or asked"))
     else:
         lines.append(_refused_call("7", "this call is closed here", "unless infer or asked or streams"))
     lines += [
         _refused_call("3", "this is no gRPC call", "unless METH_POST grpc"),
+        _refused_call(
+            "8",
+            f"the headers have more than {MAX_HEADER_BYTES} bytes",
+            f"if {{ req.hdrs -m len {MAX_HEADER_BYTES + 1}: }}",
+        ),
         _refused_call("12", "compressed requests are closed here", "if { req.fhdr_cnt(content-encoding) gt 0 }"),
         f"    http-request lua.genrec_call {most} {model} if infer",
         f"    http-request lua.genrec_call {most} - if asked",
@@ -151,6 +189,9 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
         "    default_backend grpc",
         "backend grpc",
         "    http-reuse always",
+        f"    acl unreadable res.fhdr(grpc-message) -m str '{_UNREADABLE}'",
+        "    http-response set-header grpc-status 3 if unreadable { res.fhdr(grpc-status) 13 }",
+        "    http-response set-header grpc-message 'the message cannot be read' if unreadable",
         server,
         # A message that is too large is read to its end, and Triton gets one that says so.
         "backend grpc_large",
@@ -162,13 +203,13 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
     return lines
 
 
-def _refused(status: int, why: str, condition: str) -> str:
+def _refused(status: int, why: str, condition: str, headers: str = "") -> str:
     body = f'{{"error":"{why}"}}'.replace('"', r"\"")
     kind = "lf-string" if "%[" in why else "string"
-    return f'    http-request return status {status} content-type application/json {kind} "{body}" {condition}'
+    return f'    http-request return status {status} content-type application/json {kind} "{body}" {headers}{condition}'
 
 
-def _http(socket: Path, address: str, model: str | None, most: int) -> list[str]:
+def _http(socket: Path, address: str, model: str | None, most: int, tokens: Path | None) -> list[str]:
     """model: None if there is nothing but questions, because gRPC is encrypted and this is not."""
     infer = f"    acl infer path -m reg ^/v2/models/{model}(/versions/[0-9]+)?/infer$"
     return [
@@ -176,7 +217,10 @@ def _http(socket: Path, address: str, model: str | None, most: int) -> list[str]
         f"    bind {address}",
         infer if model else "    acl infer always_false",
         f"    acl asked path -m reg {HTTP_ASKED}",
+        f"    acl open path -m reg {HTTP_OPEN}",
         f"    acl large req.body_size gt {most}",
+        *_known(tokens),
+        _refused(401, NO_TOKEN, "unless known or open METH_GET", "hdr WWW-Authenticate Bearer "),
         "    http-request del-header upgrade",
         _refused(403, "this call is closed here", "unless infer METH_POST or asked METH_GET"),
         _refused(413, f"the body has more than {most} bytes", "if large"),

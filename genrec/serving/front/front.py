@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from genrec.serving.front.config import MAX_REQUEST_BYTES, write_config
 from genrec.serving.front.haproxy import FrontError, find_haproxy
+from genrec.serving.front.tokens import read_tokens
 from genrec.serving.triton.names import plain_scratch
 from genrec.serving.triton.ports import choose_ports
 from genrec.serving.triton.process import ServerProcess
@@ -38,11 +39,12 @@ class Front:
     model: the one that ModelInfer and the HTTP endpoint reach. streaming: that ModelStreamInfer reaches; None closes
     that call. host: address to listen on. grpc_port, http_port: 0 picks a free one. metrics_port: of HAProxy's own
     metrics, likewise; None switches them off. tls: of the gRPC endpoint; HTTP is not encrypted, and then only says how
-    the server is. max_request_bytes: of one message, or of one body over HTTP. log_path: where HAProxy's output goes;
-    None passes it to standard error. haproxy: the program; by default `find_haproxy`'s.
+    the server is. max_request_bytes: of one message, or of one body over HTTP. tokens: a file as `read_tokens` reads,
+    of clients that may ask; None lets everybody in. log_path: where HAProxy's output goes; None passes it to standard
+    error. haproxy: the program; by default `find_haproxy`'s.
 
-    Raises FrontError if there is no HAProxy, or it does not start, and TritonStartError for a port that is in use and a
-    TLS file that cannot be read.
+    Raises FrontError if there is no HAProxy, it does not start, or the file of tokens cannot be used, and
+    TritonStartError for a port that is in use and a TLS file that cannot be read.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Front:
         metrics_port: int | None = None,
         tls: ServerTls | None = None,
         max_request_bytes: int = MAX_REQUEST_BYTES,
+        tokens: Path | None = None,
         log_path: Path | None = None,
         haproxy: Path | None = None,
     ) -> None:
         self._haproxy = haproxy or find_haproxy()
         self._model, self._streaming, self._tls = model, streaming, tls
+        self._tokens = None if tokens is None else read_tokens(tokens)
         self._host, self._max_request_bytes, self._log_path = host, max_request_bytes, log_path
         self._wanted_ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
         self._ports: dict[str, int] = {}
@@ -133,6 +137,7 @@ class Front:
             streaming=self._streaming,
             tls=self._tls,
             max_request_bytes=self._max_request_bytes,
+            tokens=self._tokens,
         )
         self._folder = folder
         self._process = ServerProcess(

@@ -34,14 +34,50 @@ local function small(text, at, last)
     return nil
 end
 
--- Calls visit(field, first, last) with each field of a message whose value is bytes; gives true, or nil and why not.
--- budget.left: fields that may still come.
-local function each_bytes(text, at, last, budget, visit)
+-- What protobuf reads of a message, by the numbers of its fields: "text" is UTF-8, "bytes" is anything; 1, 4 and 8 are
+-- packed numbers, of any length or of so many bytes; a table is a message. Other fields are passed over.
+--
+-- All of it has to be right: of a message that protobuf refuses, gRPC ends the connection that it came by, and HAProxy has
+-- one for the requests of many clients.
+local PARAMETER = { [1] = "text", [2] = { [3] = "text" } } -- an entry of a map
+local CONTENTS = { [1] = 1, [2] = 1, [3] = 1, [4] = 1, [5] = 1, [6] = 4, [7] = 8, [8] = "bytes" }
+local INPUT = { [1] = "text", [2] = "text", [3] = 1, [4] = PARAMETER, [5] = CONTENTS }
+local OUTPUT = { [1] = "text", [2] = PARAMETER }
+local REQUEST = { [1] = "text", [2] = "text", [3] = "text", [4] = PARAMETER, [5] = INPUT, [6] = OUTPUT, [7] = "bytes" }
+local QUESTION = { [1] = "text", [2] = "text" } -- whether a model is ready, and the like
+
+local UNREADABLE = "the message cannot be read"
+local NO_TEXT = UNREADABLE .. ": a name or another text is not UTF-8"
+
+-- Where the next byte is behind an integer that is passed over.
+local function skipped(text, at, last)
+    local _, stop = find(text, "^[\x80-\xff]*[\x00-\x7f]", at)
+    if not stop or stop > last or stop - at >= LONGEST_SKIP then
+        return nil
+    end
+    return stop + 1
+end
+
+-- Whether the bytes from first to last are packed numbers.
+local function are_numbers(text, first, last, size)
+    if size > 1 then
+        return (last - first + 1) % size == 0
+    end
+    while first and first <= last do
+        first = skipped(text, first, last)
+    end
+    return first
+end
+
+-- Reads the message from `at` to `last`; gives true, or nil and why it is refused. form: its fields. budget.left: fields
+-- that may still come. visit(form, field, first, last): called with each field of it, and of the messages in it, whose
+-- value is bytes, before what is in that; gives true, or nil and why.
+local function each_bytes(text, at, last, form, budget, visit)
     while at <= last do
         local tag, from = small(text, at, last)
         budget.left = budget.left - 1
         if not tag or tag < 8 then
-            return nil, "the message cannot be read"
+            return nil, UNREADABLE
         elseif budget.left < 0 then
             return nil, "the message has more than " .. MOST_FIELDS .. " fields"
         end
@@ -49,74 +85,100 @@ local function each_bytes(text, at, last, budget, visit)
         if kind == 2 then
             local size, first = small(text, from, last)
             if not size or first + size - 1 > last then
-                return nil, "the message cannot be read"
+                return nil, UNREADABLE
             end
             at = first + size
-            local done, why = visit(tag >> 3, first, at - 1)
+            local field = tag >> 3
+            local done, why = visit(form, field, first, at - 1)
             if not done then
                 return nil, why
             end
-        elseif kind == 0 then
-            local _, stop = find(text, "^[\x80-\xff]*[\x00-\x7f]", from)
-            if not stop or stop > last or stop - from >= LONGEST_SKIP then
-                return nil, "the message cannot be read"
+            local of = form[field]
+            if of == "text" then
+                local value = sub(text, first, at - 1)
+                -- Lua 5.3 takes halves of pairs of UTF-16.
+                if not utf8.len(value) or find(value, "\xed[\xa0-\xbf]") then
+                    return nil, NO_TEXT
+                end
+            elseif type(of) == "table" then
+                done, why = each_bytes(text, first, at - 1, of, budget, visit)
+                if not done then
+                    return nil, why
+                end
+            elseif type(of) == "number" and not are_numbers(text, first, at - 1, of) then
+                return nil, UNREADABLE
             end
-            at = stop + 1
+        elseif kind == 0 then
+            at = skipped(text, from, last)
+            if not at then
+                return nil, UNREADABLE
+            end
         elseif kind == 1 then
             at = from + 8
         elseif kind == 5 then
             at = from + 4
         else
-            return nil, "the message cannot be read"
+            return nil, UNREADABLE
         end
     end
     if at ~= last + 1 then
-        return nil, "the message cannot be read"
+        return nil, UNREADABLE
     end
     return true
 end
 
--- An entry of a map of parameters: its key may stand there more than once, and protobuf takes the last.
-local function parameter(text, first, last, budget)
-    return each_bytes(text, first, last, budget, function(field, from, to)
-        if field == 1 and to - from + 1 == #WORD and sub(text, from, to) == WORD then
-            return nil, CLASSIFIED
-        end
-        return true
-    end)
+-- Whether bytes from `at` to `last` are elements of a BYTES tensor, each behind its length. Triton sees one that is not
+-- whole when it has put requests of many clients together, and then refuses all of these.
+local function whole_elements(text, at, last)
+    while at + 3 <= last do
+        at = at + 4 + unpack("<I4", text, at)
+    end
+    return at == last + 1
+end
+
+local function broken_elements(number)
+    return "the data of input " .. number .. " break off: each element of BYTES is its length, 4 bytes little-endian, and its bytes"
 end
 
 -- A ModelInferRequest from first to last. model: the only one that may be asked.
 local function infer_request(text, first, last, model)
-    local budget, named = { left = MOST_FIELDS }, false
-    local parameters -- the number of the field in the message that is read
-    local function within(field, from, to)
-        if field == parameters then
-            return parameter(text, from, to, budget)
-        end
-        return true
-    end
-    local done, why = each_bytes(text, first, last, budget, function(field, from, to)
-        if field == 1 then -- model_name
-            if sub(text, from, to) ~= model then
-                return nil, "this call reaches the model '" .. model .. "' only"
+    local named, types, raw = false, {}, {}
+    local budget = { left = MOST_FIELDS }
+    local done, why = each_bytes(text, first, last, REQUEST, budget, function(form, field, from, to)
+        if form == REQUEST then
+            if field == 1 then -- model_name
+                if sub(text, from, to) ~= model then
+                    return nil, "this call reaches the model '" .. model .. "' only"
+                end
+                named = true
+            elseif field == 5 then -- inputs
+                types[#types + 1] = ""
+            elseif field == 7 then -- raw_input_contents
+                raw[#raw + 1] = { from, to }
             end
-            named = true
-        elseif field == 4 then -- parameters
-            return parameter(text, from, to, budget)
-        elseif field == 5 then -- inputs
-            parameters = 4
-            return each_bytes(text, from, to, budget, within)
-        elseif field == 6 then -- outputs
-            parameters = 2
-            return each_bytes(text, from, to, budget, within)
+        elseif form == INPUT then
+            if field == 2 then -- datatype; the last one counts
+                types[#types] = sub(text, from, to)
+            end
+        elseif form == PARAMETER then
+            -- A key may stand there more than once, and protobuf takes the last.
+            if field == 1 and to - from + 1 == #WORD and sub(text, from, to) == WORD then
+                return nil, CLASSIFIED
+            end
         end
         return true
     end)
-    if done and not named then
+    if not done then
+        return nil, why
+    elseif not named then
         return nil, "this call reaches the model '" .. model .. "' only"
     end
-    return done, why
+    for number, place in ipairs(raw) do
+        if types[number] == "BYTES" and not whole_elements(text, place[1], place[2]) then
+            return nil, broken_elements(number)
+        end
+    end
+    return true
 end
 
 -- The size of the gRPC message that begins at `at`, of which five bytes are there.
@@ -143,12 +205,14 @@ local function unary_call(body, most, model)
     elseif model then
         return infer_request(body, 6, #body, model)
     end
-    return true
+    return each_bytes(body, 6, #body, QUESTION, { left = MOST_FIELDS }, function() return true end)
 end
 
 -- JSON ----------------------------------------------------------------------------------------------------------------
 
 local json_value
+
+local NOTED = { ["/inputs[]/datatype"] = "type", ["/inputs[]/parameters/binary_data_size"] = "size" }
 
 -- Where the text behind a string is that begins at `at` with a quote, and whether it has escapes.
 local function json_string(text, at)
@@ -221,8 +285,8 @@ local function fits(text, first, last)
 end
 
 -- Where the text behind a value is that begins at `at`, or nil and what is wrong with it.
--- budget.left: values that may still come.
-function json_value(text, at, depth, in_data, budget)
+-- budget.left: values that may still come. budget.inputs: the datatype and the size of binary data of each input.
+function json_value(text, at, depth, in_data, budget, place)
     local sign = byte(text, at)
     budget.left = budget.left - 1
     if budget.left < 0 then
@@ -240,7 +304,7 @@ function json_value(text, at, depth, in_data, budget)
             return at + 1
         end
         while true do
-            local data, shape = in_data, false
+            local data, shape, within = in_data, false, place .. "[]"
             if is_object then
                 if byte(text, at) ~= 34 then
                     return nil
@@ -256,15 +320,26 @@ function json_value(text, at, depth, in_data, budget)
                     return nil, CLASSIFIED
                 end
                 data, shape = in_data or key == "data", key == "shape"
+                within = place .. "/" .. key
                 at = blanks(text, stop)
                 if byte(text, at) ~= 58 then -- :
                     return nil
                 end
                 at = blanks(text, at + 1)
             end
-            local stop, why = json_value(text, at, depth + 1, data, budget)
+            if within == "/inputs[]" then
+                budget.inputs[#budget.inputs + 1] = {}
+            end
+            local stop, why = json_value(text, at, depth + 1, data, budget, within)
+            local noted = NOTED[within]
             if not stop then
                 return nil, why
+            elseif noted then
+                local input = budget.inputs[#budget.inputs]
+                if input[noted] then -- readers do not agree which one counts
+                    return nil, "a name stands there twice"
+                end
+                input[noted] = sub(text, at, stop - 1)
             elseif shape and not fits(text, at, stop - 1) then
                 return nil, "a shape has more than " .. MOST_ELEMENTS .. " elements"
             end
@@ -300,9 +375,24 @@ local function json_request(body, header)
     if byte(text, at) ~= 123 then
         return nil, "the body is not a JSON object"
     end
-    local stop, why = json_value(text, at, 0, false, { left = MOST_VALUES })
+    local budget = { left = MOST_VALUES, inputs = {} }
+    local stop, why = json_value(text, at, 0, false, budget, "")
     if not stop or blanks(text, stop) ~= #text + 1 then
         return nil, why == CLASSIFIED and why or "the body's JSON cannot be read" .. (why and ": " .. why or "")
+    end
+    at = #text + 1 -- of the data of the next input
+    for number, input in ipairs(budget.inputs) do
+        if input.size then
+            local size = find(input.size, "^%d+$") and #input.size < 10 and tonumber(input.size)
+            if not size or at + size - 1 > #body then
+                return nil, "binary_data_size of input " .. number .. " is not the size of data that are there"
+            elseif find(input.type or "", "\\", 1, true) then
+                return nil, "the datatype of input " .. number .. " has escapes"
+            elseif input.type == '"BYTES"' and not whole_elements(body, at, at + size - 1) then
+                return nil, broken_elements(number)
+            end
+            at = at + size
+        end
     end
     return true
 end

@@ -255,7 +255,10 @@ def test_what_is_needed_at_the_end_is_asked_for_at_the_start(
         ("{}", "has no 'format'"),
         ('{"format": 1}', "has no 'max_new_tokens'"),
         ('{"format": 99}', "has format 99, this version reads 1"),
-        ('{"format": 1, "max_new_tokens": 9, "limits": {"history": 0}}', "history is 0; it must be at least 1"),
+        (
+            '{"format": 1, "max_new_tokens": 9, "limits": {"history": 0}}',
+            "history is 0; it must be a whole number of 1 to 1048576",
+        ),
         ('{"format": 1, "max_new_tokens": 9, "limits": {"colour": 1}}', "unexpected keyword argument 'colour'"),
         (..., "Is a directory"),
     ],

@@ -242,6 +242,7 @@ def test_files_that_are_no_pools_are_refused(tmp_path: Path) -> None:
         ({"header": np.array([1, 0, 100, 1])}, "vocabulary_size is 0"),
         ({"order_0": np.array([0, 1, 1, 3], np.int32)}, "no permutation"),
         ({"order_0": np.array([0, 1, 2, -3], np.int32)}, "no permutation"),
+        ({"order_0": np.array([0, 1, 2, 2**31 - 1], np.int32)}, "no permutation"),  # 16 GB, if it were counted
         ({"order_0": np.array([0, 1], np.int32)}, "of one length"),
         ({"text_0": np.array([1, 2, 3, 9], ">u2")}, "no token of a vocabulary of 4"),
     ):

@@ -49,11 +49,11 @@ def passes(infer: grpc.UnaryUnaryMultiCallable, message: bytes) -> bool:
 
 
 def harmless(message: bytes) -> bool:
-    """Whether Triton finds nothing in it that is closed. What it cannot read either, it refuses."""
+    """Whether Triton can read it, and finds nothing in it that is closed."""
     try:
         read = service_pb2.ModelInferRequest.FromString(message)
     except DecodeError:
-        return True
+        return False
     return read.model_name == "recommend" and not any(WORD in output.parameters for output in read.outputs)
 
 
