@@ -141,13 +141,21 @@ def serve(
     max_request_bytes: Annotated[
         int, typer.Option(min=1 << 16, max=1 << 26, help="Of one request that the front passes.")
     ] = 1 << 20,
+    traces: Annotated[
+        Optional[str],
+        typer.Option(help="Send OpenTelemetry traces to this collector of OTLP over HTTP, as http://collector:4318."),
+    ] = None,
+    trace_one_in: Annotated[
+        int,
+        typer.Option(min=0, help="Of requests whose client traces nothing, trace one in so many; 0 for none."),
+    ] = 0,
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
     from genrec.knowledge.settings import KnowledgeSettings
     from genrec.serving.ready import not_ready, readiness_endpoint
     from genrec.serving.repository import Deployment
     from genrec.serving.serve import LiveCatalog, prepare_server
-    from genrec.serving.triton import ServerTls
+    from genrec.serving.triton import ServerTls, trace_flags
 
     store_options = storage_options(storage_option)
     if catalog is None and (catalog_cache is not None or store_options):
@@ -189,7 +197,12 @@ def serve(
         # The attributes of a live catalogue are known when it is followed: the server checks against them.
         text = deployment_rules(rules, bundle_path if catalog is None else None)
         deployment = replace(deployment, rules=text)
+    if traces is None and trace_one_in:
+        raise typer.BadParameter("--trace-one-in goes with --traces, which is missing")
     options: dict[str, Any] = {"exit_timeout": exit_timeout_s}
+    if traces is not None:
+        with usage("--traces", traces):
+            options["extra_args"] = trace_flags(traces, trace_one_in)
     with ExitStack() as running:
         before = None
         if with_front:

@@ -137,7 +137,7 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
     for name, parameter in config.parameters.items():
         parameter.string_value = values[name]
     width = bundle.space.beams(bundle.manifest.beam_width)
-    widths = {"draft_codes": width + 2, "draft_scores": width}  # behind the codes stands what rules left
+    widths = {"draft_codes": width + 3, "draft_scores": width}  # behind the codes: what rules left, and a time
     for tensor in (*config.input, *config.output):
         if tensor.name in widths:
             tensor.dims[:] = [widths[tensor.name]]

@@ -27,20 +27,22 @@ from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable
 from genrec.catalog.published import MASKS, Entry, OneVersion, Published, keep_versions_s
 from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, StaleVersion
 from genrec.rules import RuleBook
+from genrec.serving.page import Page, StepTimes
 
 Input = TypeVar("Input")
 Made = TypeVar("Made")
 Result = TypeVar("Result")
 
 
-_TOLD = 5  # numbers of a stamp before the rules
+_TOLD = 7  # numbers of a stamp before the rules
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [5 + r].
+    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [7 + r].
 
-    deadline_ns is on CLOCK_MONOTONIC, which all processes of a machine share. number: of the request, as of `Gate`.
+    Times are on CLOCK_MONOTONIC, which all processes of a machine share. began_ns: when `preprocessing` got the
+    request; handed_ns: when it was done. number: of the request, as of `Gate`.
     rules: the request's in their canonical form, of 8 r bytes; empty for none. One tensor, because each costs a request
     more than what it holds.
     """
@@ -50,10 +52,15 @@ class Stamp:
     catalog_version: int
     deadline_ns: int
     number: int
+    began_ns: int
+    handed_ns: int
     rules: bytes
 
     def tensor(self) -> Any:
-        told = self.top_k, self.unknown, self.catalog_version, self.deadline_ns, self.number
+        told = (
+            *(self.top_k, self.unknown, self.catalog_version, self.deadline_ns, self.number),
+            *(self.began_ns, self.handed_ns),
+        )
         values = np.array(told, np.int64)
         if self.rules:
             values = np.concatenate([values, np.frombuffer(self.rules, np.int64)])
@@ -62,15 +69,16 @@ class Stamp:
     @classmethod
     def of(cls, request: Any) -> Stamp:
         values = tensor(request, "stamp")[0]
-        top_k, unknown, version, deadline_ns, number = values[:_TOLD].tolist()
-        return cls(top_k, unknown, version, deadline_ns, number, values[_TOLD:].tobytes())
+        return cls(*values[:_TOLD].tolist(), values[_TOLD:].tobytes())
 
 
 class Step(ABC, Generic[Input]):
     """A Triton Python model that answers each request of a batch on its own terms.
 
-    Subclasses read one request, and run all that were read as one batch.
+    Subclasses read one request, and run all that were read as one batch. waits: whether another step comes before.
     """
+
+    waits = True
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -79,7 +87,10 @@ class Step(ABC, Generic[Input]):
         self.instance = int(args["model_instance_name"].rpartition("_")[2])
         self.bundle = Bundle(open_folder(self.parameters["bundle"]))
         self._books: dict[tuple[tuple[str, str], ...], RuleBook] = {}
+        self.page = Page({"bundle_version": self.bundle.manifest.bundle_version})
+        self._times = StepTimes(self.page, args["model_name"], self.waits)
         self.setup()
+        self.page.start()
 
     @abstractmethod
     def setup(self) -> None:
@@ -96,11 +107,16 @@ class Step(ABC, Generic[Input]):
     def read(self, request: Any) -> Input:
         """Read and check one request. Raises InvalidRequest, DeadlineExceeded or StaleVersion to refuse it."""
 
+    def handed_ns(self, read: Input) -> int:
+        """When the step before handed a request over, on CLOCK_MONOTONIC; of a step with `waits`."""
+        raise NotImplementedError
+
     @abstractmethod
     def run(self, inputs: list[Input]) -> list[list[Any]]:
         """Output tensors of each of `inputs`, in order."""
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        began = time.monotonic_ns()
         responses: list[Any] = [None] * len(requests)
         inputs, places = [], []
         for place, request in enumerate(requests):
@@ -111,7 +127,13 @@ class Step(ABC, Generic[Input]):
                 responses[place] = _refusal(error)
         for place, response in zip(places, self._responses(inputs), strict=True):
             responses[place] = response
+        self._observe(inputs, began)
         return responses
+
+    def _observe(self, inputs: list[Input], began_ns: int) -> None:
+        if inputs:
+            handed = [self.handed_ns(one) if self.waits else 0 for one in inputs]
+            self._times.observe(handed, began_ns, time.monotonic_ns())
 
     def execute_in_parts(self, requests: list[Any], parts: Iterable[Sequence[int]]) -> list[Any]:
         """What `execute` returns where each part of the requests, by place, is run and answered before the next."""
@@ -140,15 +162,25 @@ class Step(ABC, Generic[Input]):
         begin(input, cancelled): starts one request; cancelled() says whether its client has gone. Raises InvalidRequest
         to refuse it. tensors(result): the output tensors of what became of it.
         """
+        began = time.monotonic_ns()
         responses: list[Any] = []
         for request in requests:
             try:
                 read, sender = self.read(request), request.get_response_sender()
-                begin(read, sender.is_cancelled).add_done_callback(partial(_send, sender, tensors))
+                begun = begin(read, sender.is_cancelled)
+                begun.add_done_callback(partial(_send, sender, tensors))
+                begun.add_done_callback(partial(self._observe_one, read, began))
                 responses.append(None)  # `sender` answers it
             except Exception as error:
                 responses.append(_refusal(error))
         return responses
+
+    def _observe_one(self, read: Input, began_ns: int, answered: Future[Any]) -> None:
+        self._observe([read], began_ns)
+
+    def finalize(self) -> None:
+        """Write the last figures; subclasses close what they opened."""
+        self.page.close()
 
     def versions(
         self, make: Callable[[CatalogView, BucketView, Callable[[], PrefixTable]], Made]

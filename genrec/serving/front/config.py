@@ -35,6 +35,11 @@ _GRPC_ERRORS = {
     503: (14, "the server is not there"),
     504: (14, "the server does not answer"),
 }
+# Triton traces whatever brings a context, also one that its client does not want to be traced: without bit 0.
+_NOT_TRACED = (
+    "    http-request del-header traceparent unless { req.hdr(traceparent) -m reg "
+    "^[0-9a-f][0-9a-f]-[0-9a-f]+-[0-9a-f]+-[0-9a-f][13579bdf] }"
+)
 # Triton 2.51 blames itself for what a client wrote.
 _BLAMED = '{"error":"(Unable to (parse|set)|failed to parse|failed to get request params)'
 
@@ -131,6 +136,7 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
         "    http-after-response set-header content-type application/grpc unless { res.fhdr_cnt(content-type) gt 0 }",
         # With it Triton ends a stream by the status of what failed, and sometimes itself.
         "    http-request del-header triton_grpc_error",
+        _NOT_TRACED,
         # HAProxy 2.6 loses an answer that it gives before the end of a request. Of a stream there may be none.
         f"    http-request wait-for-body time {_WAIT_S}s if !streams",
     ]
@@ -178,6 +184,7 @@ def _http(socket: Path, address: str, model: str | None, most: int) -> list[str]
         f"    acl asked path -m reg {HTTP_ASKED}",
         f"    acl large req.body_size gt {most}",
         "    http-request del-header upgrade",
+        _NOT_TRACED,
         _refused(403, "this call is closed here", "unless infer METH_POST or asked METH_GET"),
         _refused(413, f"the body has more than {most} bytes", "if large"),
         _refused(400, "this call has no body", "if asked { req.body_size gt 0 }"),

@@ -22,7 +22,7 @@ class Refuse(MetaPathFinder):
 sys.meta_path.insert(0, Refuse())
 for file in {files}:
     for module in re.findall(r"^from (genrec[.\\w]*) import", Path(file).read_text(), re.M):
-        if module not in ("genrec.serving.step", "genrec.serving.metrics"):  # they import Triton's own module
+        if module not in ("genrec.serving.page", "genrec.serving.step", "genrec.serving.metrics"):  # they import Triton's own module
             importlib.import_module(module)
 for module in ("genrec.serving.serve", "genrec.serving.statistics", "genrec.engines.onnx", "genrec.pipeline"):
     importlib.import_module(module)
