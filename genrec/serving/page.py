@@ -106,7 +106,7 @@ class Page:
     def _metric(self, name: str, text: str, kind: Any, labels: Mapping[str, str]) -> Any:
         if name not in self._families:
             self._families[name] = pb.MetricFamily(name=name, description=text, kind=kind)
-        return self._families[name].Metric(labels=self._labels | labels)
+        return self._families[name].Metric(labels={**self._labels, **labels})
 
     def _publish_regularly(self) -> None:
         closing = False

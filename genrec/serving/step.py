@@ -69,7 +69,9 @@ class Stamp:
     @classmethod
     def of(cls, request: Any) -> Stamp:
         values = tensor(request, "stamp")[0]
-        return cls(*values[:_TOLD].tolist(), values[_TOLD:].tobytes())
+        rules = values[_TOLD:].tobytes()
+        top_k, unknown, version, deadline_ns, number, began_ns, handed_ns = values[:_TOLD].tolist()
+        return cls(top_k, unknown, version, deadline_ns, number, began_ns, handed_ns, rules)
 
 
 class Step(ABC, Generic[Input]):
