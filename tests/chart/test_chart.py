@@ -43,6 +43,7 @@ EVERYTHING: dict[str, Any] = {
     "gateway": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["recs.example"]},
     "ingress": {"enabled": True, "host": "recs.example", "tlsSecret": "web"},
     "tls": {"secretName": "recs-tls", "clientAuth": True},
+    "traces": {"collector": "http://collector.observability:4318", "oneIn": 1000},
     "autoscaling": {"mode": "keda", "prometheusAddress": "http://prometheus:9090"},
     "server": {"env": [{"name": "A", "value": "b"}], "extraArgs": ["--timeout-ms=50"]},
     "nodeSelector": {"pool": "recs"},
@@ -144,6 +145,8 @@ def test_the_validator_can_fail(chart: Rendered) -> None:
         ({"rules": {"deny": [4711]}}, "/rules/deny/0"),
         ({"rules": {"explain": True}}, "'explain'"),
         ({"rules": "in_stock"}, "/rules"),
+        ({"traces": {"collector": "collector:4318"}}, "/traces/collector"),
+        ({"traces": {"oneIn": -1}}, "/traces/oneIn"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_path(chart: Rendered, values: dict[str, Any], path: str) -> None:
@@ -357,6 +360,26 @@ def test_the_way_to_the_store_is_open_and_no_other(
     }
     egress = one(chart(values), "NetworkPolicy")["spec"]["egress"]
     assert [port["port"] for rule in egress for port in rule["ports"]] == ports
+
+
+@pytest.mark.parametrize(
+    ("collector", "ports"),
+    [
+        ("", []),
+        ("http://collector.observability:4318", [53, 53, 5353, 5353, 4318]),
+        ("https://otlp.example/v1/traces", [53, 53, 5353, 5353, 443]),
+        ("http://collector:9999/v1/traces", [53, 53, 5353, 5353, 9999]),
+    ],
+)
+def test_traces_have_their_way_out(chart: Rendered, collector: str, ports: list[int]) -> None:
+    manifests = chart({"traces": {"collector": collector, "oneIn": 50}})
+    told = [argument for argument in server(manifests)["args"] if argument.startswith("--trace")]
+    assert told == ([f"--traces={collector}", "--trace-one-in=50"] if collector else [])
+    egress = one(manifests, "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for rule in egress for port in rule["ports"]] == ports
+    narrow = {"networkPolicy": {"tracesEgress": [{"ports": [{"protocol": "TCP", "port": 1}]}]}}
+    egress = one(chart(merged({"traces": {"collector": "http://c:4318"}}, narrow)), "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for rule in egress for port in rule["ports"]] == [53, 53, 5353, 5353, 1]
 
 
 def test_without_rules_nothing_is_there_for_them(chart: Rendered) -> None:
