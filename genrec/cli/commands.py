@@ -19,6 +19,7 @@ COMMANDS = {
     "build": BUILDERS,
     "checkpoint.check": BUILDERS,
     "check": OWN,
+    "doctor": OWN,
     "serve": OWN,
     "render": OWN,
     "plan": OWN,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from genrec import __version__
 from genrec.catalog.published import OneVersion, Published
 from genrec.live.drift import ERROR_LIMIT, PSI_LIMIT
 from genrec.live.status import Status
@@ -78,6 +79,7 @@ class Metrics:
         self._latency = page.histogram("genrec_request_seconds", "Time of an answered request in the steps")
         gauges = _GAUGES | (_LIVE_GAUGES if root else {})
         self._gauges = {name: page.gauge(name, text) for name, text in gauges.items()}
+        page.gauge("genrec_build_info", "1, with the version of genrec that answers", version=__version__).set(1)
         self._shown: dict[str, float] = {}
         self._show()
         page.before(self._show)

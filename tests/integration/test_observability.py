@@ -21,7 +21,9 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
+from genrec import __version__
 from genrec.bundle import Bundle
+from genrec.cli.main import main
 from genrec.live.init import init_catalog
 from genrec.serving.front import Front, FrontError
 from genrec.serving.repository import STEPS, Deployment
@@ -98,6 +100,22 @@ def test_the_page_lists_every_metric_of_a_server_and_no_other(served: Served) ->
     shown = families(page_of(served.server.metrics_url))
     assert shown == listed - tables["With knowledge texts"] - tables["The front's"]
     assert tables["The front's"] <= families(page_of(served.front.metrics_url))
+
+
+def test_the_doctor_finds_the_server_well_and_says_what_is_not(
+    served: Served, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: object) -> tuple[int, dict[str, dict[str, str]]]:
+        code = main(["doctor", *map(str, words), "--json"])
+        found = json.loads(capsys.readouterr().out)
+        return code, {one["name"]: one for one in found if one["subject"] == "server"}
+
+    code, found = run(bundle.path, "--server", served.front.grpc_url, "--metrics", served.server.metrics_url)
+    assert code == 0 and {one["verdict"] for one in found.values()} == {"ok"}
+    assert found.keys() == {"ready", "answer", "bundle", "metrics", "versions"}
+    assert f"server {__version__}" in found["versions"]["found"]
+    code, found = run("--server", served.front.grpc_url, "--metrics", served.front.http_url.join(("http://", "/no")))
+    assert code == 1 and found["metrics"]["verdict"] == "wrong" and found["answer"]["verdict"] == "ok"
 
 
 class Prometheus:
@@ -191,7 +209,9 @@ def test_prometheus_scrapes_both_pages_and_computes_quantiles_and_alerts(
     assert steps.keys() == set(STEPS) and all(0 < ms < 3 * whole for ms in steps.values())
     assert quantile("genrec_step_queue_seconds", "le, step", 2).keys() == {"backbone", "verifier"}
     passed = 'sum(increase(haproxy_frontend_http_requests_total{proxy="grpc"}[10s]))'
-    prometheus.until("query", lambda found: bool(found["result"]) and float(found["result"][0]["value"][1]) > 1, query=passed)
+    prometheus.until(
+        "query", lambda found: bool(found["result"]) and float(found["result"][0]["value"][1]) > 1, query=passed
+    )
 
     def evaluated(found: Any) -> bool:
         rules = {rule["name"]: rule for group in found["groups"] for rule in group["rules"]}
