@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,8 +16,10 @@ from genrec.cli.arguments import BundlePath, StorageOptions, one_of, storage_opt
 from genrec.cli.rules import RulesFile, deployment_rules
 from genrec.cli.tune import AIMS, best_deployment
 from genrec.engines import ENGINES, PRECISIONS, require_installed
+from genrec.serving.request_log import LOGGED, OFF
+from genrec.serving.triton.log import JsonLines, json_line
 
-AUTO = "auto"
+AUTO, JSON = "auto", "json"
 
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")]
 
@@ -145,6 +148,20 @@ def serve(
         Optional[str],
         typer.Option(help="Send OpenTelemetry traces to this collector of OTLP over HTTP, as http://collector:4318."),
     ] = None,
+    log_format: Annotated[
+        str,
+        typer.Option(help="Of what this writes and its servers write: text, or json.", callback=one_of(("text", JSON))),
+    ] = "text",
+    log_requests: Annotated[
+        str,
+        typer.Option(
+            help="Log single requests by their ids: refused ones, or all, in every step. Nothing of what they hold.",
+            callback=one_of(LOGGED),
+        ),
+    ] = OFF,
+    log_messages: Annotated[
+        bool, typer.Option(help="Log why they are refused, in full: that may name items, attributes or queries.")
+    ] = False,
     trace_one_in: Annotated[
         int,
         typer.Option(min=0, help="Of requests whose client traces nothing, trace one in so many; 0 for none."),
@@ -157,6 +174,8 @@ def serve(
     from genrec.serving.serve import LiveCatalog, prepare_server
     from genrec.serving.triton import ServerTls, trace_flags
 
+    if log_format == JSON:
+        sys.stderr = JsonLines(sys.stderr)
     store_options = storage_options(storage_option)
     if catalog is None and (catalog_cache is not None or store_options):
         raise typer.BadParameter("--catalog-cache and --storage-option go with --catalog, which is missing")
@@ -184,6 +203,8 @@ def serve(
             texts_at_once,
             rules_memory_mb=rules_memory_mb,
             precision=precision,
+            log_requests=log_requests,
+            log_messages=log_messages,
         )
     require_installed(engine)
     if knowledge is not None:
@@ -237,7 +258,8 @@ def serve(
                 why_not = partial(not_ready, reached.http_url, live.cache if live else None, max_lag_s)
                 port = running.enter_context(readiness_endpoint(host, ready_port, why_not))
                 urls += f", readiness {host}:{port}/ready"
-            typer.echo(f"ready: {urls}")
+            told = f"ready: {urls}"
+            typer.echo(json_line(told) if log_format == JSON else told)
 
         code = server.run_forever(on_ready=announce, fault=before.fault if before else str)
     raise typer.Exit(code)

@@ -28,6 +28,7 @@ from genrec.catalog.published import MASKS, Entry, OneVersion, Published, keep_v
 from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, StaleVersion
 from genrec.rules import RuleBook
 from genrec.serving.page import Page, StepTimes
+from genrec.serving.request_log import RequestLog
 
 Input = TypeVar("Input")
 Made = TypeVar("Made")
@@ -90,6 +91,8 @@ class Step(ABC, Generic[Input]):
         self.bundle = Bundle(open_folder(self.parameters["bundle"]))
         self._books: dict[tuple[tuple[str, str], ...], RuleBook] = {}
         self.page = Page({"bundle_version": self.bundle.manifest.bundle_version})
+        wanted, messages = self.parameters["log_requests"], self.parameters["log_messages"] == "true"
+        self._log = RequestLog(args["model_name"], wanted, messages)
         self._times = StepTimes(self.page, args["model_name"], self.waits)
         self.setup()
         self.page.start()
@@ -120,22 +123,33 @@ class Step(ABC, Generic[Input]):
     def execute(self, requests: list[Any]) -> list[Any]:
         began = time.monotonic_ns()
         responses: list[Any] = [None] * len(requests)
-        inputs, places = [], []
+        inputs: list[Input] = []
+        places = []
         for place, request in enumerate(requests):
             try:
                 inputs.append(self.read(request))
                 places.append(place)
             except Exception as error:
-                responses[place] = _refusal(error)
-        for place, response in zip(places, self._responses(inputs), strict=True):
+                responses[place] = self._refused(request, error)
+        going_on = [requests[place] for place in places]
+        for place, response in zip(places, self._responses(going_on, inputs), strict=True):
             responses[place] = response
-        self._observe(inputs, began)
+        self._observe(going_on, inputs, began)
         return responses
 
-    def _observe(self, inputs: list[Input], began_ns: int) -> None:
-        if inputs:
-            handed = [self.handed_ns(one) if self.waits else 0 for one in inputs]
-            self._times.observe(handed, began_ns, time.monotonic_ns())
+    def _observe(self, requests: list[Any], inputs: list[Input], began_ns: int) -> None:
+        if not inputs:
+            return
+        handed, ended_ns = [self.handed_ns(one) if self.waits else 0 for one in inputs], time.monotonic_ns()
+        self._times.observe(handed, began_ns, ended_ns)
+        if self._log.answers:
+            self._log.answered([request.request_id() for request in requests], began_ns, ended_ns)
+
+    def _refused(self, request: Any, error: BaseException) -> Any:
+        """The answer to a request that failed with `error`."""
+        code, status, reason, message = _refusal(error)
+        self._log.refused(request.request_id(), status, reason, message)
+        return pb.InferenceResponse(error=pb.TritonError(message, getattr(pb.TritonError, code)))
 
     def execute_in_parts(self, requests: list[Any], parts: Iterable[Sequence[int]]) -> list[Any]:
         """What `execute` returns where each part of the requests, by place, is run and answered before the next."""
@@ -145,13 +159,16 @@ class Step(ABC, Generic[Input]):
                 sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         return [None] * len(requests)  # they have their answers
 
-    def _responses(self, inputs: list[Input]) -> list[Any]:
+    def _responses(self, requests: list[Any], inputs: list[Input]) -> list[Any]:
         try:
             return [pb.InferenceResponse(tensors) for tensors in self.run(inputs)] if inputs else []
         except Exception as error:
             if len(inputs) == 1:
-                return [_refusal(error)]
-            return [self._responses([one])[0] for one in inputs]  # one bad request must not fail its batch
+                return [self._refused(requests[0], error)]
+            each = zip(requests, inputs, strict=True)
+            return [
+                self._responses([request], [one])[0] for request, one in each
+            ]  # one bad request must not fail its batch
 
     def execute_in_flight(
         self,
@@ -170,15 +187,23 @@ class Step(ABC, Generic[Input]):
             try:
                 read, sender = self.read(request), request.get_response_sender()
                 begun = begin(read, sender.is_cancelled)
-                begun.add_done_callback(partial(_send, sender, tensors))
-                begun.add_done_callback(partial(self._observe_one, read, began))
+                begun.add_done_callback(partial(self._send, request, sender, tensors))
+                begun.add_done_callback(partial(self._observe_one, request, read, began))
                 responses.append(None)  # `sender` answers it
             except Exception as error:
-                responses.append(_refusal(error))
+                responses.append(self._refused(request, error))
         return responses
 
-    def _observe_one(self, read: Input, began_ns: int, answered: Future[Any]) -> None:
-        self._observe([read], began_ns)
+    def _send(self, request: Any, sender: Any, tensors: Callable[[Result], list[Any]], future: Future[Result]) -> None:
+        """Answer a request in flight with what became of it."""
+        try:
+            response = pb.InferenceResponse(tensors(future.result()))
+        except (Exception, CancelledError) as error:
+            response = self._refused(request, error)
+        sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _observe_one(self, request: Any, read: Input, began_ns: int, answered: Future[Any]) -> None:
+        self._observe([request], [read], began_ns)
 
     def finalize(self) -> None:
         """Write the last figures; subclasses close what they opened."""
@@ -260,26 +285,17 @@ def optional(request: Any, name: str, convert: Callable[[np.ndarray], Any], defa
     return default if found is None else convert(found.as_numpy())
 
 
-def _send(sender: Any, tensors: Callable[[Result], list[Any]], future: Future[Result]) -> None:
-    """Answer a request in flight with what became of it."""
-    try:
-        response = pb.InferenceResponse(tensors(future.result()))
-    except (Exception, CancelledError) as error:
-        response = _refusal(error)
-    sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+def _refusal(error: BaseException) -> tuple[str, str, str, str]:
+    """What a request ends in that failed with `error`; after a defect of ours the server stays.
 
-
-def _refusal(error: BaseException) -> Any:
-    """The answer to a request that failed with `error`; after a defect of ours the server stays."""
+    The code as the backend names it, and as gRPC does; the reason in one word, for the log; the message.
+    """
     if isinstance(error, InvalidRequest):
-        return _error(str(error), pb.TritonError.INVALID_ARG)
-    if isinstance(error, (DeadlineExceeded, Overloaded, StaleVersion)):
-        return _error(str(error), pb.TritonError.UNAVAILABLE)
+        return "INVALID_ARG", "INVALID_ARGUMENT", "invalid", str(error)
+    for kind, reason in ((DeadlineExceeded, "late"), (Overloaded, "overloaded"), (StaleVersion, "stale")):
+        if isinstance(error, kind):
+            return "UNAVAILABLE", "UNAVAILABLE", reason, str(error)
     if isinstance(error, (Cancelled, CancelledError)):
-        return _error(str(error) or "the server shuts down", pb.TritonError.CANCELLED)
+        return "CANCELLED", "CANCELLED", "cancelled", str(error) or "the server shuts down"
     pb.Logger.log_error("".join(traceback.format_exception(error)))
-    return _error("internal error, see the server's log", pb.TritonError.INTERNAL)
-
-
-def _error(message: str, code: int) -> Any:
-    return pb.InferenceResponse(error=pb.TritonError(message, code))
+    return "INTERNAL", "INTERNAL", "failed", "internal error, see the server's log"

@@ -1,4 +1,4 @@
-"""What an operator sees of a server: metrics by a real Prometheus, traces by an OTLP receiver."""
+"""What an operator sees of a server: metrics by a real Prometheus, traces by an OTLP receiver, logs of requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from genrec.serving.repository import STEPS, Deployment
 from genrec.serving.serve import LiveCatalog, serve_bundle
 from genrec.serving.triton import TritonServer, trace_flags
 from genrec.serving.triton.ports import choose_ports
-from genrec_client import Recommender
+from genrec_client import InvalidRequest, Recommender
 from k8s.rendering import REQUIRED, merged, render
 from tests.needs import missing
 from tests.otlp import Received, attributes, otlp_receiver
@@ -44,6 +44,7 @@ class Served:
     server: TritonServer
     front: Front
     received: Received
+    log: Path
 
     def client(self, **options: Any) -> Recommender:
         return Recommender(self.front.grpc_url, timeout_s=30.0, **options)
@@ -63,7 +64,7 @@ def served(bundle: Bundle, deployment: Deployment, tmp_path_factory: pytest.Temp
         server = running.enter_context(
             serve_bundle(
                 bundle.path,
-                deployment,
+                replace(deployment, log_requests="all"),
                 live,
                 sockets=front.sockets,
                 log_path=folder / "log",
@@ -71,7 +72,7 @@ def served(bundle: Bundle, deployment: Deployment, tmp_path_factory: pytest.Temp
                 env={"OTEL_BSP_SCHEDULE_DELAY": "100"},
             )
         )
-        yield Served(server, front, received)
+        yield Served(server, front, received, folder / "log")
 
 
 def page_of(url: str) -> str:
@@ -269,3 +270,29 @@ def test_what_the_caller_does_not_trace_is_not_traced(served: Served, monkeypatc
     served.received.of_trace(0xABD, complete)
     quiet = {attributes(span).get("triton.request_id") for span in served.received.spans}
     assert "quiet-True" in quiet and "quiet-False" not in quiet
+
+
+def test_the_log_has_a_request_in_every_step_by_its_id_and_nothing_of_what_it_holds(served: Served) -> None:
+    with served.client() as client:
+        answer = client.recommend(HISTORY)
+        with pytest.raises(InvalidRequest) as refusal:
+            client.recommend(HISTORY, top_k=99_999, request_id="asks-for-too-much")
+    assert refusal.value.request_id == "asks-for-too-much"
+
+    def lines_of(request_id: str, count: int) -> list[dict[str, Any]]:
+        until = time.monotonic() + 5.0
+        while True:
+            lines = [json.loads(line) for line in served.log.read_text().splitlines() if line.startswith('{"time": ')]
+            found = [line for line in lines if line["request_id"] == request_id]
+            if len(found) == count:
+                return found
+            assert time.monotonic() < until, found
+            time.sleep(0.05)
+
+    answered = lines_of(answer.request_id, len(STEPS))
+    assert [line["source"] for line in answered] == [*STEPS]
+    assert all(line["outcome"] == "answered" and line["ms"] > 0 and line["batch"] == 1 for line in answered)
+    (refused,) = lines_of("asks-for-too-much", 1)
+    told = {"outcome": "refused", "status": "INVALID_ARGUMENT", "reason": "invalid", "input": "top_k"}
+    assert told.items() <= refused.items() and "message" not in refused
+    assert "nobody-may-see" not in served.log.read_text()
