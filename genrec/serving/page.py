@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ _LES = (*(f"{bound:g}" for bound in BOUNDS_S), "+Inf")
 class Histogram:
     """Times in seconds, as Prometheus has them: counters NAME_bucket, by upper bound `le`, NAME_sum and NAME_count.
 
-    Triton has a kind of its own, but that takes a message to the server for each time; these are counted here.
+    Triton has a kind of its own, but that takes a message to the server for each time. Here they are counted when the
+    page is written.
     """
 
     def __init__(self, page: Page, name: str, text: str, labels: Mapping[str, str]) -> None:
@@ -32,25 +33,21 @@ class Histogram:
         ]
         self._sum = page.counter(f"{name}_sum", f"{text}: seconds, all together", **labels)
         self._count = page.counter(f"{name}_count", f"{text}: how many", **labels)
-        self._lock = threading.Lock()
         self._bounds = np.array(BOUNDS_S)
-        self._found, self._seconds = np.zeros(len(_LES), np.int64), 0.0
+        self._ended: deque[tuple[int, Sequence[int]]] = deque()
 
-    def observe(self, seconds: np.ndarray) -> None:
-        """Count times, float64 [n]."""
-        found = np.bincount(np.searchsorted(self._bounds, seconds), minlength=len(_LES))
-        with self._lock:
-            self._found += found
-            self._seconds += float(seconds.sum())
+    def observe(self, ended_ns: int, began_ns: Sequence[int]) -> None:
+        """Count what ended together, by when each began."""
+        self._ended.append((ended_ns, began_ns))
 
     def publish(self) -> None:
-        with self._lock:
-            found, seconds = self._found, self._seconds
-            self._found, self._seconds = np.zeros(len(_LES), np.int64), 0.0
-        if not found.any():
+        batches = [self._ended.popleft() for _ in range(len(self._ended))]
+        if not batches:
             return
-        self._sum.increment(seconds)
-        self._count.increment(int(found.sum()))
+        seconds = np.array([ended - began for ended, together in batches for began in together]) / 1e9
+        found = np.bincount(np.searchsorted(self._bounds, seconds), minlength=len(_LES))
+        self._sum.increment(float(seconds.sum()))
+        self._count.increment(seconds.size)
         # The largest first: whoever reads the page meanwhile never finds more in a bucket than in the next one.
         for bucket, more in zip(reversed(self._buckets), reversed(np.cumsum(found).tolist()), strict=True):
             if more:
@@ -137,6 +134,6 @@ class StepTimes:
 
         All on CLOCK_MONOTONIC.
         """
-        self._compute.observe(np.full(len(handed_ns), (ended_ns - began_ns) / 1e9))
+        self._compute.observe(ended_ns, [began_ns] * len(handed_ns))
         if self._queue is not None:
-            self._queue.observe((began_ns - np.array(handed_ns)) / 1e9)
+            self._queue.observe(began_ns, handed_ns)
