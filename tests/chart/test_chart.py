@@ -227,15 +227,17 @@ def test_probes_ask_triton_and_leave_time_to_start(chart: Rendered) -> None:
 
 
 def test_containers_have_no_privileges_and_write_only_where_they_must(chart: Rendered) -> None:
-    for switch in ("defaults", "everything", "oci"):
+    for switch in SWITCHES:
         manifests = chart(SWITCHES[switch])
         for spec in (pod(manifests), one(manifests, "Pod")["spec"]):
             assert spec["automountServiceAccountToken"] is False
             assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 10000
+            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
             for container in [*spec.get("initContainers", []), *spec["containers"]]:
                 security = container["securityContext"]
                 assert security["readOnlyRootFilesystem"] and security["runAsNonRoot"]
                 assert not security["allowPrivilegeEscalation"] and security["capabilities"] == {"drop": ["ALL"]}
+                assert security["seccompProfile"] == {"type": "RuntimeDefault"} and not security.get("privileged")
                 assert container["resources"]["limits"]["memory"]
         mounts = {mount["mountPath"]: mount for mount in server(manifests)["volumeMounts"]}
         assert mounts["/bundle"]["readOnly"] and {"/tmp", "/dev/shm"} < mounts.keys()
