@@ -176,6 +176,10 @@ def serve(
 
     if log_format == JSON:
         sys.stderr = JsonLines(sys.stderr)
+    if traces is None and trace_one_in:
+        raise typer.BadParameter("--trace-one-in goes with --traces, which is missing")
+    with usage("--traces", traces or ""):
+        tracing = trace_flags(traces, trace_one_in) if traces else []
     store_options = storage_options(storage_option)
     if catalog is None and (catalog_cache is not None or store_options):
         raise typer.BadParameter("--catalog-cache and --storage-option go with --catalog, which is missing")
@@ -218,12 +222,7 @@ def serve(
         # The attributes of a live catalogue are known when it is followed: the server checks against them.
         text = deployment_rules(rules, bundle_path if catalog is None else None)
         deployment = replace(deployment, rules=text)
-    if traces is None and trace_one_in:
-        raise typer.BadParameter("--trace-one-in goes with --traces, which is missing")
-    options: dict[str, Any] = {"exit_timeout": exit_timeout_s}
-    if traces is not None:
-        with usage("--traces", traces):
-            options["extra_args"] = trace_flags(traces, trace_one_in)
+    options: dict[str, Any] = {"exit_timeout": exit_timeout_s, "extra_args": tracing}
     with ExitStack() as running:
         before = None
         if with_front:

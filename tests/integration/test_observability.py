@@ -89,7 +89,7 @@ def families(page: str) -> set[str]:
 
 def documented() -> dict[str, set[str]]:
     """The tables' metrics by their section."""
-    sections = re.split(r"^### ", PAGE.read_text(), flags=re.M)[1:]
+    sections = re.split(r"^### ", PAGE.read_text().partition("\n## Traces\n")[0], flags=re.M)[1:]
     return {text.partition("\n")[0]: set(re.findall(r"^\| `(\w+)` \| \w+ \|", text, re.M)) for text in sections}
 
 
