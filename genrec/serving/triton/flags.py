@@ -71,7 +71,7 @@ def trace_flags(collector: str, one_in: int = 0) -> list[str]:
         raise ValueError(f"{collector!r} is no address of a collector; give one such as http://collector:4318")
     path = parts.path.rstrip("/") or "/v1/traces"
     settings = (
-        *("mode=opentelemetry", f"rate={one_in}", "level=TIMESTAMPS"),  # TENSORS would show histories
+        *("mode=opentelemetry", f"rate={one_in}", "level=TIMESTAMPS"),
         f"opentelemetry,url={parts.scheme}://{parts.netloc}{path}",
         f"opentelemetry,resource=service.name={SERVICE}",
     )
