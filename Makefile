@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-fast test-kernels test-slow soak fuzz knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock clean
+.PHONY: help docs demo test test-fast test-kernels test-slow soak fuzz knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock lock-image sbom audit clean
 
 $(INSTALLED): pyproject.toml constraints.txt builders/pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -164,6 +164,36 @@ lock:  ## Resolve constraints.txt again, for the oldest supported Python. Needs 
 	mkdir -p build && printf '%s\n' '-e .[dev]' '-e ./builders' '-e ./client' > build/requirements.in
 	uv pip compile build/requirements.in --python $(PYTHON) --no-header --no-annotate $(UV_ARGS) -q --upgrade -o constraints.txt
 	sed -i -E '/^(-e |(torch|triton|nvidia-(cu|nc|nv)[a-z0-9-]*|cuda-[a-z]+)==)/d' constraints.txt
+	$(MAKE) lock-image
+
+IMAGE_LOCK := k8s/images/cpu/requirements.txt
+IMAGE_EXTRAS := serve query triton catalog openvino signing
+IMAGE_PYTHON ?= python3.11
+
+# The pins are those of constraints.txt; the hashes have to be those of PyPI, so no other index is asked.
+lock-image:  ## Write the CPU image's requirements with hashes, of what constraints.txt pins. Needs uv and Python 3.11.
+	mkdir -p build
+	$(IMAGE_PYTHON) k8s/images/requirements.py $(IMAGE_EXTRAS) < pyproject.toml > build/image.in
+	$(IMAGE_PYTHON) k8s/images/requirements.py < client/pyproject.toml >> build/image.in
+	uv pip compile build/image.in -c constraints.txt --default-index https://pypi.org/simple --generate-hashes -q \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_36 --no-header --no-annotate -o $(IMAGE_LOCK)
+
+build/image/.installed: $(IMAGE_LOCK) k8s/images/cpu/unused.txt
+	$(IMAGE_PYTHON) -m venv --clear build/image
+	build/image/bin/pip install -q --disable-pip-version-check $(PIP_ARGS) --require-hashes -r $(IMAGE_LOCK)
+	build/image/bin/pip uninstall -q -y -r k8s/images/cpu/unused.txt
+	touch $@
+
+build/supply/bin/pip-audit:
+	$(PYTHON) -m venv build/supply
+	build/supply/bin/pip install -q --disable-pip-version-check $(PIP_ARGS) cyclonedx-bom==7.5.0 pip-licenses==5.5.5 pip-audit==2.10.1
+
+sbom: build/image/.installed build/supply/bin/pip-audit  ## The CPU image's Python packages: build/sbom.cdx.json (CycloneDX), build/licences.md.
+	build/supply/bin/cyclonedx-py environment --output-reproducible --of JSON -o build/sbom.cdx.json build/image/bin/python
+	build/supply/bin/pip-licenses --python=build/image/bin/python --from=mixed --format=markdown --output-file=build/licences.md
+
+audit: build/supply/bin/pip-audit  ## Known vulnerabilities of the CPU image's packages. Needs the network: PyPI's database, or AUDIT_ARGS="-s osv".
+	build/supply/bin/pip-audit $(AUDIT_ARGS) --disable-pip --no-deps -r $(IMAGE_LOCK)
 
 clean:  ## Remove data, bundles and environments that the other targets made.
 	rm -rf build $(VENV) $(SERVE_VENV) .venv-checkov .perf-analyzer

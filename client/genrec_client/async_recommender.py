@@ -81,7 +81,7 @@ class AsyncRecommender(BaseRecommender[_Answer, _AnswersOrErrors, _Answers]):
         request, limit_s = self._ready_request(timeout_s)
 
         async def ask(url: str, stub: Any) -> Readiness:
-            return self._readiness_of(url, *await self._send(stub.ModelReady, request, limit_s))
+            return self._readiness_of(url, *await self._send(stub.ModelReady, request, limit_s, self._context.metadata))
 
         return tuple(await asyncio.gather(*map(ask, self._context.urls, self._stubs)))
 
@@ -90,7 +90,9 @@ class AsyncRecommender(BaseRecommender[_Answer, _AnswersOrErrors, _Answers]):
         try:
             while True:
                 address, remaining_s = call.begin_attempt()
-                code, message, response = await self._send(self._stubs[address].ModelInfer, call.message, remaining_s)
+                code, message, response = await self._send(
+                    self._stubs[address].ModelInfer, call.message, remaining_s, call.metadata
+                )
                 if code == "OK":
                     return call.succeed(response)
                 delay_s = call.fail(code, message)
@@ -128,10 +130,12 @@ class AsyncRecommender(BaseRecommender[_Answer, _AnswersOrErrors, _Answers]):
             await asyncio.wait(workers)
         return results
 
-    async def _send(self, method: Callable[..., Any], message: Any, timeout_s: float) -> _Outcome:
+    async def _send(
+        self, method: Callable[..., Any], message: Any, timeout_s: float, metadata: tuple[tuple[str, str], ...]
+    ) -> _Outcome:
         async def exchange() -> _Outcome:
             try:
-                response = await method(message, timeout=timeout_s, metadata=self._metadata)
+                response = await method(message, timeout=timeout_s, metadata=metadata)
             except aio.AioRpcError as error:
                 return error.code().name, error.details() or "", None
             except aio.InternalError:

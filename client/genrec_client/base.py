@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -35,6 +36,16 @@ ManyOrErrors = TypeVar("ManyOrErrors")
 Many = TypeVar("Many")
 
 
+def _span_maker() -> Callable[[wire.InferRequest], Any]:
+    try:
+        from genrec_client.tracing import CallSpan
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"tracing needs {error.name}, which is not installed: pip install 'genrec-client[tracing]'"
+        ) from error
+    return CallSpan
+
+
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether one address would serve requests; `message` says why not."""
@@ -58,6 +69,7 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         token: str | None = None,
         metadata: Sequence[tuple[str, str]] = (),
         channel_options: Sequence[tuple[str, object]] = (),
+        tracing: bool = False,
     ) -> None:
         require_name("model", model)
         require_seconds("timeout_s", timeout_s)
@@ -67,13 +79,16 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         addresses = split_urls(urls, tls=bool(tls))
         self._model = model
         self._timeout_s = timeout_s
-        self._metadata = require_metadata(metadata, token)
+        require_flag("tracing", tracing)
+        headers = require_metadata(metadata, token)
         self._context = CallContext(
             addresses,
             AddressPool(len(addresses), policy.cool_down_s),
             policy,
             RetryBudget(policy.budget_ratio, policy.budget_reserve, policy.budget_capacity),
             Counters(),
+            headers,
+            _span_maker() if tracing else None,
         )
         self._opener = ChannelOpener(tls, channel_options)
         self._channels: list[Channel] = []
@@ -95,13 +110,15 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         query: str | None = None,
         rules: Rules | Mapping[str, Any] | str | None = None,
         timeout_s: float | None = None,
+        request_id: str | None = None,
     ) -> One:
         """Recommend items to one user.
 
         history: item ids, oldest first; may be empty. top_k: items wanted, the bundle's default if None. exclude: item
         ids never to return. allow_history: whether items of the history may come back, no if None. query: text query,
         for bundles that were trained with one. rules: of the shop, for this request; a mapping or JSON text in the
-        server's own form is taken, too. timeout_s: seconds for the call with all its attempts.
+        server's own form is taken, too. timeout_s: seconds for the call with all its attempts. request_id: that logs
+        and traces of the server name it by; made up if None, and told in the answer or the error.
 
         Raises InvalidRequest for a request that is wrong by this client's or the server's judgement, Unavailable if no
         address could answer, DeadlineExceeded if the time ran out, Overloaded if the server or a proxy refused the load
@@ -109,7 +126,9 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         RESOURCE_EXHAUSTED), RecommendError for anything else, such as an error inside the server, and RuntimeError once
         the client is closed.
         """
-        return self._answer(RecommendRequest(history, top_k, exclude, allow_history, query, rules), timeout_s)
+        return self._answer(
+            RecommendRequest(history, top_k, exclude, allow_history, query, rules, request_id), timeout_s
+        )
 
     @overload
     def recommend_many(
@@ -172,6 +191,7 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
     def _call(self, request: RecommendRequest, timeout_s: float | None) -> Call:
         self._ensure_open()
         message = wire.build_request(request, self._model)
+        message.id = message.id or os.urandom(8).hex()
         return Call(self._context, message, self._timeout_s if timeout_s is None else timeout_s)
 
     def _ready_request(self, timeout_s: float | None) -> tuple[Any, float]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from genrec_client import wire
 from genrec_client.addresses import AddressPool
@@ -15,6 +16,9 @@ from genrec_client.errors import DeadlineExceeded, InvalidRequest, RecommendErro
 from genrec_client.recommendations import Recommendations
 from genrec_client.retry import Failure, RetryBudget, RetryPolicy, classify, decide, error_of
 from genrec_client.statistics import Counters
+
+if TYPE_CHECKING:
+    from genrec_client.tracing import CallSpan
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,16 @@ class CallContext:
     policy: RetryPolicy
     budget: RetryBudget
     counters: Counters
+    metadata: tuple[tuple[str, str], ...] = ()
+    begin_span: Callable[[wire.InferRequest], CallSpan] | None = None
     closed: threading.Event = field(default_factory=threading.Event)
 
 
 class Call:
     """The state of one call: its message, its deadline, the addresses it has tried.
 
-    Repeat `begin_attempt`, send `message` to that address, then `succeed` or `fail`; or `abandon` it in between. Not
-    thread-safe: a call belongs to the thread that drives it.
+    Repeat `begin_attempt`, send `message` with `metadata` to that address, then `succeed` or `fail`; or `abandon` it in
+    between. Not thread-safe: a call belongs to the thread that drives it.
     """
 
     def __init__(self, context: CallContext, message: wire.InferRequest, timeout_s: float) -> None:
@@ -46,6 +52,10 @@ class Call:
         self._attempts = 0
         self._address = -1
         self._tried: set[int] = set()
+        self.metadata = context.metadata
+        self._span = None if context.begin_span is None else context.begin_span(message)
+        if self._span is not None:
+            self.metadata += self._span.metadata
 
     def begin_attempt(self) -> tuple[int, float]:
         """Choose where the next attempt goes and how long it may take.
@@ -61,12 +71,12 @@ class Call:
             context.budget.earn()
         else:
             if context.closed.is_set():
-                context.counters.count_failure()
-                raise RecommendError("the client was closed", "CANCELLED", self._attempts, self._url)
+                raise self._failed(RecommendError("the client was closed", "CANCELLED", self._attempts, self._url))
             if remaining_s <= 0:
-                context.counters.count_failure()
-                raise DeadlineExceeded(
-                    "the deadline passed before the retry", "DEADLINE_EXCEEDED", self._attempts, self._url
+                raise self._failed(
+                    DeadlineExceeded(
+                        "the deadline passed before the retry", "DEADLINE_EXCEEDED", self._attempts, self._url
+                    )
                 )
             context.counters.count_retry()
         self._address = context.pool.pick(self._tried)
@@ -79,10 +89,11 @@ class Call:
         """The answer of the last attempt; RecommendError when it breaks the wire contract."""
         latency_ms = (time.monotonic() - self._started) * 1e3
         try:
-            return wire.parse_response(response, latency_ms, self._attempts)
-        except Exception:
-            self._context.counters.count_failure()
-            raise
+            answer = wire.parse_response(response, latency_ms, self._attempts)
+        except RecommendError as error:
+            raise self._failed(error) from error.__cause__
+        self._end("OK")
+        return answer
 
     def fail(self, code: str, message: str) -> float:
         """Note that the last attempt failed.
@@ -110,13 +121,24 @@ class Call:
                 return decision.delay_s
             context.counters.count_refused_retry()
             reason = "not retried: the retry budget is spent"
-        context.counters.count_failure()
-        raise error_of(failure, message, code, self._attempts, self._url, reason)
+        raise self._failed(error_of(failure, message, code, self._attempts, self._url, reason))
 
     def abandon(self) -> None:
         """Note that nobody waits for this call any more; it is not a failure."""
         if self._attempts:
             self._context.counters.count_cancelled()
+        self._end("CANCELLED")
+
+    def _failed(self, error: RecommendError) -> RecommendError:
+        self._context.counters.count_failure()
+        self._end(error.code)
+        error.request_id = self.message.id
+        return error
+
+    def _end(self, code: str) -> None:
+        if self._span is not None:
+            self._span.end(code, self._attempts, self._url if self._attempts else "")
+            self._span = None
 
     @property
     def _url(self) -> str:

@@ -9,8 +9,11 @@ class RecommendError(Exception):
     message: the server's (or gRPC's) own words. code: the gRPC status name, such as "UNAVAILABLE"; "INTERNAL" also
     stands for an answer that breaks the wire contract. attempts: requests sent for this call; 0 when it was refused
     before anything was sent. address: where the last attempt went, "" when there was none. note: why the client did not
-    try again, "" when that goes without saying.
+    try again, "" when that goes without saying. request_id: that the server's log names the request by, "" for one
+    that was not sent.
     """
+
+    request_id = ""
 
     def __init__(self, message: str, code: str, attempts: int = 0, address: str = "", note: str = "") -> None:
         # All of them go to `args`, so that the error survives pickling between worker processes.

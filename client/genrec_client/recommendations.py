@@ -40,7 +40,7 @@ class Recommendations:
     popularity fallback. bundle_version: the bundle that answered. catalog_version: the catalogue that the items are
     from. latency_ms: milliseconds from the call to the answer as this client saw it, all attempts and waits included.
     attempts: requests sent for this answer. explanation: what rules did, if they asked for that; None otherwise, and
-    from a server without rules.
+    from a server without rules. request_id: that the server's log names the request by.
     """
 
     items: tuple[RecommendedItem, ...]
@@ -53,6 +53,7 @@ class Recommendations:
     latency_ms: float
     attempts: int
     explanation: Mapping[str, Any] | None = None
+    request_id: str = ""
 
     @property
     def item_ids(self) -> tuple[str, ...]:

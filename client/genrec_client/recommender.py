@@ -33,10 +33,13 @@ class Recommender(BaseRecommender[Recommendations, list[Recommendations | Recomm
         token: sent with every request as `authorization: Bearer`; use TLS with it.
         metadata: gRPC metadata (headers) sent with every request, keys in lower case.
         channel_options: gRPC channel arguments, which go before the client's own choices.
+        tracing: make an OpenTelemetry span of every call, a child of the caller's current one, and carry it to the
+            server. Needs the extra `tracing`.
 
     Raises:
         ValueError: an address or a number that cannot be used.
         OSError: a TLS file that cannot be read.
+        ImportError: tracing without OpenTelemetry.
     """
 
     def _prepare(self) -> None:
@@ -61,7 +64,7 @@ class Recommender(BaseRecommender[Recommendations, list[Recommendations | Recomm
         while True:
             address, remaining_s = call.begin_attempt()
             try:
-                response = self._stubs[address].ModelInfer(call.message, timeout=remaining_s, metadata=self._metadata)
+                response = self._stubs[address].ModelInfer(call.message, timeout=remaining_s, metadata=call.metadata)
             except grpc.RpcError as error:
                 # `from None`: the message is kept, and gRPC's own trace tells nothing more.
                 try:
@@ -77,7 +80,7 @@ class Recommender(BaseRecommender[Recommendations, list[Recommendations | Recomm
     ) -> list[Any]:
         def send(call: Call) -> Any:
             address, remaining_s = call.begin_attempt()
-            return self._stubs[address].ModelInfer.future(call.message, timeout=remaining_s, metadata=self._metadata)
+            return self._stubs[address].ModelInfer.future(call.message, timeout=remaining_s, metadata=call.metadata)
 
         batch = _Batch(lambda request: self._call(request, timeout_s), send, concurrency, return_exceptions)
         return batch.answer(requests)
@@ -92,7 +95,7 @@ class Recommender(BaseRecommender[Recommendations, list[Recommendations | Recomm
         found = []
         for url, stub in zip(self._context.urls, self._stubs, strict=True):
             try:
-                response = stub.ModelReady(request, timeout=timeout_s, metadata=self._metadata)
+                response = stub.ModelReady(request, timeout=timeout_s, metadata=self._context.metadata)
                 found.append(self._readiness_of(url, "OK", "", response))
             except grpc.RpcError as error:
                 found.append(self._readiness_of(url, error.code().name, error.details() or "", None))

@@ -9,6 +9,7 @@ their detour over numpy object arrays, and one message then serves all attempts 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
@@ -27,6 +28,7 @@ InferRequest: TypeAlias = Any
 InferResponse: TypeAlias = Any
 
 _SOURCES = tuple(Source)
+_ID = re.compile(r"[!-~]{1,128}")
 
 
 def build_request(request: RecommendRequest, model: str) -> InferRequest:
@@ -36,7 +38,7 @@ def build_request(request: RecommendRequest, model: str) -> InferRequest:
     """
     if not isinstance(request, RecommendRequest):
         raise TypeError(f"expected a RecommendRequest, got {type(request).__name__}")
-    message = service_pb2.ModelInferRequest(model_name=model)
+    message = service_pb2.ModelInferRequest(model_name=model, id=_request_id(request.request_id))
     _add_ids(message, "history", request.history)
     if request.top_k is not None:
         _add_int(message, "top_k", request.top_k)
@@ -128,7 +130,20 @@ def parse_response(message: InferResponse, latency_ms: float, attempts: int) -> 
         latency_ms,
         attempts,
         explanation,
+        message.id,
     )
+
+
+def _request_id(given: str | None) -> str:
+    if given is None:
+        return ""
+    if not isinstance(given, str):
+        raise _refuse("request_id", given, "give text")
+    if not _ID.fullmatch(given):
+        raise _invalid(
+            f"request_id: {given[:200]!r} cannot be sent; give 1 to 128 printable ASCII characters without spaces"
+        )
+    return given
 
 
 def _add(message: InferRequest, name: str, datatype: str, length: int, raw: bytes) -> None:

@@ -90,6 +90,24 @@ class Manifest(_Section):
     training: dict[str, Any] = {}
     files: dict[Annotated[str, AfterValidator(_require_inside)], FileSection]
 
+    @property
+    def summary(self) -> str:
+        """What it is, in one line."""
+        return (
+            f"bundle {self.bundle_version}, catalogue {self.catalog.version} with {self.catalog.available} of "
+            f"{self.catalog.items} items available, beam width {self.beam_width}"
+        )
+
+    @property
+    def untrained(self) -> str:
+        """That it was trained on nothing, and why, in words; empty if it was, or nothing is recorded."""
+        curves = self.training.get("curves")
+        losses = curves.get("losses") if isinstance(curves, dict) else None
+        if not isinstance(losses, list) or any(loss is not None for loss in losses):
+            return ""
+        why = f"{len(losses)} epochs without a training step" if losses else "0 epochs"
+        return f"trained on nothing ({why}): its weights are those of the checkpoint that it was built from, or random"
+
 
 def read_manifest(path: Path, data: bytes | None = None) -> Manifest:
     """The manifest at `path`; data: what stands there, if it was read already.

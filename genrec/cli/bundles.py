@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -28,22 +27,6 @@ def check(bundle_path: BundlePath, public_key: PublicKey = None) -> None:
 
     bundle = Bundle(bundle_path, public_key)
     bundle.check()
-    manifest = bundle.manifest
-    typer.echo(
-        f"ok: bundle {manifest.bundle_version}, catalogue {manifest.catalog.version} with "
-        f"{manifest.catalog.available} of {manifest.catalog.items} items available, beam width {manifest.beam_width}"
-    )
-    if why := _untrained(manifest.training):
-        typer.echo(
-            f"warning: trained on nothing ({why}): its weights are those of the checkpoint that it was built from, or "
-            "random"
-        )
-
-
-def _untrained(training: Mapping[str, Any]) -> str:
-    """By a manifest's record of its training, why there was none; empty if there was, or nothing is recorded."""
-    curves = training.get("curves")
-    losses = curves.get("losses") if isinstance(curves, dict) else None
-    if not isinstance(losses, list) or any(loss is not None for loss in losses):
-        return ""
-    return f"{len(losses)} epochs without a training step" if losses else "0 epochs"
+    typer.echo(f"ok: {bundle.manifest.summary}")
+    if bundle.manifest.untrained:
+        typer.echo(f"warning: {bundle.manifest.untrained}")

@@ -20,6 +20,7 @@ COMMANDS = {
     "checkpoint.check": BUILDERS,
     "check": OWN,
     "sign": OWN,
+    "doctor": OWN,
     "serve": OWN,
     "render": OWN,
     "plan": OWN,

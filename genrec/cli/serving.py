@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,8 +16,10 @@ from genrec.cli.arguments import BundlePath, PublicKey, StorageOptions, one_of, 
 from genrec.cli.rules import RulesFile, deployment_rules
 from genrec.cli.tune import AIMS, best_deployment
 from genrec.engines import ENGINES, PRECISIONS, require_installed
+from genrec.serving.request_log import LOGGED, OFF
+from genrec.serving.triton.log import JsonLines, json_line
 
-AUTO = "auto"
+AUTO, JSON = "auto", "json"
 
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")]
 
@@ -147,14 +150,42 @@ def serve(
         typer.Option(help="Only clients with one of these tokens: lines of a name and the token's SHA-256 in hex."),
     ] = None,
     public_key: PublicKey = None,
+    traces: Annotated[
+        Optional[str],
+        typer.Option(help="Send OpenTelemetry traces to this collector of OTLP over HTTP, as http://collector:4318."),
+    ] = None,
+    log_format: Annotated[
+        str,
+        typer.Option(help="Of what this writes and its servers write: text, or json.", callback=one_of(("text", JSON))),
+    ] = "text",
+    log_requests: Annotated[
+        str,
+        typer.Option(
+            help="Log single requests by their ids: refused ones, or all, in every step. Nothing of what they hold.",
+            callback=one_of(LOGGED),
+        ),
+    ] = OFF,
+    log_messages: Annotated[
+        bool, typer.Option(help="Log why they are refused, in full: that may name items, attributes or queries.")
+    ] = False,
+    trace_one_in: Annotated[
+        int,
+        typer.Option(min=0, help="Of requests whose client traces nothing, trace one in so many; 0 for none."),
+    ] = 0,
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
     from genrec.knowledge.settings import KnowledgeSettings
     from genrec.serving.ready import not_ready, readiness_endpoint
     from genrec.serving.repository import Deployment
     from genrec.serving.serve import LiveCatalog, prepare_server
-    from genrec.serving.triton import ServerTls
+    from genrec.serving.triton import ServerTls, trace_flags
 
+    if log_format == JSON:
+        sys.stderr = JsonLines(sys.stderr)
+    if traces is None and trace_one_in:
+        raise typer.BadParameter("--trace-one-in goes with --traces, which is missing")
+    with usage("--traces", traces or ""):
+        tracing = trace_flags(traces, trace_one_in) if traces else []
     store_options = storage_options(storage_option)
     if catalog is None and (catalog_cache is not None or store_options):
         raise typer.BadParameter("--catalog-cache and --storage-option go with --catalog, which is missing")
@@ -182,6 +213,8 @@ def serve(
             texts_at_once,
             rules_memory_mb=rules_memory_mb,
             precision=precision,
+            log_requests=log_requests,
+            log_messages=log_messages,
         )
     require_installed(engine)
     if knowledge is not None:
@@ -197,7 +230,7 @@ def serve(
         # The attributes of a live catalogue are known when it is followed: the server checks against them.
         text = deployment_rules(rules, bundle_path if catalog is None else None)
         deployment = replace(deployment, rules=text)
-    options: dict[str, Any] = {"exit_timeout": exit_timeout_s}
+    options: dict[str, Any] = {"exit_timeout": exit_timeout_s, "extra_args": tracing}
     with ExitStack() as running:
         before = None
         if with_front:
@@ -233,7 +266,8 @@ def serve(
                 why_not = partial(not_ready, reached.http_url, live.cache if live else None, max_lag_s)
                 port = running.enter_context(readiness_endpoint(host, ready_port, why_not))
                 urls += f", readiness {host}:{port}/ready"
-            typer.echo(f"ready: {urls}")
+            told = f"ready: {urls}"
+            typer.echo(json_line(told) if log_format == JSON else told)
 
         code = server.run_forever(on_ready=announce, fault=before.fault if before else str)
     raise typer.Exit(code)

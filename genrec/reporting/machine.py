@@ -71,6 +71,17 @@ def usable_cores() -> int:
         return cores
 
 
+def available_memory() -> int:
+    """Bytes that this process may still take: of the machine, and not more than a container's limit."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) << 10
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        return max(0, min(free, int(limit) - int(used)))
+    except (OSError, ValueError):  # no cgroup of version 2, or "max"
+        return free
+
+
 def processor_line(name: str) -> str:
     """What the kernel says of the first processor under that name, such as "model name"; "" if nothing."""
     try:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb
 
+from genrec import __version__
 from genrec.catalog.published import OneVersion, Published
 from genrec.live.drift import ERROR_LIMIT, PSI_LIMIT
 from genrec.live.status import Status
 from genrec.rules import Applied, Ruled
 from genrec.rules.applied import KINDS
+from genrec.serving.page import Page
 from genrec.serving.step import open_folder
 from genrec.serving.waiting import Refusals
 
@@ -57,51 +57,38 @@ _LIVE_GAUGES = {
     "genrec_catalog_error_ratio": "Quantisation error of the embeddings that came since the follower's start, over the "
     f"trained ones': from {ERROR_LIMIT:g} on train again. 0 while it is not known",
 }
-PUBLISH_EVERY_S = 0.5
 
 
 class Metrics:
-    """Counters over all answered requests, the catalogue's version and age; labelled with the bundle's version.
+    """Counters over all answered requests and what they took, the catalogue's version and age.
 
-    versions: the catalogue's. root: the folder that a live catalogue is published in, "" for one that does not change.
-    refusals: of the step before. Each increment is a message to the server and back, about 0.1 ms, so a thread
-    publishes the sums now and then.
+    page: of the verifier. versions: the catalogue's. root: the folder that a live catalogue is published in, "" for one
+    that does not change. refusals: of the step before.
     """
 
-    def __init__(
-        self, bundle_version: str, versions: Published[Any] | OneVersion[Any], root: str, refusals: Refusals
-    ) -> None:
+    def __init__(self, page: Page, versions: Published[Any] | OneVersion[Any], root: str, refusals: Refusals) -> None:
         self._versions, self._root = versions, open_folder(root) if root else None
-        self._refusals = refusals
-        self._labels = {"bundle_version": bundle_version}
-        self._families: list[Any] = []  # Triton keeps a family only as long as the object that made it
-        self._counters: dict[tuple[str, str], Any] = {}
-        for name, text in (_COUNTERS | {_OVERLOADED: _OVERLOADED_TEXT}).items():
-            self._counters[name, ""] = self._family(name, text, pb.MetricFamily.COUNTER).Metric(labels=self._labels)
-        for name, (text, label, values) in _RULE_COUNTERS.items():
-            family = self._family(name, text, pb.MetricFamily.COUNTER)
-            for value in values:
-                labels = self._labels | ({label: value} if label else {})
-                self._counters[name, value] = family.Metric(labels=labels)
-        gauges = _GAUGES | (_LIVE_GAUGES if root else {})
-        self._gauges = {
-            name: self._family(name, text, pb.MetricFamily.GAUGE).Metric(labels=self._labels)
-            for name, text in gauges.items()
+        self._refusals, self._page = refusals, page
+        self._counters = [page.counter(name, text) for name, text in _COUNTERS.items()]
+        self._overloaded = page.counter(_OVERLOADED, _OVERLOADED_TEXT)
+        self._rules = {
+            (name, value): page.counter(name, text, **({label: value} if label else {}))
+            for name, (text, label, values) in _RULE_COUNTERS.items()
+            for value in values
         }
+        self._latency = page.histogram("genrec_request_seconds", "Time of an answered request in the steps")
+        gauges = _GAUGES | (_LIVE_GAUGES if root else {})
+        self._gauges = {name: page.gauge(name, text) for name, text in gauges.items()}
+        page.gauge("genrec_build_info", "1, with the version of genrec that answers", version=__version__).set(1)
         self._shown: dict[str, float] = {}
-        self._pending: Counter[tuple[str, str]] = Counter()  # by name and label
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._show_catalog()
-        self._publisher = threading.Thread(target=self._publish_regularly, name="metrics", daemon=True)
-        self._publisher.start()
+        self._show()
+        page.before(self._show)
 
-    def count(self, counts: np.ndarray) -> None:
-        """Add a batch's `counts`, int32 [B, 4]."""
+    def count(self, counts: np.ndarray, began_ns: list[int]) -> None:
+        """Add a batch's `counts`, int32 [B, 4], whose requests began at `began_ns` on CLOCK_MONOTONIC."""
         amounts = (len(counts), *counts.sum(0).tolist())
-        with self._lock:
-            for name, amount in zip(_COUNTERS, amounts, strict=True):
-                self._pending[name, ""] += amount
+        self._page.add(dict(zip(self._counters, amounts, strict=True)))
+        self._latency.observe(time.monotonic_ns(), began_ns)
 
     def count_rules(
         self, applied: Sequence[Applied | None], ruled: Mapping[int, Ruled], narrowed: Sequence[bool]
@@ -111,41 +98,21 @@ class Metrics:
         applied: the rules of each request. ruled: what they did, by a request's number. narrowed: whether its beam
         drafted allowed items alone.
         """
-        found: Counter[tuple[str, str]] = Counter()
+        found: Counter[Any] = Counter()
         for number, one in ruled.items():
             rules = applied[number]
             assert rules is not None
-            found.update((_RULE_REQUESTS, kind) for kind in rules.kinds)
-            found[_RULE_NARROWED if narrowed[number] else _RULE_CHECKED, ""] += 1
+            found.update(self._rules[_RULE_REQUESTS, kind] for kind in rules.kinds)
+            found[self._rules[_RULE_NARROWED if narrowed[number] else _RULE_CHECKED, ""]] += 1
             for name, count in one.dropped.items():
                 rule = name.rpartition(".")[2]  # whose it is does not matter here
                 if rule != "blocked":  # those are no rule's: the history, `exclude`, an item of two drafts
-                    found[_RULE_DROPPED, rule] += count
-        with self._lock:
-            self._pending.update(found)
+                    found[self._rules[_RULE_DROPPED, rule]] += count
+        self._page.add(found)
 
-    def close(self) -> None:
-        """Publish what is left, and stop."""
-        self._closed.set()
-        self._publisher.join()
-
-    def _family(self, name: str, text: str, kind: Any) -> Any:
-        self._families.append(pb.MetricFamily(name=name, description=text, kind=kind))
-        return self._families[-1]
-
-    def _publish_regularly(self) -> None:
-        closing = False
-        while not closing:
-            closing = self._closed.wait(PUBLISH_EVERY_S)
-            with self._lock:
-                amounts, self._pending = self._pending, Counter()
-            amounts[_OVERLOADED, ""] = self._refusals.more()
-            for key, amount in amounts.items():
-                if amount:
-                    self._counters[key].increment(amount)
-            self._show_catalog()
-
-    def _show_catalog(self) -> None:
+    def _show(self) -> None:
+        """What is not counted here."""
+        self._page.add({self._overloaded: self._refusals.more()})
         current = self._versions.current
         values = {"genrec_catalog_version": current.version, "genrec_catalog_created_seconds": current.created}
         if self._root is not None:

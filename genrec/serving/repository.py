@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2
 from genrec.bundle import Bundle
 from genrec.engines import DEPLOYED, require_precision
 from genrec.reporting.outputs import Output, replaced, require_replaceable
+from genrec.serving.request_log import OFF
 
 MODEL = "recommend"
 STEPS = ("preprocessing", "backbone", "verifier")
@@ -39,6 +40,8 @@ class Deployment:
     verification: of their drafts, "greedy" or "relaxed".
     catalog: the folder that a live catalogue is published in; None for the bundle's own catalogue.
     rules: that hold for every request, as JSON; "" for none. rules_memory_mb: MiB for the masks of rules, per engine.
+    log_requests: which single requests the steps log, of `genrec.serving.request_log.LOGGED`. log_messages: also why
+    they are refused, which may name values of the request.
     """
 
     engine: str = "onnx"
@@ -54,6 +57,8 @@ class Deployment:
     rules: str = ""
     rules_memory_mb: int = 256
     precision: str = "auto"
+    log_requests: str = OFF
+    log_messages: bool = False
 
     def __post_init__(self) -> None:
         if self.instances < 1:
@@ -126,6 +131,8 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
         "timeout_ms": str(deployment.timeout_ms),
         "rules": deployment.rules,
         "rules_memory_mb": str(deployment.rules_memory_mb),
+        "log_requests": deployment.log_requests,
+        "log_messages": str(deployment.log_messages).lower(),
         "catalog": "" if deployment.catalog is None else _absolute(deployment.catalog),
     }
     if config.name == "backbone":
@@ -133,7 +140,7 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
     for name, parameter in config.parameters.items():
         parameter.string_value = values[name]
     width = bundle.space.beams(bundle.manifest.beam_width)
-    widths = {"draft_codes": width + 2, "draft_scores": width}  # behind the codes stands what rules left
+    widths = {"draft_codes": width + 3, "draft_scores": width}  # behind the codes: what rules left, and a time
     for tensor in (*config.input, *config.output):
         if tensor.name in widths:
             tensor.dims[:] = [widths[tensor.name]]

@@ -27,20 +27,23 @@ from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable
 from genrec.catalog.published import MASKS, Entry, OneVersion, Published, keep_versions_s
 from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, StaleVersion
 from genrec.rules import RuleBook
+from genrec.serving.page import Page, StepTimes
+from genrec.serving.request_log import RequestLog
 
 Input = TypeVar("Input")
 Made = TypeVar("Made")
 Result = TypeVar("Result")
 
 
-_TOLD = 5  # numbers of a stamp before the rules
+_TOLD = 7  # numbers of a stamp before the rules
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [5 + r].
+    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [7 + r].
 
-    deadline_ns is on CLOCK_MONOTONIC, which all processes of a machine share. number: of the request, as of `Gate`.
+    Times are on CLOCK_MONOTONIC, which all processes of a machine share. began_ns: when `preprocessing` got the
+    request; handed_ns: when it was done. number: of the request, as of `Gate`.
     rules: the request's in their canonical form, of 8 r bytes; empty for none. One tensor, because each costs a request
     more than what it holds.
     """
@@ -50,10 +53,15 @@ class Stamp:
     catalog_version: int
     deadline_ns: int
     number: int
+    began_ns: int
+    handed_ns: int
     rules: bytes
 
     def tensor(self) -> Any:
-        told = self.top_k, self.unknown, self.catalog_version, self.deadline_ns, self.number
+        told = (
+            *(self.top_k, self.unknown, self.catalog_version, self.deadline_ns, self.number),
+            *(self.began_ns, self.handed_ns),
+        )
         values = np.array(told, np.int64)
         if self.rules:
             values = np.concatenate([values, np.frombuffer(self.rules, np.int64)])
@@ -62,15 +70,18 @@ class Stamp:
     @classmethod
     def of(cls, request: Any) -> Stamp:
         values = tensor(request, "stamp")[0]
-        top_k, unknown, version, deadline_ns, number = values[:_TOLD].tolist()
-        return cls(top_k, unknown, version, deadline_ns, number, values[_TOLD:].tobytes())
+        rules = values[_TOLD:].tobytes()
+        top_k, unknown, version, deadline_ns, number, began_ns, handed_ns = values[:_TOLD].tolist()
+        return cls(top_k, unknown, version, deadline_ns, number, began_ns, handed_ns, rules)
 
 
 class Step(ABC, Generic[Input]):
     """A Triton Python model that answers each request of a batch on its own terms.
 
-    Subclasses read one request, and run all that were read as one batch.
+    Subclasses read one request, and run all that were read as one batch. waits: whether another step comes before.
     """
+
+    waits = True
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -79,7 +90,12 @@ class Step(ABC, Generic[Input]):
         self.instance = int(args["model_instance_name"].rpartition("_")[2])
         self.bundle = Bundle(open_folder(self.parameters["bundle"]))
         self._books: dict[tuple[tuple[str, str], ...], RuleBook] = {}
+        self.page = Page({"bundle_version": self.bundle.manifest.bundle_version})
+        wanted, messages = self.parameters["log_requests"], self.parameters["log_messages"] == "true"
+        self._log = RequestLog(args["model_name"], wanted, messages)
+        self._times = StepTimes(self.page, args["model_name"], self.waits)
         self.setup()
+        self.page.start()
 
     @abstractmethod
     def setup(self) -> None:
@@ -96,22 +112,44 @@ class Step(ABC, Generic[Input]):
     def read(self, request: Any) -> Input:
         """Read and check one request. Raises InvalidRequest, DeadlineExceeded or StaleVersion to refuse it."""
 
+    def handed_ns(self, read: Input) -> int:
+        """When the step before handed a request over, on CLOCK_MONOTONIC; of a step with `waits`."""
+        raise NotImplementedError
+
     @abstractmethod
     def run(self, inputs: list[Input]) -> list[list[Any]]:
         """Output tensors of each of `inputs`, in order."""
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        began = time.monotonic_ns()
         responses: list[Any] = [None] * len(requests)
-        inputs, places = [], []
+        inputs: list[Input] = []
+        places = []
         for place, request in enumerate(requests):
             try:
                 inputs.append(self.read(request))
                 places.append(place)
             except Exception as error:
-                responses[place] = _refusal(error)
-        for place, response in zip(places, self._responses(inputs), strict=True):
+                responses[place] = self._refused(request, error)
+        going_on = [requests[place] for place in places]
+        for place, response in zip(places, self._responses(going_on, inputs), strict=True):
             responses[place] = response
+        self._observe(going_on, inputs, began)
         return responses
+
+    def _observe(self, requests: list[Any], inputs: list[Input], began_ns: int) -> None:
+        if not inputs:
+            return
+        handed, ended_ns = [self.handed_ns(one) if self.waits else 0 for one in inputs], time.monotonic_ns()
+        self._times.observe(handed, began_ns, ended_ns)
+        if self._log.answers:
+            self._log.answered([request.request_id() for request in requests], began_ns, ended_ns)
+
+    def _refused(self, request: Any, error: BaseException) -> Any:
+        """The answer to a request that failed with `error`."""
+        code, status, reason, message = _refusal(error)
+        self._log.refused(request.request_id(), status, reason, message)
+        return pb.InferenceResponse(error=pb.TritonError(message, getattr(pb.TritonError, code)))
 
     def execute_in_parts(self, requests: list[Any], parts: Iterable[Sequence[int]]) -> list[Any]:
         """What `execute` returns where each part of the requests, by place, is run and answered before the next."""
@@ -121,13 +159,16 @@ class Step(ABC, Generic[Input]):
                 sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         return [None] * len(requests)  # they have their answers
 
-    def _responses(self, inputs: list[Input]) -> list[Any]:
+    def _responses(self, requests: list[Any], inputs: list[Input]) -> list[Any]:
         try:
             return [pb.InferenceResponse(tensors) for tensors in self.run(inputs)] if inputs else []
         except Exception as error:
             if len(inputs) == 1:
-                return [_refusal(error)]
-            return [self._responses([one])[0] for one in inputs]  # one bad request must not fail its batch
+                return [self._refused(requests[0], error)]
+            each = zip(requests, inputs, strict=True)
+            return [
+                self._responses([request], [one])[0] for request, one in each
+            ]  # one bad request must not fail its batch
 
     def execute_in_flight(
         self,
@@ -140,15 +181,33 @@ class Step(ABC, Generic[Input]):
         begin(input, cancelled): starts one request; cancelled() says whether its client has gone. Raises InvalidRequest
         to refuse it. tensors(result): the output tensors of what became of it.
         """
+        began = time.monotonic_ns()
         responses: list[Any] = []
         for request in requests:
             try:
                 read, sender = self.read(request), request.get_response_sender()
-                begin(read, sender.is_cancelled).add_done_callback(partial(_send, sender, tensors))
+                begun = begin(read, sender.is_cancelled)
+                begun.add_done_callback(partial(self._send, request, sender, tensors))
+                begun.add_done_callback(partial(self._observe_one, request, read, began))
                 responses.append(None)  # `sender` answers it
             except Exception as error:
-                responses.append(_refusal(error))
+                responses.append(self._refused(request, error))
         return responses
+
+    def _send(self, request: Any, sender: Any, tensors: Callable[[Result], list[Any]], future: Future[Result]) -> None:
+        """Answer a request in flight with what became of it."""
+        try:
+            response = pb.InferenceResponse(tensors(future.result()))
+        except (Exception, CancelledError) as error:
+            response = self._refused(request, error)
+        sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _observe_one(self, request: Any, read: Input, began_ns: int, answered: Future[Any]) -> None:
+        self._observe([request], [read], began_ns)
+
+    def finalize(self) -> None:
+        """Write the last figures; subclasses close what they opened."""
+        self.page.close()
 
     def versions(
         self, make: Callable[[CatalogView, BucketView, Callable[[], PrefixTable]], Made]
@@ -226,26 +285,17 @@ def optional(request: Any, name: str, convert: Callable[[np.ndarray], Any], defa
     return default if found is None else convert(found.as_numpy())
 
 
-def _send(sender: Any, tensors: Callable[[Result], list[Any]], future: Future[Result]) -> None:
-    """Answer a request in flight with what became of it."""
-    try:
-        response = pb.InferenceResponse(tensors(future.result()))
-    except (Exception, CancelledError) as error:
-        response = _refusal(error)
-    sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+def _refusal(error: BaseException) -> tuple[str, str, str, str]:
+    """What a request ends in that failed with `error`; after a defect of ours the server stays.
 
-
-def _refusal(error: BaseException) -> Any:
-    """The answer to a request that failed with `error`; after a defect of ours the server stays."""
+    The code as the backend names it, and as gRPC does; the reason in one word, for the log; the message.
+    """
     if isinstance(error, InvalidRequest):
-        return _error(str(error), pb.TritonError.INVALID_ARG)
-    if isinstance(error, (DeadlineExceeded, Overloaded, StaleVersion)):
-        return _error(str(error), pb.TritonError.UNAVAILABLE)
+        return "INVALID_ARG", "INVALID_ARGUMENT", "invalid", str(error)
+    for kind, reason in ((DeadlineExceeded, "late"), (Overloaded, "overloaded"), (StaleVersion, "stale")):
+        if isinstance(error, kind):
+            return "UNAVAILABLE", "UNAVAILABLE", reason, str(error)
     if isinstance(error, (Cancelled, CancelledError)):
-        return _error(str(error) or "the server shuts down", pb.TritonError.CANCELLED)
+        return "CANCELLED", "CANCELLED", "cancelled", str(error) or "the server shuts down"
     pb.Logger.log_error("".join(traceback.format_exception(error)))
-    return _error("internal error, see the server's log", pb.TritonError.INTERNAL)
-
-
-def _error(message: str, code: int) -> Any:
-    return pb.InferenceResponse(error=pb.TritonError(message, code))
+    return "INTERNAL", "INTERNAL", "failed", "internal error, see the server's log"

@@ -43,6 +43,7 @@ EVERYTHING: dict[str, Any] = {
     "gateway": {"enabled": True, "parentRefs": [{"name": "public"}], "hostnames": ["recs.example"]},
     "ingress": {"enabled": True, "host": "recs.example", "tlsSecret": "web"},
     "tls": {"secretName": "recs-tls", "clientAuth": True},
+    "traces": {"collector": "http://collector.observability:4318", "oneIn": 1000},
     "autoscaling": {"mode": "keda", "prometheusAddress": "http://prometheus:9090"},
     "server": {"env": [{"name": "A", "value": "b"}], "extraArgs": ["--timeout-ms=50"]},
     "nodeSelector": {"pool": "recs"},
@@ -145,6 +146,8 @@ def test_the_validator_can_fail(chart: Rendered) -> None:
         ({"rules": {"deny": [4711]}}, "/rules/deny/0"),
         ({"rules": {"explain": True}}, "'explain'"),
         ({"rules": "in_stock"}, "/rules"),
+        ({"traces": {"collector": "collector:4318"}}, "/traces/collector"),
+        ({"traces": {"oneIn": -1}}, "/traces/oneIn"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_path(chart: Rendered, values: dict[str, Any], path: str) -> None:
@@ -225,20 +228,23 @@ def test_probes_ask_triton_and_leave_time_to_start(chart: Rendered) -> None:
 
 
 def test_containers_have_no_privileges_and_write_only_where_they_must(chart: Rendered) -> None:
-    for switch in ("defaults", "everything", "oci"):
+    for switch in SWITCHES:
         manifests = chart(SWITCHES[switch])
-        for spec in (pod(manifests), one(manifests, "Pod")["spec"]):
+        jobs = [manifest["spec"]["template"]["spec"] for manifest in manifests if manifest["kind"] == "Job"]
+        for spec in (pod(manifests), one(manifests, "Pod")["spec"], *jobs):
             assert spec["automountServiceAccountToken"] is False
             assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 10000
+            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
             for container in [*spec.get("initContainers", []), *spec["containers"]]:
                 security = container["securityContext"]
                 assert security["readOnlyRootFilesystem"] and security["runAsNonRoot"]
                 assert not security["allowPrivilegeEscalation"] and security["capabilities"] == {"drop": ["ALL"]}
+                assert security["seccompProfile"] == {"type": "RuntimeDefault"} and not security.get("privileged")
                 assert container["resources"]["limits"]["memory"]
         mounts = {mount["mountPath"]: mount for mount in server(manifests)["volumeMounts"]}
         assert mounts["/bundle"]["readOnly"] and {"/tmp", "/dev/shm"} < mounts.keys()
         shared = next(volume for volume in pod(manifests)["volumes"] if volume["name"] == "shm")
-        assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "512Mi"}
+        assert shared["emptyDir"]["medium"] == "Memory" and shared["emptyDir"]["sizeLimit"]
 
 
 @pytest.mark.parametrize(
@@ -358,6 +364,26 @@ def test_the_way_to_the_store_is_open_and_no_other(
     }
     egress = one(chart(values), "NetworkPolicy")["spec"]["egress"]
     assert [port["port"] for rule in egress for port in rule["ports"]] == ports
+
+
+@pytest.mark.parametrize(
+    ("collector", "ports"),
+    [
+        ("", []),
+        ("http://collector.observability:4318", [53, 53, 5353, 5353, 4318]),
+        ("https://otlp.example/v1/traces", [53, 53, 5353, 5353, 443]),
+        ("http://collector:9999/v1/traces", [53, 53, 5353, 5353, 9999]),
+    ],
+)
+def test_traces_have_their_way_out(chart: Rendered, collector: str, ports: list[int]) -> None:
+    manifests = chart({"traces": {"collector": collector, "oneIn": 50}})
+    told = [argument for argument in server(manifests)["args"] if argument.startswith("--trace")]
+    assert told == ([f"--traces={collector}", "--trace-one-in=50"] if collector else [])
+    egress = one(manifests, "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for rule in egress for port in rule["ports"]] == ports
+    narrow = {"networkPolicy": {"tracesEgress": [{"ports": [{"protocol": "TCP", "port": 1}]}]}}
+    egress = one(chart(merged({"traces": {"collector": "http://c:4318"}}, narrow)), "NetworkPolicy")["spec"]["egress"]
+    assert [port["port"] for rule in egress for port in rule["ports"]] == [53, 53, 5353, 5353, 1]
 
 
 def test_without_rules_nothing_is_there_for_them(chart: Rendered) -> None:

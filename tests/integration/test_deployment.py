@@ -76,8 +76,13 @@ def test_the_server_exports_what_alerts_dashboard_and_autoscaler_ask_for(
             if all((found.get(label) == value) == (operator == "=") for label, operator, value in wanted)
         ]
         assert matching, f"{name}{{{labels}}} is not exported; it has {series[:3]}"
-    by = {label for query in queries() for label in re.findall(r"by \((\w+)\)", query)}
-    assert by == {"bundle_version", "kind", "model", "reason", "rule"}
+    by = {
+        label
+        for query in queries()
+        for labels in re.findall(r"by \(([\w, ]+)\)", query)
+        for label in labels.split(", ")
+    }
+    assert by == {"bundle_version", "kind", "le", "model", "reason", "rule", "step"}
 
 
 @pytest.mark.parametrize("mutual", [False, True])

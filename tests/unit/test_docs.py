@@ -73,14 +73,33 @@ def installed_with(package: str, extras: frozenset[str], found: dict[str, str]) 
     return found
 
 
-@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the table is of the images' Python")
-def test_third_party_lists_what_serving_installs() -> None:
-    installed = installed_with(
-        "genrec-triton", frozenset({"serve", "query", "triton", "catalog", "openvino", "signing"}), {}
-    )
+@pytest.fixture
+def serving() -> dict[str, str]:
+    """What the CPU image installs: versions by canonical name."""
+    if sys.version_info[:2] != (3, 11):
+        pytest.skip("the images' Python is 3.11, and others need other packages")
+    extras = frozenset({"serve", "query", "triton", "catalog", "openvino", "signing"})
+    installed = installed_with("genrec-triton", extras, {})
     del installed["genrec-client"]  # of this project
+    return installed
+
+
+def test_third_party_lists_what_serving_installs(serving: dict[str, str]) -> None:
     rows = re.findall(r"^\| ([\w.-]+) +\| (\d[\w.]*) +\|", (ROOT / "THIRD_PARTY.md").read_text(), flags=re.M)
-    assert {canonicalize_name(name): number for name, number in rows} == installed
+    assert {canonicalize_name(name): number for name, number in rows} == serving
+
+
+def test_the_image_is_locked_with_hashes_at_the_versions_that_are_tested(serving: dict[str, str]) -> None:
+    """After a change of constraints.txt or of what serving needs: `make lock-image`."""
+    locked = (ROOT / "k8s/images/cpu/requirements.txt").read_text()
+    pinned = dict(re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?==([\w.+!-]+)", (ROOT / "constraints.txt").read_text(), re.M))
+    found = {}
+    for block in re.split(r"\n(?=\S)", locked.strip()):
+        line = re.match(r"([\w.-]+)(?:\[[\w,]+\])?==([\w.+!-]+) \\\n", block)
+        assert line and re.fullmatch(r"( +--hash=sha256:[0-9a-f]{64}( \\)?\n?)+", block[line.end() :]), block[:80]
+        found[canonicalize_name(line[1])] = line[2]
+        assert pinned[line[1]] == line[2], line[1]
+    assert found == serving
 
 
 def test_the_reference_shows_each_parameter_on_a_line_of_its_own() -> None:

@@ -41,8 +41,12 @@ _GRPC_ERRORS = {
     503: (14, "the server is not there"),
     504: (14, "the server does not answer"),
 }
-_UNREADABLE = (
-    "Unable to parse request"  # a message that protobuf refuses, and the front does not; gRPC calls it INTERNAL
+# A message that protobuf refuses, and the front does not; gRPC calls it INTERNAL.
+_UNREADABLE = "Unable to parse request"
+# Triton traces whatever brings a context, also one that its client does not want to be traced: without bit 0.
+_NOT_TRACED = (
+    "    http-request del-header traceparent unless { req.hdr(traceparent) -m reg "
+    "^[0-9a-f][0-9a-f]-[0-9a-f]+-[0-9a-f]+-[0-9a-f][13579bdf] }"
 )
 # Triton 2.51 blames itself for what a client wrote.
 _BLAMED = '{"error":"(Unable to (parse|set)|failed to parse|failed to get request params|string correlation ID)'
@@ -162,6 +166,7 @@ def _grpc(
         "    http-after-response set-header content-type application/grpc unless { res.fhdr_cnt(content-type) gt 0 }",
         # With it Triton ends a stream by the status of what failed, and sometimes itself.
         "    http-request del-header triton_grpc_error",
+        _NOT_TRACED,
         # HAProxy 2.6 loses an answer that it gives before the end of a request. Of a stream there may be none.
         f"    http-request wait-for-body time {_WAIT_S}s if !streams",
     ]
@@ -222,6 +227,7 @@ def _http(socket: Path, address: str, model: str | None, most: int, tokens: Path
         *_known(tokens),
         _refused(401, NO_TOKEN, "unless known or open METH_GET", "hdr WWW-Authenticate Bearer "),
         "    http-request del-header upgrade",
+        _NOT_TRACED,
         _refused(403, "this call is closed here", "unless infer METH_POST or asked METH_GET"),
         _refused(413, f"the body has more than {most} bytes", "if large"),
         _refused(400, "this call has no body", "if asked { req.body_size gt 0 }"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from genrec.serving.triton.tls import ServerTls
 
+SERVICE = "genrec"  # in traces
 # What changes the server, or reads its memory. `load` runs Python code that a client sends.
 _CLOSED = "shared-memory,model-repository,trace,logging"
 
@@ -58,6 +60,24 @@ def server_flags(
     return arguments + [f"--backend-config=python,{name}={value}" for name, value in shared_memory.items()]
 
 
+def trace_flags(collector: str, one_in: int = 0) -> list[str]:
+    """More flags, for Triton's own OpenTelemetry traces: a span for each request, each step and its computing.
+
+    collector: of OTLP over HTTP, as http://collector:4318. one_in: of how many requests without a `traceparent` one is
+    traced; 0 for none. Raises ValueError for what is no such address.
+    """
+    parts = urlsplit(collector)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"{collector!r} is no address of a collector; give one such as http://collector:4318")
+    path = parts.path.rstrip("/") or "/v1/traces"
+    settings = (
+        *("mode=opentelemetry", f"rate={one_in}", "level=TIMESTAMPS"),
+        f"opentelemetry,url={parts.scheme}://{parts.netloc}{path}",
+        f"opentelemetry,resource=service.name={SERVICE}",
+    )
+    return [f"--trace-config={setting}" for setting in settings]
+
+
 def _endpoint_flags(host: str, ports: Mapping[str, int], sockets: Path | None) -> dict[str, object]:
     flags: dict[str, object] = {
         "grpc-address": host,
@@ -68,8 +88,6 @@ def _endpoint_flags(host: str, ports: Mapping[str, int], sockets: Path | None) -
     for endpoint in ("http", "metrics"):
         if endpoint in ports:
             flags |= {f"{endpoint}-address": host, f"{endpoint}-port": ports[endpoint]}
-    if "metrics" in ports:
-        flags["metrics-config"] = "summary_latencies=true"
     if sockets is not None:
         flags |= {"grpc-address": f"unix:{sockets}/grpc", "http-address": f"unix:{sockets}/http"}
     return flags

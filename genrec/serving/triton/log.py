@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
+import json
 import re
 import sys
 import threading
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, TextIO
+
+from genrec.serving.request_log import now
 
 _LINES_KEPT = 5000
 # I0102 03:04:05.678901 1234 file.cc:56] "message, escaped as in C"
 _LOG_ENTRY = re.compile(r"(?P<severity>[IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ \d+ [\w.]+:\d+\] (?P<text>.*)")
+# [WARNING]  (1234) : message
+_FRONT_ENTRY = re.compile(r"\[(?P<severity>NOTICE|WARNING|ALERT)\] +\(\d+\) : (?P<text>.*)")
+_LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "error"}
+_LEVELS |= {"NOTICE": "info", "WARNING": "warning", "ALERT": "error"}
 # what every server without a GPU says
 _HARMLESS_ERRORS = ("CudaDriverHelper has not been initialized", "CUDA driver version is insufficient")
 
@@ -31,9 +39,7 @@ def error_lines(log: Iterable[str], limit: int = 40) -> list[str]:
         entry = _LOG_ENTRY.match(line)
         if entry:
             following = entry["severity"] in "EF" and not any(noise in line for noise in _HARMLESS_ERRORS)
-            line = entry["text"]
-            if line.startswith('"') and line.endswith('"'):
-                line = re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), line[1:-1])
+            line = _unescaped(entry["text"])
         elif line.startswith("[libprotobuf ERROR"):
             # What is wrong with a config.pbtxt, which the error line leaves out.
             kept[re.sub(r"^\[.*?\] ", "", line)] = None
@@ -47,6 +53,50 @@ def error_lines(log: Iterable[str], limit: int = 40) -> list[str]:
         half = limit // 2
         lines = [*lines[:half], f"... {len(lines) - 2 * half} lines left out ...", *lines[-half:]]
     return lines
+
+
+def _unescaped(text: str) -> str:
+    """The text of an entry, which Triton escapes as in C."""
+    if not (text.startswith('"') and text.endswith('"')):
+        return text
+    return re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), text[1:-1])
+
+
+def json_line(line: str) -> str:
+    """A line of what a server, its models, its front or this process writes, as a JSON object.
+
+    It has time, level, source and message. A line that is one already, of a step's `RequestLog`, stays as it is.
+    """
+    level, source, text = "info", "genrec", line
+    if line.startswith('{"time": '):
+        return line
+    if entry := _LOG_ENTRY.match(line):
+        level, source, text = _LEVELS[entry["severity"]], "triton", _unescaped(entry["text"])
+    elif entry := _FRONT_ENTRY.match(line):
+        level, source, text = _LEVELS[entry["severity"]], "front", entry["text"]
+    elif line.startswith("error:"):
+        level = "error"
+    elif line.startswith("warning:"):
+        level = "warning"
+    return json.dumps({"time": now(), "level": level, "source": source, "message": text})
+
+
+class JsonLines(io.TextIOBase):
+    """Passes each line on as JSON. Takes the place of `sys.stderr`, through which everything goes."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._begun, self._lock = out, "", threading.Lock()
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *lines, self._begun = (self._begun + text).split("\n")
+            for line in lines:
+                if line.strip():
+                    self._out.write(json_line(line) + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._out.flush()
 
 
 class LogPump:

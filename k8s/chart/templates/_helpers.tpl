@@ -108,6 +108,14 @@ app.kubernetes.io/component: server
 {{- add .Values.probes.startupSeconds (eq .Values.server.engine "auto" | ternary 300 0) -}}
 {{- end -}}
 
+{{/* The port of the traces' collector; empty without one. */}}
+{{- define "genrec.tracesPort" -}}
+{{- with .Values.traces.collector -}}
+{{- $port := regexFind ":[0-9]+(/|$)" . | trimPrefix ":" | trimSuffix "/" -}}
+{{- $port | default (hasPrefix "https" . | ternary "443" "80") -}}
+{{- end -}}
+{{- end -}}
+
 {{/* list NAME VARIABLES: a list of environment variables; NAME is the value that holds them. */}}
 {{- define "genrec.env" -}}
 {{- $path := first . -}}

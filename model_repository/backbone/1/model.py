@@ -43,13 +43,14 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request. token_ids: int32 [P]. rules: in their canonical form. deadline_ns, number: of its stamp."""
+    """One request. token_ids: int32 [P]. rules: in their canonical form. The rest: of its stamp."""
 
     token_ids: np.ndarray
     rules: bytes
     version: int
     deadline_ns: int
     number: int
+    handed_ns: int
 
 
 class TritonPythonModel(Step[Prompt]):
@@ -92,7 +93,10 @@ class TritonPythonModel(Step[Prompt]):
     def read(self, request: Any) -> Prompt:
         stamp = checked_stamp(request)
         token_ids = tensor(request, "input_ids")[0]
-        return Prompt(token_ids, stamp.rules, stamp.catalog_version, stamp.deadline_ns, stamp.number)
+        return Prompt(token_ids, stamp.rules, stamp.catalog_version, stamp.deadline_ns, stamp.number, stamp.handed_ns)
+
+    def handed_ns(self, read: Prompt) -> int:
+        return read.handed_ns
 
     def run(self, inputs: list[Prompt]) -> list[list[Any]]:
         with self.pace.batch(max(prompt.number for prompt in inputs), len(inputs)):
@@ -163,6 +167,7 @@ class TritonPythonModel(Step[Prompt]):
         return drafted
 
     def finalize(self) -> None:
+        super().finalize()
         self.engine.close()
         self.catalogues.close()
 
@@ -190,10 +195,10 @@ class InFlight:
 
 
 def tensors(i: int, drafted: Drafted) -> list[Any]:
-    """The outputs of the i-th request of a batch: behind the codes, what rules narrowed the beam to."""
+    """The outputs of the i-th request of a batch: behind the codes, what rules narrowed the beam to, and the time."""
     drafts, narrowed = drafted
     note = _NOT_NARROWED if narrowed is None else narrowed.noted()
     return [
-        pb.Tensor("draft_codes", np.concatenate([drafts.codes[i : i + 1], note], 1)),
+        pb.Tensor("draft_codes", np.concatenate([drafts.codes[i : i + 1], note, [[time.monotonic_ns()]]], 1)),
         pb.Tensor("draft_scores", drafts.scores[i : i + 1]),
     ]

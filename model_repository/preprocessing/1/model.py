@@ -19,8 +19,10 @@ _NO_ITEMS = np.empty(0, object)
 _LONGEST_US = 3_600_000_000  # longer timeouts mean "no hurry", and the largest would not fit into the stamp
 
 
-class TritonPythonModel(Step[tuple[Request, int, int]]):
-    """It reads a request, its deadline in ns on CLOCK_MONOTONIC, and its number."""
+class TritonPythonModel(Step[tuple[Request, int, int, int]]):
+    """It reads a request, when that was, its deadline, both in ns on CLOCK_MONOTONIC, and its number."""
+
+    waits = False
 
     def setup(self) -> None:
         self.timeout_us = 1000 * int(self.parameters["timeout_ms"])
@@ -36,9 +38,9 @@ class TritonPythonModel(Step[tuple[Request, int, int]]):
         book = self.rule_book(items)
         return Preprocessor(items, bundle.layout, bundle.manifest.limits, bundle.query_tokenizer, book)
 
-    def read(self, request: Any) -> tuple[Request, int, int]:
+    def read(self, request: Any) -> tuple[Request, int, int, int]:
         left_us = min(request.timeout() or self.timeout_us, _LONGEST_US)
-        deadline = time.monotonic_ns() + 1000 * left_us
+        began = time.monotonic_ns()
         ahead, expected_ns = self.gate.expected_ns()
         if expected_ns > 1000 * left_us:
             self.gate.refuse()
@@ -58,21 +60,23 @@ class TritonPythonModel(Step[tuple[Request, int, int]]):
             rules=optional(request, "rules", lambda array: bytes(array[0, 0]), b""),
         )
         self.catalogues.current.made.validate(read)
-        return read, deadline, self.gate.let_through()
+        return read, began, began + 1000 * left_us, self.gate.let_through()
 
-    def run(self, inputs: list[tuple[Request, int, int]]) -> list[list[Any]]:
+    def run(self, inputs: list[tuple[Request, int, int, int]]) -> list[list[Any]]:
         entry = self.catalogues.current
         prepared = entry.made.prepare([request for request, *_ in inputs])
+        handed = time.monotonic_ns()
         return [
             [
                 pb.Tensor("input_ids", one.prompt[None]),
                 pb.Tensor("blocked_rows", one.blocked[None]),
-                Stamp(one.top_k, one.unknown, entry.version, deadline, number, one.rules).tensor(),
+                Stamp(one.top_k, one.unknown, entry.version, deadline, number, began, handed, one.rules).tensor(),
             ]
-            for one, (_, deadline, number) in zip(prepared, inputs, strict=True)
+            for one, (_, began, deadline, number) in zip(prepared, inputs, strict=True)
         ]
 
     def finalize(self) -> None:
+        super().finalize()
         self.catalogues.close()
         self.gate.close()
 

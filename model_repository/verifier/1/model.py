@@ -38,9 +38,9 @@ Draft = tuple[Entry[Catalogue], Stamp, np.ndarray, np.ndarray, np.ndarray]
 
 
 class TritonPythonModel(Step[Draft]):
-    """It reads a stamp and its catalogue, codes int64 [K + 2], scores float32 [K], blocked catalogue rows int32 [b].
+    """It reads a stamp and its catalogue, codes int64 [K + 3], scores float32 [K], blocked catalogue rows int32 [b].
 
-    Behind the codes stand whether rules narrowed the beam, and how many items they leave.
+    Behind the codes stand whether rules narrowed the beam, how many items they leave, and when the backbone was done.
     """
 
     def setup(self) -> None:
@@ -48,7 +48,7 @@ class TritonPythonModel(Step[Draft]):
         check_items(bundle.golden, bundle.catalog, Verifier(bundle.catalog, bundle.index))
         self.catalogues = self.versions(self.catalogue)
         refusals = Refusals(waiting_file(os.getppid()))
-        self.metrics = Metrics(bundle.manifest.bundle_version, self.catalogues, self.parameters["catalog"], refusals)
+        self.metrics = Metrics(self.page, self.catalogues, self.parameters["catalog"], refusals)
 
     def catalogue(self, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> Catalogue:
         applied = kept(partial(self.rule_book(items).applied, items), _MOST_APPLIED)
@@ -58,6 +58,9 @@ class TritonPythonModel(Step[Draft]):
         stamp = checked_stamp(request)
         codes, scores = tensor(request, "draft_codes")[0], tensor(request, "draft_scores")[0]
         return stamped(self.catalogues, stamp), stamp, codes, scores, tensor(request, "blocked_rows")[0]
+
+    def handed_ns(self, read: Draft) -> int:
+        return int(read[2][-1])
 
     def run(self, inputs: list[Draft]) -> list[list[Any]]:
         answers: list[list[Any]] = [[]] * len(inputs)
@@ -71,14 +74,14 @@ class TritonPythonModel(Step[Draft]):
     def _run(self, inputs: list[Draft]) -> list[list[Any]]:
         """As `run`, for requests of one version."""
         entries, stamps, drafted, scores, blocked = zip(*inputs, strict=True)
-        codes, narrowing = np.split(np.stack(drafted), [-2], 1)
+        codes, narrowing, _ = np.split(np.stack(drafted), [-3, -1], 1)
         top_k = np.array([stamp.top_k for stamp in stamps])
         unknown = np.array([stamp.unknown for stamp in stamps])
         catalogue = entries[0].made
         applied = [catalogue.applied(stamp.rules) for stamp in stamps]
         result = catalogue.verifier.verify(codes, np.stack(scores), blocked, top_k, applied)
         counts = np.stack([result.drafted, result.valid, unknown, result.filled], axis=1).astype(np.int32)
-        self.metrics.count(counts)
+        self.metrics.count(counts, [stamp.began_ns for stamp in stamps])
         if result.ruled:
             self.metrics.count_rules(applied, result.ruled, narrowing[:, 0].astype(bool).tolist())
         item_ids = catalogue.items.ids_of(result.rows)[None]
@@ -105,5 +108,5 @@ class TritonPythonModel(Step[Draft]):
         ]
 
     def finalize(self) -> None:
-        self.metrics.close()
+        super().finalize()
         self.catalogues.close()

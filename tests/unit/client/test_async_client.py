@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import itertools
 import socket
@@ -131,7 +132,8 @@ def test_errors_are_those_of_the_other_client(server: FaultyServer, fault: Fault
 
 def test_what_grpc_raises_instead_of_a_status_is_an_error_too(server: FaultyServer) -> None:
     async def use(recommender: AsyncRecommender) -> str:
-        recommender._metadata = (("Upper-Case", "x"),)  # which the client itself would refuse
+        # Which the client itself would refuse.
+        recommender._context = dataclasses.replace(recommender._context, metadata=(("Upper-Case", "x"),))
         with pytest.raises(RecommendError, match="metadata") as caught:
             await recommender.recommend(["a"])
         assert recommender.statistics.failures == 1

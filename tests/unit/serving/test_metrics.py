@@ -1,9 +1,10 @@
-"""What the verifier counts, with a stand-in for Triton's side of it."""
+"""What the steps count, with a stand-in for Triton's side of it."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,6 +16,9 @@ import pytest
 from genrec.rules import Applied, RuleBook
 from tests.unit.rules.shops import KINDS, Shop
 
+# They import Triton's own module.
+MODULES = ("genrec.serving.page", "genrec.serving.step", "genrec.serving.metrics")
+STEP_TIMES = ("queue", "compute")
 Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -38,7 +42,7 @@ class Page:
                 self.values[key] += value
                 self.writes += 1
 
-            return SimpleNamespace(increment=write, set=write)
+            return Mock(increment=write, set=write)
 
         return SimpleNamespace(Metric=metric)
 
@@ -61,15 +65,18 @@ def metrics(page: Page, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     backend: Any = ModuleType("triton_python_backend_utils")
     backend.MetricFamily = Mock(side_effect=page.family, COUNTER="counter", GAUGE="gauge")
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
-    for name in ("genrec.serving.step", "genrec.serving.metrics"):
+    for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module("genrec.serving.metrics")
     versions: Any = SimpleNamespace(current=SimpleNamespace(version=3, created=5.0))
     refusals: Any = SimpleNamespace(more=lambda: page.refused.pop() if page.refused else 0)
-    found = module.Metrics("v7", versions, "", refusals)
+    own = module.Page({"bundle_version": "v7"})
+    found = module.Metrics(own, versions, "", refusals)
+    found.close = own.close
+    own.start()
     yield found
-    found.close()
-    for name in ("genrec.serving.step", "genrec.serving.metrics"):
+    own.close()
+    for name in MODULES:
         sys.modules.pop(name, None)
 
 
@@ -89,11 +96,30 @@ def applied(shop: Shop) -> Callable[..., Applied | None]:
 def test_counts_are_published_once_for_many_requests(metrics: Any, page: Page) -> None:
     before = page.writes
     for _ in range(100):
-        metrics.count(np.array([[8, 6, 2, 1], [8, 8, 0, 0]], np.int32))
+        metrics.count(np.array([[8, 6, 2, 1], [8, 8, 0, 0]], np.int32), [time.monotonic_ns()] * 2)
     metrics.close()
     assert page.of("genrec_requests_total") == {"": 200}
     assert page.of("genrec_drafted_total") == {"": 1600} and page.of("genrec_fallback_items_total") == {"": 100}
-    assert page.writes - before <= 10  # twice, if the clock struck meanwhile
+    assert page.writes - before <= 2 * 35  # 25 of them of the histogram; twice, if the clock struck meanwhile
+
+
+def test_a_histogram_has_what_prometheus_takes_for_one(metrics: Any, page: Page) -> None:
+    took_ms = [0.05, 4.0, 4.0, 90.0, 70_000.0]
+    now = time.monotonic_ns()
+    metrics.count(np.zeros((5, 4), np.int32), [now - int(1e6 * ms) for ms in took_ms])
+    metrics.close()
+    buckets = {float(le): count for le, count in page.of("genrec_request_seconds_bucket").items()}
+    assert [buckets.get(bound, 0) for bound in (0.003, 0.005, 0.07, 0.1, 5.0, float("inf"))] == [1, 3, 3, 4, 4, 5]
+    assert page.of("genrec_request_seconds_count") == {"": 5}
+    assert page.of("genrec_request_seconds_sum")[""] == pytest.approx(70.09805, abs=0.05)
+
+
+def test_a_step_tells_waiting_from_work(metrics: Any, page: Page) -> None:
+    times = sys.modules["genrec.serving.page"].StepTimes(metrics._page, "backbone", True)
+    times.observe([10**9, 2 * 10**9], 3 * 10**9, 3 * 10**9 + 4 * 10**6)
+    metrics._page.close()
+    sums = {name: page.values[f"genrec_step_{name}_seconds_sum", (("step", "backbone"),)] for name in STEP_TIMES}
+    assert sums == pytest.approx({"queue": 3.0, "compute": 0.008})
 
 
 def test_what_the_step_before_refused_is_published(metrics: Any, page: Page) -> None:
