@@ -120,6 +120,14 @@ def serve(
     exit_timeout_s: Annotated[
         float, typer.Option(min=1, max=86_400, help="Seconds that requests in flight get to finish after SIGTERM.")
     ] = 10.0,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="A server or front that dies is started again, so many times within 5 minutes; 0: the command ends.",
+        ),
+    ] = 3,
     tls_cert: Annotated[
         Optional[Path], typer.Option(help="PEM certificate chain: gRPC over TLS. HTTP has none.")
     ] = None,
@@ -143,11 +151,12 @@ def serve(
     ] = 1 << 20,
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
+    from genrec.bundle import Bundle
     from genrec.knowledge.settings import KnowledgeSettings
     from genrec.serving.ready import not_ready, readiness_endpoint
     from genrec.serving.repository import Deployment
     from genrec.serving.serve import LiveCatalog, prepare_server
-    from genrec.serving.triton import ServerTls
+    from genrec.serving.triton import ServerTls, run_in_foreground
 
     store_options = storage_options(storage_option)
     if catalog is None and (catalog_cache is not None or store_options):
@@ -226,7 +235,13 @@ def serve(
                 urls += f", readiness {host}:{port}/ready"
             typer.echo(f"ready: {urls}")
 
-        code = server.run_forever(on_ready=announce, fault=before.fault if before else str)
+        code = run_in_foreground(
+            server,
+            announce,
+            beside=before,
+            restarts=restarts,
+            before_restart=Bundle(bundle_path).check,  # it may not be any more what it was at the first start
+        )
     raise typer.Exit(code)
 
 

@@ -179,18 +179,18 @@ def test_a_port_in_use_is_named(install: TritonInstall, repository: Path) -> Non
 
 FOREGROUND = """
 import sys
-from genrec.serving.triton import TritonServer
+from genrec.serving.triton import TritonServer, run_in_foreground
 
 server = TritonServer(sys.argv[1], ["double"], log_path=sys.argv[2], exit_timeout=5)
 # Said from inside: a server that is killed between a start of its own and this would be started again.
 ready = lambda: print(server.pid, server.shm_prefix, server.grpc_url, flush=True)
-sys.exit(server.run_forever(on_ready=ready))
+sys.exit(run_in_foreground(server, ready, restarts=int(sys.argv[3])))
 """
 FOREGROUND_SLOW = """
 import sys
-from genrec.serving.triton import TritonServer
+from genrec.serving.triton import TritonServer, run_in_foreground
 
-sys.exit(TritonServer(sys.argv[1], ["slow"], log_path=sys.argv[2]).run_forever())
+sys.exit(run_in_foreground(TritonServer(sys.argv[1], ["slow"], log_path=sys.argv[2])))
 """
 
 
