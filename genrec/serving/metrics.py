@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from genrec.live.status import Status
 from genrec.rules import Applied, Ruled
 from genrec.rules.applied import KINDS
 from genrec.serving.step import open_folder
+from genrec.serving.triton.launch import RESTARTS
 from genrec.serving.waiting import Refusals
 
 # Requests answered, then the wire contract's `counts` in their order.
@@ -30,6 +32,8 @@ _COUNTERS = {
 }
 _OVERLOADED = "genrec_overloaded_requests_total"
 _OVERLOADED_TEXT = "Requests refused at once, because too many were waiting for them to be answered in time"
+_RESTARTED = "genrec_server_restarts_total"
+_RESTARTED_TEXT = "Times that `genrec serve` started this server again"
 _RULE_REQUESTS, _RULE_DROPPED = "genrec_rule_requests_total", "genrec_rule_dropped_total"
 _RULE_NARROWED, _RULE_CHECKED = "genrec_rule_narrowed_total", "genrec_rule_checked_total"
 # What is counted of requests with rules: the text, and the label with its values; "" for a counter without one.
@@ -76,13 +80,14 @@ class Metrics:
         self._labels = {"bundle_version": bundle_version}
         self._families: list[Any] = []  # Triton keeps a family only as long as the object that made it
         self._counters: dict[tuple[str, str], Any] = {}
-        for name, text in (_COUNTERS | {_OVERLOADED: _OVERLOADED_TEXT}).items():
+        for name, text in (_COUNTERS | {_OVERLOADED: _OVERLOADED_TEXT, _RESTARTED: _RESTARTED_TEXT}).items():
             self._counters[name, ""] = self._family(name, text, pb.MetricFamily.COUNTER).Metric(labels=self._labels)
         for name, (text, label, values) in _RULE_COUNTERS.items():
             family = self._family(name, text, pb.MetricFamily.COUNTER)
             for value in values:
                 labels = self._labels | ({label: value} if label else {})
                 self._counters[name, value] = family.Metric(labels=labels)
+        self._counters[_RESTARTED, ""].increment(int(os.environ.get(RESTARTS, "0")))
         gauges = _GAUGES | (_LIVE_GAUGES if root else {})
         self._gauges = {
             name: self._family(name, text, pb.MetricFamily.GAUGE).Metric(labels=self._labels)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SHM_DIR = Path("/dev/shm")
+RESTARTS = "GENREC_RESTARTS"  # in the environment of a server and its models: how often it was started again
 
 
 def remove_leftovers(group: int, shm_prefix: str, run_dir: str) -> None:

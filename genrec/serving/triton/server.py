@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from genrec.serving.triton.errors import TritonError, TritonStartError
 from genrec.serving.triton.flags import server_flags
+from genrec.serving.triton.launch import RESTARTS
 from genrec.serving.triton.install import TritonInstall, find_triton, prepare_backends
 from genrec.serving.triton.names import plain_name, plain_scratch
 from genrec.serving.triton.ports import choose_ports
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _STARTS = 3
 _POLL_SECONDS = 0.05
 _SOCKET_PORTS = {"grpc": 8001, "http": 8000}  # of nothing but names
-RESTARTS = "GENREC_RESTARTS"  # in the environment of the server and its models: how often it was started again
 
 
 def socket_paths(folder: Path) -> dict[str, Path]:

@@ -108,6 +108,12 @@ app.kubernetes.io/component: server
 {{- add .Values.probes.startupSeconds (eq .Values.server.engine "auto" | ternary 300 0) -}}
 {{- end -}}
 
+{{/* Failed liveness probes after which a container is ended: 6, and what a start inside the container may take. */}}
+{{- define "genrec.livenessFailures" -}}
+{{- $start := .Values.server.restarts | eq 0 | ternary 0 (include "genrec.startupSeconds" . | int) -}}
+{{- add 6 (divf $start .Values.probes.periodSeconds | ceil) -}}
+{{- end -}}
+
 {{/* list NAME VARIABLES: a list of environment variables; NAME is the value that holds them. */}}
 {{- define "genrec.env" -}}
 {{- $path := first . -}}

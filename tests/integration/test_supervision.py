@@ -1,0 +1,155 @@
+"""`genrec serve` starts again what dies, and a client that knows a second server loses nothing meanwhile."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from genrec.bundle import Bundle
+from genrec.serving.front import FrontError, find_haproxy
+from genrec.serving.triton import STUB_NAME, TritonServer
+from genrec_client import Recommendations, Recommender, RecommendError
+from tests.integration.conftest import Shop
+from tests.needs import missing
+from tests.processes import descendants
+
+AGAIN_S = 30.0  # some 1 s on an idle machine
+
+
+@dataclass
+class Served:
+    """`genrec serve` as a process of its own. says: its standard error."""
+
+    process: subprocess.Popen[str]
+    url: str
+    metrics_url: str
+    log: Path
+
+    def part(self, name: str) -> int:
+        """The process id of a part: a step's, "triton", or "haproxy"."""
+        found = []
+        for pid, line in descendants(self.process.pid).items():
+            program = line.split(" ")[0]
+            is_step = STUB_NAME in program
+            if (is_step and f"/{name}/" in line) or (not is_step and name in Path(program).name):
+                found.append(pid)
+        (pid,) = found
+        return pid
+
+    def says(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def serves_again(self, times: int) -> None:
+        """Waits until it has started something again so often."""
+        deadline = time.monotonic() + AGAIN_S
+        while self.says().count("serving again after") < times:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.says()[-3000:]
+            time.sleep(0.05)
+
+
+@contextmanager
+def serving(bundle: Path, scratch: Path, *words: str) -> Iterator[Served]:
+    ports = [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
+    command = [sys.executable, "-m", "genrec.cli", "serve", str(bundle), "--threads=1", *ports, *words]
+    log = scratch / "stderr"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, env=os.environ | {"COLUMNS": "500"}, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    try:
+        assert process.stdout is not None
+        said = re.match(r"ready: gRPC (\S+), HTTP \S+, metrics (\S+)\n", process.stdout.readline())
+        assert said, log.read_text()
+        yield Served(process, said[1], said[2], log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
+
+
+@dataclass
+class Asking:
+    """A client that goes on asking from a few threads, and what became of it."""
+
+    client: Recommender
+    history: list[str]
+    answers: list[Recommendations] = field(default_factory=list)
+    failures: list[RecommendError] = field(default_factory=list)
+
+    def __enter__(self) -> Asking:
+        self._ends = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(3)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        while not self._ends.wait(0.02):
+            try:
+                self.answers.append(self.client.recommend(self.history))
+            except RecommendError as error:
+                self.failures.append(error)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def haproxy() -> None:
+    try:
+        find_haproxy()
+    except FrontError as error:
+        missing(str(error))
+
+
+def test_whatever_is_killed_serves_again_and_a_client_of_two_servers_loses_nothing(
+    bundle: Bundle, server: TritonServer, shop: Shop, tmp_path: Path
+) -> None:
+    with serving(bundle.path, tmp_path, "--restarts=5") as served:
+        with Recommender([served.url, server.grpc_url], timeout_s=30.0) as client:
+            with Asking(client, shop.users[0]) as asking:
+                for times, name in enumerate(("backbone", "triton", "haproxy", "verifier", "preprocessing"), 1):
+                    before = len(asking.answers)
+                    os.kill(served.part(name), signal.SIGKILL)
+                    served.serves_again(times)
+                    with Recommender(served.url, timeout_s=30.0) as alone:
+                        assert alone.recommend(shop.users[0]).drafted == 64
+                    assert len(asking.answers) > before
+            assert not asking.failures, asking.failures[:3]
+            assert client.statistics.retries >= 3, "nobody had to try the other server: this shows nothing"
+        with urllib.request.urlopen(served.metrics_url, timeout=10) as page:
+            counted = re.search(r"^genrec_server_restarts_total\{.*\} (\S+)$", page.read().decode(), re.M)
+        assert counted and float(counted[1]) == 4  # all but the front's
+        served.process.terminate()
+        assert served.process.wait(30) == 0
+    assert served.says().count("times within 5 minutes") == 5
+
+
+def test_a_bundle_that_is_damaged_meanwhile_is_not_served_again(bundle_copy: Path, shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "serve").mkdir()
+    with serving(bundle_copy, tmp_path / "serve") as served:
+        with Recommender(served.url, timeout_s=30.0) as client:
+            before = client.recommend(shop.users[0])
+            damaged = (bundle_copy / "catalog/popularity.npy").read_bytes()
+            (bundle_copy / "catalog/popularity.npy").unlink()  # what runs has the old one mapped
+            (bundle_copy / "catalog/popularity.npy").write_bytes(damaged[:-1] + bytes([damaged[-1] ^ 1]))
+            assert client.recommend(shop.users[0]).item_ids == before.item_ids
+            os.kill(served.part("triton"), signal.SIGKILL)
+        assert served.process.wait(AGAIN_S) == 1
+    assert re.search(r"error: bundle .* cannot be served:\s+- catalog/popularity.npy: is damaged", served.says())
