@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -18,6 +19,8 @@ import numpy as np
 import pytest
 
 from genrec.bundle import Bundle
+from genrec.errors import TOO_MANY
+from genrec.serving.front import Front, FrontError
 from genrec.serving.repository import STEPS, Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.statistics import read_step_counts
@@ -30,9 +33,9 @@ from genrec_client import (
     Recommendations,
     Recommender,
     RecommendRequest,
-    RetryPolicy,
 )
 from perf.speed import engines, overload
+from tests.needs import missing
 from tests.processes import descendants
 
 FLOOD, DEADLINE_S = 800, 0.1
@@ -51,30 +54,75 @@ def stopped_engine(server: TritonServer) -> Iterator[None]:
         os.kill(stubs[0], signal.SIGCONT)
 
 
-async def flood(server: TritonServer, histories: list[list[str]]) -> list[Recommendations | BaseException]:
-    """What becomes of many requests at once while the engine stands still."""
-    async with AsyncRecommender(server.grpc_url, retry=RetryPolicy(max_attempts=1)) as client:
+Outcome = Recommendations | BaseException
+
+
+async def flood(
+    server: TritonServer, front: Front, histories: list[list[str]]
+) -> tuple[list[Outcome], list[Outcome], tuple[int, str], str]:
+    """What becomes of many requests at once while the engine stands still, every other of which may be shed.
+
+    Gives the outcomes of those that may not and those that may, what is said over HTTP, and the status past the front.
+    """
+    async with AsyncRecommender(front.grpc_url) as client, AsyncRecommender(server.grpc_url) as past:
         await asyncio.gather(*(client.recommend(histories[0]) for _ in range(4)))
         with stopped_engine(server):
-            calls = (client.recommend(histories[at % len(histories)], timeout_s=DEADLINE_S) for at in range(FLOOD))
-            return await asyncio.gather(*calls, return_exceptions=True)
+            calls = (
+                client.recommend(histories[at % len(histories)], timeout_s=DEADLINE_S, sheddable=at % 2 == 1)
+                for at in range(FLOOD)
+            )
+            under_way = asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.sleep(DEADLINE_S)
+            (refused,) = await asyncio.gather(past.recommend([], timeout_s=0.01), return_exceptions=True)
+            over_http = await asyncio.to_thread(post, front.http_url)
+            found = await under_way
+    assert isinstance(refused, Overloaded)
+    return found[::2], found[1::2], over_http, refused.code
+
+
+def post(url: str) -> tuple[int, str]:
+    """What is said over HTTP to a request that has 10 ms."""
+    history = {"name": "history", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}
+    connection = http.client.HTTPConnection(url, timeout=30)
+    connection.request(
+        "POST", "/v2/models/recommend/infer", json.dumps({"parameters": {"timeout": 10_000}, "inputs": [history]})
+    )
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def refusals(found: list[Outcome]) -> list[Overloaded]:
+    return [one for one in found if isinstance(one, Overloaded)]
 
 
 def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle, shop: Any, tmp_path: Path) -> None:
-    with serve_bundle(bundle.path, Deployment(threads=1), log_path=tmp_path / "triton.log") as server:
-        found = asyncio.run(flood(server, shop.users))
+    try:
+        front = Front("recommend", log_path=tmp_path / "haproxy.log")
+    except FrontError as error:
+        missing(str(error))
+    deployment = Deployment(threads=1)
+    with front, serve_bundle(bundle.path, deployment, sockets=front.sockets, log_path=tmp_path / "triton.log") as server:
+        needed, sheddable, over_http, past = asyncio.run(flood(server, front, shop.users))
+        found = needed + sheddable
         assert {type(one) for one in found} <= {Overloaded, DeadlineExceeded, Recommendations}
-        refused = [str(one) for one in found if isinstance(one, Overloaded)]
+        refused = refusals(found)
         # What the engine would get done in half of the deadline goes through, and expires.
         assert refused
-        assert all("requests are waiting" in one and "allow more time or send fewer requests" in one for one in refused)
+        said = [str(one) for one in refused]
+        assert all("requests are waiting" in one and "allow more time or send fewer requests" in one for one in said)
+        # Nobody sends it again: this client does not, and the front says so to others. Triton has no word for it.
+        assert {(one.code, one.attempts) for one in refused} == {("RESOURCE_EXHAUSTED", 1)}
+        assert past == "UNAVAILABLE" and over_http[0] == 429 and TOO_MANY in over_http[1]
+        # Who may be shed is, while the others still find room.
+        assert len(refusals(sheddable)) > len(refusals(needed))
+        assert all(("may be shed" in str(one)) == (one in refusals(sheddable)) for one in refused)
         counted, waits_until = 0.0, time.monotonic() + 10
         while counted < len(refused) and time.monotonic() < waits_until:
             with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
                 line = re.search(r"^genrec_overloaded_requests_total\{.*\} (\S+)$", page.read().decode(), re.M)
             counted = float(line[1]) if line else 0.0
-        assert len(refused) <= counted <= FLOOD  # some had given up before they were told
-        with Recommender(server.grpc_url, timeout_s=10.0) as client:
+        assert len(refused) <= counted <= FLOOD + 2  # some had given up before they were told
+        with Recommender(front.grpc_url, timeout_s=10.0) as client:
             after = client.recommend_many(
                 [RecommendRequest(user) for user in shop.users[:50]], concurrency=8, return_exceptions=True
             )

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from genrec.errors import TOO_MANY
 from genrec.serving.triton.errors import TritonStartError
 from genrec.serving.triton.tls import ServerTls
 
@@ -151,6 +152,9 @@ def _grpc(socket: Path, bind: str, model: str, streaming: str | None, most: int,
         "    default_backend grpc",
         "backend grpc",
         "    http-reuse always",
+        # UNAVAILABLE, which a Python model has to say, is sent again by proxies and clients; RESOURCE_EXHAUSTED is not.
+        f"    http-response set-header grpc-status 8 if {{ res.hdr(grpc-status) 14 }} "
+        f'{{ res.hdr(grpc-message) -m sub -i "{TOO_MANY}" }}',
         server,
         # A message that is too large is read to its end, and Triton gets one that says so.
         "backend grpc_large",
@@ -200,6 +204,9 @@ def _http(socket: Path, address: str, model: str | None, most: int) -> list[str]
         "    acl infer var(txn.infer) -m bool",
         "    http-response wait-for-body time 1s if blames_itself infer",
         f"    http-response set-status 400 if blames_itself infer {{ res.body -m reg '^{_BLAMED}' }}",
+        "    acl away status 503",
+        "    http-response wait-for-body time 1s if away infer",
+        f'    http-response set-status 429 if away infer {{ res.body -m sub -i "{TOO_MANY}" }}',
         f"    server triton unix@{socket}",
     ]
 
