@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-
-# Triton's own words for it. They tell a refusal from a server that is away, which has the same status in Triton; clients
-# and the front go by them.
+# Triton's own words for it. They tell a refusal from a server that is away, which has the same status in Triton:
+# clients and the front go by them.
 TOO_MANY = "exceeds maximum queue size"
 
 

@@ -105,8 +105,9 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         others, no if None. timeout_s: seconds for the call with all its attempts.
 
         Raises InvalidRequest for a request that is wrong by this client's or the server's judgement, Unavailable if no
-        address could answer, DeadlineExceeded if the time ran out, Overloaded if the server or a proxy refused the load,
-        RecommendError for anything else, such as an error inside the server, and RuntimeError once the client is closed.
+        address could answer, DeadlineExceeded if the time ran out, Overloaded if the server or a proxy refused the
+        load, RecommendError for anything else, such as an error inside the server, and RuntimeError once the client is
+        closed.
         """
         request = RecommendRequest(history, top_k, exclude, allow_history, query, rules, sheddable)
         return self._answer(request, timeout_s)

@@ -154,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--allow-history", action="store_true", help="items of the history may come back")
     recommend.add_argument("--query", help="text query, for bundles that were trained with one")
     recommend.add_argument("--rules", type=_rules, help="rules of the shop: JSON text, or @FILE that holds it")
-    recommend.add_argument("--sheddable", action="store_true", help="a server with too many requests may refuse it first")
+    recommend.add_argument(
+        "--sheddable", action="store_true", help="a server with too many requests may refuse it first"
+    )
     recommend.add_argument("--json", action="store_true", help="print JSON instead of a table")
     recommend.set_defaults(run=_recommend)
 

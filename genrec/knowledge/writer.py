@@ -58,9 +58,7 @@ class TextWriter:
         try:
             self._arrived.put_nowait((request, stream))
         except queue.Full:
-            stream.fail(
-                f"{MAX_WAITING} texts are waiting: {TOO_MANY}; send fewer at once", "overloaded"
-            )
+            stream.fail(f"{MAX_WAITING} texts are waiting: {TOO_MANY}; send fewer at once", "overloaded")
 
     def close(self) -> None:
         """Finish what is under way, then end the thread."""

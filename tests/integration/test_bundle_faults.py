@@ -193,7 +193,9 @@ def test_sigterm_ends_serve_with_0_and_leaves_nothing(bundle: Bundle, tmp_path: 
         assert_nothing_left(family, tmp_path)
 
 
-def test_a_killed_backbone_ends_serve_with_1_where_it_may_not_be_started_again(bundle: Bundle, shop: Any, tmp_path: Path) -> None:
+def test_a_killed_backbone_ends_serve_with_1_where_it_may_not_be_started_again(
+    bundle: Bundle, shop: Any, tmp_path: Path
+) -> None:
     with serving(bundle, tmp_path, "--restarts=0") as (process, url):
         family = descendants(process.pid)
         (stub,) = [pid for pid, line in family.items() if STUB_NAME in line.split(" ")[0] and "/backbone/" in line]

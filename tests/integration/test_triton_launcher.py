@@ -254,9 +254,7 @@ def test_a_crashed_model_process_ends_the_foreground(install: TritonInstall, rep
     assert_nothing_left(shm_prefix, seconds=2)
 
 
-def test_what_dies_once_too_often_ends_the_foreground(
-    install: TritonInstall, repository: Path, tmp_path: Path
-) -> None:
+def test_what_dies_once_too_often_ends_the_foreground(install: TritonInstall, repository: Path, tmp_path: Path) -> None:
     process, pid, shm_prefix, url = in_foreground(repository, tmp_path / "log", restarts=1)
     os.kill(pid, signal.SIGKILL)
     said = tmp_path / "log.said"

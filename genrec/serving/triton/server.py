@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from genrec.serving.triton.errors import TritonError, TritonStartError
 from genrec.serving.triton.flags import server_flags
-from genrec.serving.triton.launch import RESTARTS
 from genrec.serving.triton.install import TritonInstall, find_triton, prepare_backends
+from genrec.serving.triton.launch import RESTARTS
 from genrec.serving.triton.names import plain_name, plain_scratch
 from genrec.serving.triton.ports import choose_ports
 from genrec.serving.triton.process import ServerProcess, server_environment

@@ -40,12 +40,12 @@ class TritonPythonModel(Step[tuple[Request, int, int]]):
         left_us = min(request.timeout() or self.timeout_us, _LONGEST_US)
         deadline = time.monotonic_ns() + 1000 * left_us
         ahead, expected_ns = self.gate.expected_ns()
-        goes_first = sheddable(request)
-        if (SHED * expected_ns if goes_first else expected_ns) > 1000 * left_us:
+        may_be_shed = sheddable(request)
+        if (SHED * expected_ns if may_be_shed else expected_ns) > 1000 * left_us:
             self.gate.refuse()
             raise Overloaded(
                 f"{ahead} requests are waiting, which takes about {expected_ns / 1e6:.0f} ms, and this one has "
-                f"{left_us / 1e3:.0f} ms{' and may be shed' if goes_first else ''}: {TOO_MANY}; allow more time or send "
+                f"{left_us / 1e3:.0f} ms{', may be shed' * may_be_shed}: {TOO_MANY}; allow more time or send "
                 "fewer requests"
             )
         history = optional(request, "history", _items("history"), None)
