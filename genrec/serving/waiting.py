@@ -41,7 +41,9 @@ def _mapped(path: Path) -> np.ndarray:
     shape = 1 + _ENGINES, 6
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.ftruncate(descriptor, 8 * shape[0] * shape[1])
+        os.posix_fallocate(
+            descriptor, 0, 8 * shape[0] * shape[1]
+        )  # where there is no room: an error, not a signal later
     finally:
         os.close(descriptor)
     return np.asarray(np.memmap(path, np.int64, "r+", shape=shape))

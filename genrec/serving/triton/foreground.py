@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
 
+from genrec.reporting.log import say
 from genrec.serving.triton.errors import TritonError, TritonStartError
 from genrec.serving.triton.server import TritonServer
 from genrec.serving.triton.signals import signal_handlers
@@ -82,7 +82,7 @@ class _Foreground:
                         return status
                     if not self._may_restart():
                         tired = f", {self._restarts} times within {_WITHIN_S / 60:g} minutes" if self._restarts else ""
-                        _say(f"{why}{tired}: ending the server")
+                        say(f"{why}{tired}: ending the server")
                         self._server.stop(grace=_END_S)
                         return status
                     self._restart(why)
@@ -97,7 +97,7 @@ class _Foreground:
         """Starts again what died. A start that fails, because it died anew, is tried again as often as is allowed."""
         while True:
             began = time.monotonic()
-            _say(f"{why}: starting it again, {len(self._restarted)} of {self._restarts} times within 5 minutes")
+            say(f"{why}: starting it again, {len(self._restarted)} of {self._restarts} times within 5 minutes")
             try:
                 if self._beside is not None and self._beside.fault():
                     self._beside.restart()
@@ -109,7 +109,7 @@ class _Foreground:
                     raise
                 why = str(error).splitlines()[0]
             else:
-                _say(f"serving again after {time.monotonic() - began:.1f} s")
+                say(f"serving again after {time.monotonic() - began:.1f} s")
                 return
 
     def _until_something_dies(self) -> tuple[int, str]:
@@ -146,7 +146,3 @@ class _Foreground:
             self._server.kill()
         self._stop_asked = True
         self._server.terminate()
-
-
-def _say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -148,6 +149,7 @@ class TritonServer:
         if not self.repository.is_dir():
             raise TritonStartError(f"the model repository {self.repository} is not a folder")
         install = self._install or find_triton()
+        _require_tmp()
         had = self._ports if self._process is not None else {}
         for attempt in range(_STARTS):
             named = {} if self._sockets is None else _SOCKET_PORTS
@@ -283,3 +285,14 @@ class TritonServer:
         # Seldom, on a loaded machine, Triton aborts on a lock of the memory that it shares with its stubs.
         lost_lock = any("boost::interprocess::lock_exception" in line for line in error.log)
         return lost_race or lost_lock
+
+
+def _require_tmp() -> None:
+    """Raises TritonStartError if Triton's Python backend, which has no other folder for it, cannot write to /tmp."""
+    try:
+        tempfile.TemporaryFile(dir="/tmp").close()
+    except OSError as error:
+        raise TritonStartError(
+            f"/tmp cannot be written to: {error.strerror}; Triton's Python models need it: make it writable, or mount "
+            "a volume there"
+        ) from None
