@@ -36,6 +36,7 @@ from genrec_client.addresses import AddressPool
 from genrec_client.channel import split_urls
 from genrec_client.retry import Failure, RetryBudget, classify, decide
 from tests.unit.client.faulty_server import (
+    DEAD_STEP,
     NOT_TRIED_AGAIN,
     STOPPING,
     UNLOADED,
@@ -281,7 +282,7 @@ def test_no_retry_that_would_come_after_the_deadline(server: FaultyServer) -> No
 # --- retries ---
 
 
-@pytest.mark.parametrize("fault", [STOPPING, UNLOADED])
+@pytest.mark.parametrize("fault", [STOPPING, UNLOADED, DEAD_STEP])
 def test_a_stopping_server_is_left_for_the_other_address(
     server: FaultyServer, other: FaultyServer, fault: Fault
 ) -> None:
