@@ -49,6 +49,11 @@ def _mapped(path: Path) -> np.ndarray:
     return np.asarray(np.memmap(path, np.int64, "r+", shape=shape))
 
 
+def in_time(expected_ns: int, left_ns: int, sheddable: bool) -> bool:
+    """Whether a request may go through that has left_ns, and is answered in expected_ns for sure."""
+    return (_SHED if sheddable else 1.0) * expected_ns <= left_ns
+
+
 class Gate:
     """The step that lets requests through to the engines. path: of `waiting_file`."""
 

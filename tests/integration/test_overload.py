@@ -38,7 +38,7 @@ from tests.integration.conftest import Wire
 from tests.needs import missing
 from tests.processes import descendants
 
-FLOOD, DEADLINE_US = 60, 60_000
+FLOOD, DEADLINE_US = 80, 40_000
 
 
 @contextmanager
@@ -107,34 +107,40 @@ def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle, shop: Any,
         front = Front("recommend", log_path=tmp_path / "haproxy.log")
     except FrontError as error:
         missing(str(error))
-    deployment = Deployment(threads=1)
-    with (
-        front,
-        serve_bundle(bundle.path, deployment, sockets=front.sockets, log_path=tmp_path / "triton.log") as server,
-    ):
-        found, past, over_http = flood(server, front, shop.users)
-        needed, sheddable = refusals(found[::2]), refusals(found[1::2])
-        said = needed + sheddable
-        # What the engine would get done in half of the deadline goes through, and expires.
-        assert needed and all("requests are waiting" in one and "allow more time or send fewer" in one for one in said)
-        # Who may be shed is, while the others still find room.
-        assert len(sheddable) > len(needed)
-        assert all("may be shed" in one for one in sheddable) and not any("may be shed" in one for one in needed)
-        # Triton's Python models have no other code; the front has, by which nobody sends it again.
-        assert past.code == "UNAVAILABLE" and TOO_MANY in past.message
-        assert over_http[0] == 429 and TOO_MANY in over_http[1]
-        refused = len(said) + 2
-        counted, waits_until = 0.0, time.monotonic() + 10
-        while counted < refused and time.monotonic() < waits_until:
-            with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
-                line = re.search(r"^genrec_overloaded_requests_total\{.*\} (\S+)$", page.read().decode(), re.M)
-            counted = float(line[1]) if line else 0.0
-        assert counted == refused
-        with Recommender(front.grpc_url, timeout_s=10.0) as client:
-            after = client.recommend_many(
-                [RecommendRequest(user) for user in shop.users[:50]], concurrency=8, return_exceptions=True
-            )
-        assert [one for one in after if not isinstance(one, Recommendations)] == []
+    deployment, log = Deployment(threads=1), tmp_path / "triton.log"
+    for _ in range(3):  # Triton ends a process that stands still for a second, as it may for us on a busy machine
+        with front, serve_bundle(bundle.path, deployment, sockets=front.sockets, log_path=log) as server:
+            found, past, over_http = flood(server, front, shop.users)
+            if not any(error is not None and "not healthy" in error.details() for error in found):
+                return assert_refused(found, past, over_http, server, front, shop.users)
+    pytest.fail("this machine is too slow for this test")
+
+
+def assert_refused(
+    found: list[Any], past: Any, over_http: tuple[int, str], server: TritonServer, front: Front, users: list[list[str]]
+) -> None:
+    needed, sheddable = refusals(found[::2]), refusals(found[1::2])
+    said = needed + sheddable
+    # What the engine would get done in half of the deadline goes through, and expires.
+    assert needed and all("requests are waiting" in one and "allow more time or send fewer" in one for one in said)
+    # Who may be shed is, while the others still find room.
+    assert len(sheddable) > len(needed)
+    assert all("may be shed" in one for one in sheddable) and not any("may be shed" in one for one in needed)
+    # Triton's Python models have no other code; the front has, by which nobody sends it again.
+    assert past.code == "UNAVAILABLE" and TOO_MANY in past.message
+    assert over_http[0] == 429 and TOO_MANY in over_http[1]
+    refused = len(said) + 2
+    counted, waits_until = 0.0, time.monotonic() + 10
+    while counted < refused and time.monotonic() < waits_until:
+        with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
+            line = re.search(r"^genrec_overloaded_requests_total\{.*\} (\S+)$", page.read().decode(), re.M)
+        counted = float(line[1]) if line else 0.0
+    assert counted == refused
+    with Recommender(front.grpc_url, timeout_s=10.0) as client:
+        after = client.recommend_many(
+            [RecommendRequest(user) for user in users[:50]], concurrency=8, return_exceptions=True
+        )
+    assert [one for one in after if not isinstance(one, Recommendations)] == []
 
 
 def test_batches_that_come_apart_are_answered_as_requests_alone(bundle: Bundle, shop: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from genrec.errors import TOO_MANY, InvalidRequest, Overloaded
 from genrec.golden import check_prompt
 from genrec.prompt import Preprocessor, Request
 from genrec.serving.step import Stamp, Step, optional, sheddable
-from genrec.serving.waiting import SHED, Gate, waiting_file
+from genrec.serving.waiting import Gate, in_time, waiting_file
 
 _NO_ITEMS = np.empty(0, object)
 _LONGEST_US = 3_600_000_000  # longer timeouts mean "no hurry", and the largest would not fit into the stamp
@@ -41,7 +41,7 @@ class TritonPythonModel(Step[tuple[Request, int, int]]):
         deadline = time.monotonic_ns() + 1000 * left_us
         ahead, expected_ns = self.gate.expected_ns()
         may_be_shed = sheddable(request)
-        if (SHED * expected_ns if may_be_shed else expected_ns) > 1000 * left_us:
+        if not in_time(expected_ns, 1000 * left_us, may_be_shed):
             self.gate.refuse()
             raise Overloaded(
                 f"{ahead} requests are waiting, which takes about {expected_ns / 1e6:.0f} ms, and this one has "
