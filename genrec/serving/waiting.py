@@ -22,9 +22,7 @@ _IDLE_NS = 50_000_000  # of engines: as often a request goes through, whatever i
 _AFTER_NS = 5_000_000  # what comes after the engine
 _BETWEEN_NS = 10_000_000  # batches of a queue follow each other sooner
 _SAFETY = 2.0  # times what is expected has to be left: a request that is let through and comes too late helps nobody
-_SHED = 2.0  # times the wait that counts for a request that may be shed: the others have half of the queue for themselves
-    2.0  # times the wait that counts for a request that may be shed: the others have half of the queue for themselves
-)
+_SHED = 2.0  # times the wait that counts for one that may be shed: the others have half of the queue for themselves
 _ENOUGH = 0.9  # of the requests a second of the largest batches: smaller ones that reach it answer sooner
 _LEARNT = 0.1  # the weight of the last batch in what is expected of the next
 
