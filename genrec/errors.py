@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+# Triton's own words for it. They tell a refusal from a server that is away, which has the same status in Triton:
+# clients and the front go by them.
+TOO_MANY = "exceeds maximum queue size"
+
 
 class InvalidRequest(ValueError):
     """A request that is refused; the message names the tensor, the value, the limit and what to do."""
@@ -12,7 +16,7 @@ class DeadlineExceeded(Exception):
 
 
 class Overloaded(Exception):
-    """So many requests wait that this one could not be answered in time."""
+    """So many requests wait that this one could not be answered in time; the message has TOO_MANY in it."""
 
 
 class StaleVersion(Exception):

@@ -109,6 +109,7 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         allow_history: bool | None = None,
         query: str | None = None,
         rules: Rules | Mapping[str, Any] | str | None = None,
+        sheddable: bool | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
     ) -> One:
@@ -117,18 +118,17 @@ class BaseRecommender(ABC, Generic[One, ManyOrErrors, Many]):
         history: item ids, oldest first; may be empty. top_k: items wanted, the bundle's default if None. exclude: item
         ids never to return. allow_history: whether items of the history may come back, no if None. query: text query,
         for bundles that were trained with one. rules: of the shop, for this request; a mapping or JSON text in the
-        server's own form is taken, too. timeout_s: seconds for the call with all its attempts. request_id: that logs
-        and traces of the server name it by; made up if None, and told in the answer or the error.
+        server's own form is taken, too. sheddable: whether a server with too many requests may refuse this one before
+        others, no if None. timeout_s: seconds for the call with all its attempts. request_id: that logs and traces of
+        the server name it by; made up if None, and told in the answer or the error.
 
         Raises InvalidRequest for a request that is wrong by this client's or the server's judgement, Unavailable if no
-        address could answer, DeadlineExceeded if the time ran out, Overloaded if the server or a proxy refused the load
-        (`recommend` has no queue limit of its own, so this takes a queue policy that somebody configured, or
-        RESOURCE_EXHAUSTED), RecommendError for anything else, such as an error inside the server, and RuntimeError once
-        the client is closed.
+        address could answer, DeadlineExceeded if the time ran out, Overloaded if the server or a proxy refused the
+        load, RecommendError for anything else, such as an error inside the server, and RuntimeError once the client is
+        closed.
         """
-        return self._answer(
-            RecommendRequest(history, top_k, exclude, allow_history, query, rules, request_id), timeout_s
-        )
+        request = RecommendRequest(history, top_k, exclude, allow_history, query, rules, sheddable, request_id)
+        return self._answer(request, timeout_s)
 
     @overload
     def recommend_many(

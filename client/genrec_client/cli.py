@@ -63,6 +63,7 @@ def _recommend(recommender: Recommender, arguments: argparse.Namespace) -> int:
             allow_history=True if arguments.allow_history else None,
             query=arguments.query,
             rules=arguments.rules,
+            sheddable=True if arguments.sheddable else None,
         )
     except RecommendError as error:
         return _complain(str(error), SERVER_ERROR if error.attempts else BAD_USAGE)
@@ -165,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--allow-history", action="store_true", help="items of the history may come back")
     recommend.add_argument("--query", help="text query, for bundles that were trained with one")
     recommend.add_argument("--rules", type=_rules, help="rules of the shop: JSON text, or @FILE that holds it")
+    recommend.add_argument(
+        "--sheddable", action="store_true", help="a server with too many requests may refuse it first"
+    )
     recommend.add_argument("--json", action="store_true", help="print JSON instead of a table")
     recommend.set_defaults(run=_recommend)
 

@@ -79,7 +79,8 @@ def classify(code: str, message: str) -> Failure:
     """What a gRPC status means here.
 
     Triton says UNAVAILABLE for a server that stops, for a full queue and for a request that expired in the queue,
-    and NOT_FOUND for a model that is being unloaded as for one that does not exist; only the text tells them apart.
+    NOT_FOUND for a model that is being unloaded as for one that does not exist, and INTERNAL for a model's process that
+    died or stands still as for a defect; only the text tells them apart.
 
     code: the status name, such as "UNAVAILABLE". message: the status message.
     """
@@ -90,6 +91,8 @@ def classify(code: str, message: str) -> Failure:
         return Failure.EXPIRED if "timeout expired" in text else Failure.GONE
     if code == "NOT_FOUND":
         return Failure.GONE if "no available versions" in text else Failure.REFUSED
+    if code == "INTERNAL" and "stub process" in text and "not healthy" in text:
+        return Failure.GONE
     if code == "DEADLINE_EXCEEDED":
         return Failure.EXPIRED
     if code == "INVALID_ARGUMENT":

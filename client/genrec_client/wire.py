@@ -54,6 +54,10 @@ def build_request(request: RecommendRequest, model: str) -> InferRequest:
         _add(message, "query", "BYTES", 1, _pack_bytes([_encode_id("query", 0, request.query)]))
     if request.rules is not None:
         _add(message, "rules", "BYTES", 1, _pack_bytes([_encode_rules(request.rules)]))
+    if request.sheddable is not None:
+        if not is_flag(request.sheddable):
+            raise _refuse("sheddable", request.sheddable, "give True or False")
+        message.parameters["sheddable"].bool_param = bool(request.sheddable)
     return message
 
 

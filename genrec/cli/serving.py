@@ -124,6 +124,14 @@ def serve(
     exit_timeout_s: Annotated[
         float, typer.Option(min=1, max=86_400, help="Seconds that requests in flight get to finish after SIGTERM.")
     ] = 10.0,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="A server or front that dies is started again, so many times within 5 minutes; 0: the command ends.",
+        ),
+    ] = 3,
     tls_cert: Annotated[
         Optional[Path], typer.Option(help="PEM certificate chain: gRPC over TLS. HTTP has none.")
     ] = None,
@@ -174,11 +182,12 @@ def serve(
     ] = 0,
 ) -> None:
     """Serve a bundle with Triton, in the foreground. SIGTERM and Ctrl-C let requests in flight finish."""
+    from genrec.bundle import Bundle
     from genrec.knowledge.settings import KnowledgeSettings
     from genrec.serving.ready import not_ready, readiness_endpoint
     from genrec.serving.repository import Deployment
     from genrec.serving.serve import LiveCatalog, prepare_server
-    from genrec.serving.triton import ServerTls, trace_flags
+    from genrec.serving.triton import ServerTls, run_in_foreground, trace_flags
 
     if log_format == JSON:
         sys.stderr = JsonLines(sys.stderr)
@@ -269,7 +278,15 @@ def serve(
             told = f"ready: {urls}"
             typer.echo(json_line(told) if log_format == JSON else told)
 
-        code = server.run_forever(on_ready=announce, fault=before.fault if before else str)
+        code = run_in_foreground(
+            server,
+            announce,
+            beside=before,
+            restarts=restarts,
+            before_restart=Bundle(
+                bundle_path, public_key
+            ).check,  # it may not be any more what it was at the first start
+        )
     raise typer.Exit(code)
 
 

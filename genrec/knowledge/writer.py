@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from genrec.errors import InvalidRequest
+from genrec.errors import TOO_MANY, InvalidRequest
 from genrec.knowledge.decoder import Session, SpeculativeDecoder, TextProgress, TextRequest
 
 MAX_WAITING = 1024
@@ -58,9 +58,7 @@ class TextWriter:
         try:
             self._arrived.put_nowait((request, stream))
         except queue.Full:
-            stream.fail(
-                f"{MAX_WAITING} texts are waiting, exceeds maximum queue size; send fewer at once", "overloaded"
-            )
+            stream.fail(f"{MAX_WAITING} texts are waiting: {TOO_MANY}; send fewer at once", "overloaded")
 
     def close(self) -> None:
         """Finish what is under way, then end the thread."""

@@ -65,6 +65,7 @@ class Follower:
         self._rebase: _Rebase | None = None
         self._tidied = False  # nothing can have become unused since folders were looked through
         self._drift = _DriftMeasured()
+        self._torn = False  # something local failed half-way, such as on a full disk: what is in memory may lack a part
         for folder in (BASES, MERGED, VERSIONS):
             (root / folder).mkdir(parents=True, exist_ok=True)
         remove_unfinished(root)
@@ -97,6 +98,15 @@ class Follower:
             if self._status.published < 0:
                 raise
             # A commit cannot be read. What comes before it is published, and `look` goes on from there.
+
+    def _start_again(self) -> None:
+        """Go on from the local base, as a follower does that was killed."""
+        if self._rebase is not None:
+            self._rebase.process.kill()
+            self._rebase.process.wait()
+        remove_unfinished(self._root)
+        self._start()
+        self._torn = False
 
     def _reload(self, latest: int) -> None:
         """Go on from the store's own newest base."""
@@ -151,6 +161,8 @@ class Follower:
         try:
             latest = self._store.latest()
             self._status = replace(self._status, seen=latest, reached_at=time.time(), problem="")
+            if self._torn:
+                self._start_again()
             if latest > self._folded:
                 self._status = replace(self._status, waiting_since=self._waiting_since(self._folded))
                 try:
@@ -166,8 +178,13 @@ class Follower:
             if problem != known:
                 self._log(f"catalogue: stays at version {self._status.published}: {problem}")
             self._status = replace(self._status, problem=problem)
+            self._torn = self._torn or isinstance(error, OSError)  # what the store does is a CatalogStoreError
         self._measure_drift()
-        self._status.save(self._root)
+        try:
+            self._status.save(self._root)
+        except OSError as error:  # a full disk: the status before stays, and grows old
+            if not self._status.problem:
+                self._log(f"catalogue: how it is cannot be written: {error}")
 
     def _waiting_since(self, folded: int) -> float | None:
         """When the oldest commit after `folded` was made, None if there is none."""

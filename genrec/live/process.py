@@ -22,6 +22,7 @@ from genrec.bundle import Bundle
 from genrec.catalog.published import CURRENT
 from genrec.errors import CatalogStoreError
 from genrec.live.status import STATUS, Status
+from genrec.reporting.log import say
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,7 +111,7 @@ class FollowerProcess:
             started = time.monotonic()
             if self._process.poll() is None:
                 continue
-            print(f"catalogue: the follower ended (status {self._process.returncode}): started again", file=sys.stderr)
+            say(f"catalogue: the follower ended (status {self._process.returncode}): started again")
             if self._closed.wait(pause):
                 return
             pause = min(2 * pause, _LONGEST_PAUSE_S) if time.monotonic() - started < _LONGEST_PAUSE_S else 1.0
@@ -137,15 +138,12 @@ def follow(options: FollowerOptions, stop: threading.Event) -> None:
     root = Path(options.root)
     bundle = Bundle(options.bundle, Path(options.public_key) if options.public_key else None)
 
-    def log(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     def opened() -> CatalogStore:
         return CatalogStore.open(options.location, quantizer_of(bundle), dict(options.storage_options))
 
     with _only_writer(root):
         _forget_others(root, {"location": options.location, "levels": list(bundle.space.levels)})
-        store = _as_soon_as_possible(opened, root, stop, log)
+        store = _as_soon_as_possible(opened, root, stop, say)
         if store is None:
             return
         if store.space != bundle.space:
@@ -153,8 +151,8 @@ def follow(options: FollowerOptions, stop: threading.Event) -> None:
                 f"{options.location}: has semantic IDs of levels {list(store.space.levels)}, the bundle "
                 f"{options.bundle} of {list(bundle.space.levels)}; give the catalogue that was made for it"
             )
-        begin = partial(Follower, store, root, options.most_popular, options.keep_s, log, bundle.path)
-        follower = _as_soon_as_possible(begin, root, stop, log)
+        begin = partial(Follower, store, root, options.most_popular, options.keep_s, say, bundle.path)
+        follower = _as_soon_as_possible(begin, root, stop, say)
         if follower is not None:
             follower.run(stop, options.poll_s)
 
@@ -184,7 +182,8 @@ def _as_soon_as_possible(
                 raise
             log(f"catalogue: {error}; what was published before goes on")
             published = int(os.readlink(root / CURRENT).rpartition("/")[2])
-            Status(published, published, None, _reached(root), problem=str(error)).save(root)
+            with contextlib.suppress(OSError):  # a full disk
+                Status(published, published, None, _reached(root), problem=str(error)).save(root)
         if stop.wait(1.0):
             return None
 

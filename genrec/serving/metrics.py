@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from genrec.rules import Applied, Ruled
 from genrec.rules.applied import KINDS
 from genrec.serving.page import Page
 from genrec.serving.step import open_folder
+from genrec.serving.triton.launch import RESTARTS
 from genrec.serving.waiting import Refusals
 
 # Requests answered, then the wire contract's `counts` in their order.
@@ -30,6 +32,8 @@ _COUNTERS = {
 }
 _OVERLOADED = "genrec_overloaded_requests_total"
 _OVERLOADED_TEXT = "Requests refused at once, because too many were waiting for them to be answered in time"
+_RESTARTED = "genrec_server_restarts_total"
+_RESTARTED_TEXT = "Times that `genrec serve` started this server again"
 _RULE_REQUESTS, _RULE_DROPPED = "genrec_rule_requests_total", "genrec_rule_dropped_total"
 _RULE_NARROWED, _RULE_CHECKED = "genrec_rule_narrowed_total", "genrec_rule_checked_total"
 # What is counted of requests with rules: the text, and the label with its values; "" for a counter without one.
@@ -71,6 +75,7 @@ class Metrics:
         self._refusals, self._page = refusals, page
         self._counters = [page.counter(name, text) for name, text in _COUNTERS.items()]
         self._overloaded = page.counter(_OVERLOADED, _OVERLOADED_TEXT)
+        page.add({page.counter(_RESTARTED, _RESTARTED_TEXT): int(os.environ.get(RESTARTS, "0"))})
         self._rules = {
             (name, value): page.counter(name, text, **({label: value} if label else {}))
             for name, (text, label, values) in _RULE_COUNTERS.items()

@@ -35,6 +35,7 @@ Made = TypeVar("Made")
 Result = TypeVar("Result")
 
 
+_SHEDDABLE = "sheddable"  # a parameter of the whole request
 _TOLD = 7  # numbers of a stamp before the rules
 
 
@@ -283,6 +284,17 @@ def optional(request: Any, name: str, convert: Callable[[np.ndarray], Any], defa
     """`convert` of the request's input `name`, or `default` where the client did not send it."""
     found = pb.get_input_tensor_by_name(request, name)
     return default if found is None else convert(found.as_numpy())
+
+
+def sheddable(request: Any) -> bool:
+    """Whether the client says that the request may be shed before others. Raises InvalidRequest for what is no bool."""
+    told = request.parameters()
+    if not told or _SHEDDABLE not in told:
+        return False
+    value = json.loads(told).get(_SHEDDABLE, False)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"the parameter {_SHEDDABLE} is {value!r}; give true or false")
+    return value
 
 
 def _refusal(error: BaseException) -> tuple[str, str, str, str]:

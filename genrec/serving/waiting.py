@@ -22,6 +22,7 @@ _IDLE_NS = 50_000_000  # of engines: as often a request goes through, whatever i
 _AFTER_NS = 5_000_000  # what comes after the engine
 _BETWEEN_NS = 10_000_000  # batches of a queue follow each other sooner
 _SAFETY = 2.0  # times what is expected has to be left: a request that is let through and comes too late helps nobody
+_SHED = 2.0  # times the wait that counts for one that may be shed: the others have half of the queue for themselves
 _ENOUGH = 0.9  # of the requests a second of the largest batches: smaller ones that reach it answer sooner
 _LEARNT = 0.1  # the weight of the last batch in what is expected of the next
 
@@ -38,10 +39,17 @@ def _mapped(path: Path) -> np.ndarray:
     shape = 1 + _ENGINES, 6
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.ftruncate(descriptor, 8 * shape[0] * shape[1])
+        os.posix_fallocate(
+            descriptor, 0, 8 * shape[0] * shape[1]
+        )  # where there is no room: an error, not a signal later
     finally:
         os.close(descriptor)
     return np.asarray(np.memmap(path, np.int64, "r+", shape=shape))
+
+
+def in_time(expected_ns: int, left_ns: int, sheddable: bool) -> bool:
+    """Whether a request may go through that has left_ns, and is answered in expected_ns for sure."""
+    return (_SHED if sheddable else 1.0) * expected_ns <= left_ns
 
 
 class Gate:

@@ -225,6 +225,10 @@ def test_probes_ask_triton_and_leave_time_to_start(chart: Rendered) -> None:
     startup = container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] == 600
     assert container["readinessProbe"]["httpGet"]["path"] == "/v2/models/recommend/ready"
+    # A server that is started again inside the container may take as long as at first.
+    assert container["livenessProbe"]["failureThreshold"] == 6 + 600 / container["livenessProbe"]["periodSeconds"]
+    at_once = server(chart({"server": {"restarts": 0}}))
+    assert at_once["livenessProbe"]["failureThreshold"] == 6 and "--restarts=0" in at_once["args"]
 
 
 def test_containers_have_no_privileges_and_write_only_where_they_must(chart: Rendered) -> None:

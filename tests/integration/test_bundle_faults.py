@@ -139,13 +139,13 @@ def test_serve_says_in_one_line_why_its_server_ended(bundle_copy: Path) -> None:
 
 
 @contextmanager
-def serving(bundle: Bundle, scratch: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(bundle: Bundle, scratch: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`genrec serve` as a process of its own, and its gRPC address once it is ready."""
     (scratch / "tmp").mkdir()
     ports = ["--grpc-port=0", "--http-port=0", "--metrics-port=0"]
     with (scratch / "stderr").open("w") as errors:
         process = subprocess.Popen(
-            command("serve", bundle.path, *ports, "--threads=1", "--timeout-ms=30000"),
+            command("serve", bundle.path, *ports, "--threads=1", "--timeout-ms=30000", *words),
             env=environment(TMPDIR=str(scratch / "tmp")),
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -193,8 +193,10 @@ def test_sigterm_ends_serve_with_0_and_leaves_nothing(bundle: Bundle, tmp_path: 
         assert_nothing_left(family, tmp_path)
 
 
-def test_a_killed_backbone_ends_serve_with_1(bundle: Bundle, shop: Any, tmp_path: Path) -> None:
-    with serving(bundle, tmp_path) as (process, url):
+def test_a_killed_backbone_ends_serve_with_1_where_it_may_not_be_started_again(
+    bundle: Bundle, shop: Any, tmp_path: Path
+) -> None:
+    with serving(bundle, tmp_path, "--restarts=0") as (process, url):
         family = descendants(process.pid)
         (stub,) = [pid for pid, line in family.items() if STUB_NAME in line.split(" ")[0] and "/backbone/" in line]
         with Recommender(url, timeout_s=30.0) as client:

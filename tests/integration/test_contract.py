@@ -362,6 +362,15 @@ def test_a_refused_request_does_not_touch_those_beside_it(wire: Any, history: li
 # Deadlines
 
 
+def test_whether_a_request_may_be_shed_is_a_bool(wire: Any, history: list[str]) -> None:
+    refusal = wire.refused(wire.ids("history", history), sheddable=1)
+    assert refusal.code == "INVALID_ARGUMENT"
+    assert refusal.message.endswith("the parameter sheddable is 1; give true or false")
+    message = wire.message([wire.ids("history", history)])
+    message.parameters["sheddable"].bool_param = True
+    assert len(wire.read(wire.stub.ModelInfer(message, timeout=30)).item_ids) == 10
+
+
 @pytest.mark.parametrize("microseconds", [1, 50])
 def test_a_request_without_time_is_refused(wire: Any, history: list[str], microseconds: int) -> None:
     refusal = wire.refused(wire.ids("history", history), timeout=microseconds)

@@ -674,7 +674,7 @@ def serve(bundle: Bundle, tmp_path: Path) -> Iterator[Callable[..., tuple[subpro
 
 
 def test_serve_has_the_front_by_default_and_ends_when_it_dies(haproxy: Path, serve: Any, tmp_path: Path) -> None:
-    process, said = serve()
+    process, said = serve("--restarts=0")
     url, http_url = re.findall(r"gRPC (\S+), HTTP (\S+),", said)[0]
     while health_status(http_url) != 200:  # Triton's HTTP endpoint comes after gRPC's
         time.sleep(0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
 import urllib.request
@@ -10,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2_grpc
 
 from genrec.bundle import Bundle
 from genrec.knowledge.decoder import GREEDY
@@ -20,7 +24,9 @@ from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonServer
 from genrec_builders.data import Dataset
 from genrec_client import InvalidRequest, KnowledgeWriter, Recommender, RecommendError
+from genrec_client.wire import build_text_request, parse_text_piece
 from tests.near import NEAR, narrowest_choice
+from tests.processes import descendants
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +137,40 @@ def test_a_deadline_ends_a_text(server: TritonServer, dataset: Dataset) -> None:
 def test_recommendations_come_from_the_same_server(server: TritonServer, dataset: Dataset) -> None:
     with Recommender(server.grpc_url, timeout_s=30.0) as recommender:
         assert len(recommender.recommend(dataset.items.item_ids[:3]).items) == 10
+
+
+def test_a_reader_that_reads_nothing_holds_up_nobody_and_loses_nothing(
+    server: TritonServer, writer: KnowledgeWriter, dataset: Dataset
+) -> None:
+    """Many texts in one stream, of which none is read until all others are done."""
+    texts = 150
+    messages = [build_text_request("knowledge", None, dataset.items.item_ids[at], 24) for at in range(texts)]
+    before, written = memory_of(server), texts_that(server, "written")
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        unread = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter(messages), timeout=60)
+        for at in range(3):
+            assert list(writer.item(dataset.items.item_ids[at], max_new_tokens=8))[-1].tokens == 8
+        deadline = time.monotonic() + 30
+        while texts_that(server, "written") < written + texts + 3:  # they are written, whoever reads them
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert memory_of(server) - before < 64 << 20
+        last = 0
+        for response in unread:
+            assert not response.error_message
+            if parse_text_piece(response.infer_response)[1] == 24:
+                last += 1
+                if last == texts:
+                    break
+        unread.cancel()
+    assert last == texts
+
+
+def memory_of(server: TritonServer) -> int:
+    """Bytes that the server and its Python processes have in memory."""
+    assert server.pid is not None
+    resident = 0
+    for pid in (server.pid, *descendants(server.pid)):
+        with contextlib.suppress(OSError):
+            resident += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -14,10 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 from genrec.bundle import Bundle
+from genrec.errors import TOO_MANY
+from genrec.serving.front import Front, FrontError
 from genrec.serving.repository import STEPS, Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.statistics import read_step_counts
@@ -25,17 +29,16 @@ from genrec.serving.triton import TritonServer
 from genrec_builders.data import Dataset, write_dataset
 from genrec_client import (
     AsyncRecommender,
-    DeadlineExceeded,
-    Overloaded,
     Recommendations,
     Recommender,
     RecommendRequest,
-    RetryPolicy,
 )
 from perf.speed import engines, overload
+from tests.integration.conftest import Wire
+from tests.needs import missing
 from tests.processes import descendants
 
-FLOOD, DEADLINE_S = 800, 0.1
+FLOOD, DEADLINE_US = 80, 40_000
 
 
 @contextmanager
@@ -51,34 +54,93 @@ def stopped_engine(server: TritonServer) -> Iterator[None]:
         os.kill(stubs[0], signal.SIGCONT)
 
 
-async def flood(server: TritonServer, histories: list[list[str]]) -> list[Recommendations | BaseException]:
-    """What becomes of many requests at once while the engine stands still."""
-    async with AsyncRecommender(server.grpc_url, retry=RetryPolicy(max_attempts=1)) as client:
-        await asyncio.gather(*(client.recommend(histories[0]) for _ in range(4)))
-        with stopped_engine(server):
-            calls = (client.recommend(histories[at % len(histories)], timeout_s=DEADLINE_S) for at in range(FLOOD))
-            return await asyncio.gather(*calls, return_exceptions=True)
+def flood(server: TritonServer, front: Front, histories: list[list[str]]) -> tuple[list[Any], Any, tuple[int, str]]:
+    """What becomes of many requests at once while the engine stands still, every other of which may be shed.
+
+    Gives the error of each, None for an answer; that of one past the front; and what is said over HTTP.
+    """
+    wire, past = Wire(front.grpc_url), Wire(server.grpc_url)
+    for _ in range(4):
+        for opened in (wire, past):
+            opened.ask(Wire.ids("history", histories[0]))
+    messages = [
+        Wire.message([Wire.ids("history", histories[at % len(histories)])], timeout=DEADLINE_US) for at in range(FLOOD)
+    ]
+    for message in messages[1::2]:
+        message.parameters["sheddable"].bool_param = True
+    with stopped_engine(server):
+        sent = [wire.stub.ModelInfer.future(message, timeout=30) for message in messages]
+        refused = past.refused(Wire.ids("history", []), timeout=10_000)
+        over_http = post(front.http_url)
+    found = [future.exception() for future in sent]
+    wire.close()
+    past.close()
+    return found, refused, over_http
+
+
+def post(url: str) -> tuple[int, str]:
+    """What is said over HTTP to a request that has 10 ms."""
+    history = {"name": "history", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}
+    connection = http.client.HTTPConnection(url, timeout=30)
+    connection.request(
+        "POST", "/v2/models/recommend/infer", json.dumps({"parameters": {"timeout": 10_000}, "inputs": [history]})
+    )
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def refusals(found: list[Any]) -> list[str]:
+    """What was said to those that were refused at the door; the others had been let through, and came too late."""
+    said = []
+    for error in found:
+        if error is None:
+            continue
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            said.append(error.details())
+        else:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE and "timeout expired" in error.details(), error
+    return said
 
 
 def test_a_flood_is_refused_and_leaves_nothing_behind(bundle: Bundle, shop: Any, tmp_path: Path) -> None:
-    with serve_bundle(bundle.path, Deployment(threads=1), log_path=tmp_path / "triton.log") as server:
-        found = asyncio.run(flood(server, shop.users))
-        assert {type(one) for one in found} <= {Overloaded, DeadlineExceeded, Recommendations}
-        refused = [str(one) for one in found if isinstance(one, Overloaded)]
-        # What the engine would get done in half of the deadline goes through, and expires.
-        assert refused
-        assert all("requests are waiting" in one and "allow more time or send fewer requests" in one for one in refused)
-        counted, waits_until = 0.0, time.monotonic() + 10
-        while counted < len(refused) and time.monotonic() < waits_until:
-            with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
-                line = re.search(r"^genrec_overloaded_requests_total\{.*\} (\S+)$", page.read().decode(), re.M)
-            counted = float(line[1]) if line else 0.0
-        assert len(refused) <= counted <= FLOOD  # some had given up before they were told
-        with Recommender(server.grpc_url, timeout_s=10.0) as client:
-            after = client.recommend_many(
-                [RecommendRequest(user) for user in shop.users[:50]], concurrency=8, return_exceptions=True
-            )
-        assert [one for one in after if not isinstance(one, Recommendations)] == []
+    try:
+        front = Front("recommend", log_path=tmp_path / "haproxy.log")
+    except FrontError as error:
+        missing(str(error))
+    deployment, log = Deployment(threads=1), tmp_path / "triton.log"
+    for _ in range(3):  # Triton ends a process that stands still for a second, as it may for us on a busy machine
+        with front, serve_bundle(bundle.path, deployment, sockets=front.sockets, log_path=log) as server:
+            found, past, over_http = flood(server, front, shop.users)
+            if not any(error is not None and "not healthy" in error.details() for error in found):
+                return assert_refused(found, past, over_http, server, front, shop.users)
+    pytest.fail("this machine is too slow for this test")
+
+
+def assert_refused(
+    found: list[Any], past: Any, over_http: tuple[int, str], server: TritonServer, front: Front, users: list[list[str]]
+) -> None:
+    needed, sheddable = refusals(found[::2]), refusals(found[1::2])
+    said = needed + sheddable
+    # What the engine would get done in half of the deadline goes through, and expires.
+    assert needed and all("requests are waiting" in one and "allow more time or send fewer" in one for one in said)
+    # Who may be shed is, while the others still find room.
+    assert len(sheddable) > len(needed)
+    assert all("may be shed" in one for one in sheddable) and not any("may be shed" in one for one in needed)
+    # Triton's Python models have no other code; the front has, by which nobody sends it again.
+    assert past.code == "UNAVAILABLE" and TOO_MANY in past.message
+    assert over_http[0] == 429 and TOO_MANY in over_http[1]
+    refused = len(said) + 2
+    counted, waits_until = 0.0, time.monotonic() + 10
+    while counted < refused and time.monotonic() < waits_until:
+        with urllib.request.urlopen(server.metrics_url, timeout=10) as page:
+            line = re.search(r"^genrec_overloaded_requests_total\{.*\} (\S+)$", page.read().decode(), re.M)
+        counted = float(line[1]) if line else 0.0
+    assert counted == refused
+    with Recommender(front.grpc_url, timeout_s=10.0) as client:
+        after = client.recommend_many(
+            [RecommendRequest(user) for user in users[:50]], concurrency=8, return_exceptions=True
+        )
+    assert [one for one in after if not isinstance(one, Recommendations)] == []
 
 
 def test_batches_that_come_apart_are_answered_as_requests_alone(bundle: Bundle, shop: Any, tmp_path: Path) -> None:

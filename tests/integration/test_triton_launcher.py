@@ -26,6 +26,7 @@ from genrec.serving.triton import (
     prepare_backends,
 )
 from genrec.serving.triton import install as triton_install
+from tests.processes import descendants
 
 CONFIG = """
 backend: "python"
@@ -179,29 +180,30 @@ def test_a_port_in_use_is_named(install: TritonInstall, repository: Path) -> Non
 
 FOREGROUND = """
 import sys
-from genrec.serving.triton import TritonServer
+from genrec.serving.triton import TritonServer, run_in_foreground
 
 server = TritonServer(sys.argv[1], ["double"], log_path=sys.argv[2], exit_timeout=5)
 # Said from inside: a server that is killed between a start of its own and this would be started again.
 ready = lambda: print(server.pid, server.shm_prefix, server.grpc_url, flush=True)
-sys.exit(server.run_forever(on_ready=ready))
+sys.exit(run_in_foreground(server, ready, restarts=int(sys.argv[3])))
 """
 FOREGROUND_SLOW = """
 import sys
-from genrec.serving.triton import TritonServer
+from genrec.serving.triton import TritonServer, run_in_foreground
 
-sys.exit(TritonServer(sys.argv[1], ["slow"], log_path=sys.argv[2]).run_forever())
+sys.exit(run_in_foreground(TritonServer(sys.argv[1], ["slow"], log_path=sys.argv[2])))
 """
 
 
-def in_background(code: str, repository: Path, log: Path) -> subprocess.Popen[str]:
+def in_background(code: str, repository: Path, log: Path, restarts: int = 0) -> subprocess.Popen[str]:
     env = os.environ | {"PYTHONPATH": str(Path(triton_install.__file__).parents[3])}
-    command = [sys.executable, "-c", code, str(repository), str(log)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    command = [sys.executable, "-c", code, str(repository), str(log), str(restarts)]
+    with log.with_suffix(".said").open("w") as errors:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env)
 
 
-def in_foreground(repository: Path, log: Path) -> tuple[subprocess.Popen[str], int, str, str]:
-    process = in_background(FOREGROUND, repository, log)
+def in_foreground(repository: Path, log: Path, restarts: int = 0) -> tuple[subprocess.Popen[str], int, str, str]:
+    process = in_background(FOREGROUND, repository, log, restarts)
     assert process.stdout is not None
     pid, shm_prefix, url = process.stdout.readline().split()
     return process, int(pid), shm_prefix, url
@@ -250,6 +252,23 @@ def test_a_crashed_model_process_ends_the_foreground(install: TritonInstall, rep
     os.kill(stubs[0][0], signal.SIGSEGV)
     assert process.wait(60) == 1
     assert_nothing_left(shm_prefix, seconds=2)
+
+
+def test_what_dies_once_too_often_ends_the_foreground(install: TritonInstall, repository: Path, tmp_path: Path) -> None:
+    process, pid, shm_prefix, url = in_foreground(repository, tmp_path / "log", restarts=1)
+    os.kill(pid, signal.SIGKILL)
+    said = tmp_path / "log.said"
+    deadline = time.monotonic() + 30
+    while "serving again after" not in said.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert doubled(url, [4]) == [8]  # at the same address
+    assert_nothing_left(shm_prefix, seconds=2)
+    (child,) = [one for one, line in descendants(process.pid).items() if "tritonserver" in line.split(" ")[0]]
+    os.kill(child, signal.SIGKILL)
+    assert process.wait(60) == 128 + signal.SIGKILL
+    lines = said.read_text().splitlines()
+    assert lines[0] == "the Triton server ended with status 137: starting it again, 1 of 1 times within 5 minutes"
+    assert lines[-1] == "the Triton server ended with status 137, 1 times within 5 minutes: ending the server"
 
 
 def test_backends_can_be_prepared_again(install: TritonInstall, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from genrec.errors import TOO_MANY
 from genrec.serving.triton.errors import TritonStartError
 from genrec.serving.triton.tls import ServerTls
 
@@ -197,6 +198,9 @@ def _grpc(
         f"    acl unreadable res.fhdr(grpc-message) -m str '{_UNREADABLE}'",
         "    http-response set-header grpc-status 3 if unreadable { res.fhdr(grpc-status) 13 }",
         "    http-response set-header grpc-message 'the message cannot be read' if unreadable",
+        # UNAVAILABLE, which a Python model has to say, is sent again by proxies and clients; RESOURCE_EXHAUSTED is not.
+        f"    http-response set-header grpc-status 8 if {{ res.hdr(grpc-status) 14 }} "
+        f'{{ res.hdr(grpc-message) -m sub -i "{TOO_MANY}" }}',
         server,
         # A message that is too large is read to its end, and Triton gets one that says so.
         "backend grpc_large",
@@ -250,6 +254,9 @@ def _http(socket: Path, address: str, model: str | None, most: int, tokens: Path
         "    acl infer var(txn.infer) -m bool",
         "    http-response wait-for-body time 1s if blames_itself infer",
         f"    http-response set-status 400 if blames_itself infer {{ res.body -m reg '^{_BLAMED}' }}",
+        "    acl away status 503",
+        "    http-response wait-for-body time 1s if away infer",
+        f'    http-response set-status 429 if away infer {{ res.body -m sub -i "{TOO_MANY}" }}',
         f"    server triton unix@{socket}",
     ]
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,10 +100,15 @@ class Front:
         return self._process.pid if self._process is not None and self._process.is_running else None
 
     def fault(self) -> str:
-        """What is wrong with the front so that the server has to end, "" if nothing is."""
+        """What is wrong with the front, without which nobody reaches the server; "" if nothing is."""
         if self._process is None or self._process.is_running:
             return ""
         return f"the front (HAProxy) ended with status {self._process.wait()}"
+
+    def restart(self) -> None:
+        """Starts HAProxy again, on the ports that it had. Raises FrontError or TritonStartError, as the start does."""
+        self._stop()
+        self._start(self.sockets, self._ports)
 
     def __enter__(self) -> Self:
         for attempt in range(_STARTS):
@@ -111,7 +117,7 @@ class Front:
                 folder.rmdir()
                 folder = Path(tempfile.mkdtemp(prefix="genrec-front-", dir="/tmp"))
             try:
-                self._start(folder)
+                self._start(folder, self._wanted_ports)
                 break
             except BaseException as error:
                 self._stop()
@@ -124,10 +130,11 @@ class Front:
 
     def __exit__(self, *error: object) -> None:
         self._stop()
+        shutil.rmtree(self.sockets, ignore_errors=True)
 
-    def _start(self, folder: Path) -> None:
+    def _start(self, folder: Path, ports: Mapping[str, int | None]) -> None:
         """Start HAProxy once. Raises FrontError if it does not come up."""
-        self._ports = choose_ports(self._host, self._wanted_ports)
+        self._ports = choose_ports(self._host, ports)
         config = write_config(
             folder,
             sockets=socket_paths(folder),
@@ -147,6 +154,7 @@ class Front:
             run_dir=folder,
             grace=_END_S,
             log_path=self._log_path,
+            keep_run_dir=True,  # Triton's sockets lie there
         )
         self._wait_until_it_listens(self._process)
 

@@ -11,6 +11,7 @@ Linux only, as Triton is.
 
 from genrec.serving.triton.errors import TritonError, TritonNotFoundError, TritonStartError
 from genrec.serving.triton.flags import trace_flags
+from genrec.serving.triton.foreground import run_in_foreground
 from genrec.serving.triton.install import STUB_NAME, TritonInstall, find_triton, prepare_backends
 from genrec.serving.triton.log import error_lines
 from genrec.serving.triton.server import TritonServer
@@ -27,5 +28,6 @@ __all__ = [
     "error_lines",
     "find_triton",
     "prepare_backends",
+    "run_in_foreground",
     "trace_flags",
 ]

@@ -19,8 +19,8 @@ class ServerProcess:
     """A `tritonserver` that was started; it ends with this process at the latest, and leaves nothing behind.
 
     command: the server's. env: its whole environment. shm_prefix: what the names of its files in `/dev/shm` begin with.
-    run_dir: a folder to remove after its end. grace: seconds that it gets to end after the death of this process.
-    log_path: where its output goes; None passes it to standard error.
+    run_dir: a folder to remove after its end; with keep_run_dir only if this process has ended too. grace: seconds that
+    it gets to end after the death of this process. log_path: where its output goes; None passes it to standard error.
     """
 
     def __init__(
@@ -32,10 +32,12 @@ class ServerProcess:
         run_dir: Path,
         grace: float,
         log_path: Path | None,
+        keep_run_dir: bool = False,
     ) -> None:
         self._shm_prefix, self._run_dir, self._log_path = shm_prefix, run_dir, log_path
+        self._keep_run_dir, self._stubs = keep_run_dir, set[int]()
         self._is_cleaned_up = False
-        given = [str(os.getpid()), shm_prefix, str(run_dir), str(grace)]
+        given = [str(os.getpid()), shm_prefix, str(run_dir), str(grace), str(int(keep_run_dir))]
         with contextlib.ExitStack() as opened:
             log_file = None
             if log_path is not None:
@@ -62,19 +64,23 @@ class ServerProcess:
         return self._process.poll() is None
 
     def crashed_stubs(self) -> set[int]:
-        """Process ids of Python models' processes that crashed.
+        """Process ids of Python models' processes that crashed, of those that were there when this was first asked.
 
         Triton does not reap them, but does so with those that end because their model is unloaded or fails to load, so
         that the crashed ones are the zombies among its children.
         """
-        crashed = set()
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                name, _, rest = stat.read_text().partition("(")[2].rpartition(") ")
-                state, parent = rest.split()[:2]
-                if state == "Z" and int(parent) == self.pid and name in STUB_NAME:  # the kernel cuts names to 15 bytes
-                    crashed.add(int(stat.parent.name))
-        return crashed
+        if not self._stubs:
+            self._stubs = {int(name) for name in os.listdir("/proc") if name.isdigit() and self._stub_state(name)}
+        return {pid for pid in self._stubs if self._stub_state(str(pid)) == "Z"}
+
+    def _stub_state(self, pid: str) -> str:
+        """The state of a process, "" if it is none of this server's Python models."""
+        try:
+            name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(") ")
+        except OSError:  # it has ended meanwhile
+            return ""
+        state, parent = rest.split()[:2]
+        return state if int(parent) == self.pid and name in STUB_NAME else ""  # the kernel cuts names to 15 bytes
 
     def terminate(self) -> None:
         """SIGTERM, if it runs."""
@@ -88,7 +94,7 @@ class ServerProcess:
         """The exit status, 128 + n when signal n ended it. Raises subprocess.TimeoutExpired after `timeout` seconds."""
         status = self._process.wait(timeout)
         if not self._is_cleaned_up:
-            launch.remove_leftovers(self.pid, self._shm_prefix, str(self._run_dir))
+            launch.remove_leftovers(self.pid, self._shm_prefix, "" if self._keep_run_dir else str(self._run_dir))
             self._is_cleaned_up = True
             self._pump.join()
         return status if status >= 0 else 128 - status

@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
-import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from genrec.serving.triton.errors import TritonError, TritonStartError
 from genrec.serving.triton.flags import server_flags
 from genrec.serving.triton.install import TritonInstall, find_triton, prepare_backends
+from genrec.serving.triton.launch import RESTARTS
 from genrec.serving.triton.names import plain_name, plain_scratch
 from genrec.serving.triton.ports import choose_ports
 from genrec.serving.triton.process import ServerProcess, server_environment
 from genrec.serving.triton.readiness import grpc_readiness, http_readiness
-from genrec.serving.triton.signals import signal_handlers
 from genrec.serving.triton.tls import ServerTls
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 _STARTS = 3
 _POLL_SECONDS = 0.05
-_CRASH_CHECK_SECONDS = 2.0
 _SOCKET_PORTS = {"grpc": 8001, "http": 8000}  # of nothing but names
 
 
@@ -98,7 +96,7 @@ class TritonServer:
         self._install = install
         self._process: ServerProcess | None = None
         self._shm_prefix = ""
-        self._stop_asked = False
+        self._restarts = 0
 
     @property
     def grpc_url(self) -> str:
@@ -139,34 +137,42 @@ class TritonServer:
         """Process ids of Python models' processes that crashed; empty when the server does not run."""
         return self._process.crashed_stubs() if self._process is not None and self._process.is_running else set()
 
-    def start(self, timeout: float = 120.0) -> Self:
+    def start(self, timeout: float = 120.0, give_up: Callable[[], bool] = lambda: False) -> Self:
         """Starts the server and waits until it and every model are ready, `timeout` seconds at most.
 
-        Raises TritonStartError when it ended or was not ready in time; it does not run any more. Raises
-        TritonNotFoundError when there is no server to start.
+        A server that ran before keeps the ports that it had. give_up: whether to end the start. Raises TritonStartError
+        when it ended, was given up or was not ready in time; it does not run any more. Raises TritonNotFoundError when
+        there is no server to start.
         """
         if self.is_running:
             raise TritonError(f"this server already runs, with pid {self.pid}")
         if not self.repository.is_dir():
             raise TritonStartError(f"the model repository {self.repository} is not a folder")
         install = self._install or find_triton()
-        self._stop_asked = False
+        _require_tmp()
+        had = self._ports if self._process is not None else {}
         for attempt in range(_STARTS):
             named = {} if self._sockets is None else _SOCKET_PORTS
-            wanted = {name: port for name, port in self._wanted_ports.items() if name not in named}
+            wanted = {name: had.get(name, port) for name, port in self._wanted_ports.items() if name not in named}
             self._ports = named | choose_ports(self.host, wanted)
             try:
                 self._process = self._spawn(install)
-                self._wait_until_ready(self._process, timeout)
+                self._wait_until_ready(self._process, timeout, give_up)
                 return self
             except TritonStartError as error:
                 self.stop(grace=0)
-                if attempt == _STARTS - 1 or not self._was_bad_luck(error) or self._stop_asked:
+                if attempt == _STARTS - 1 or not self._was_bad_luck(error, 0 in wanted.values()) or give_up():
                     raise
             except BaseException:
                 self.stop(grace=0)
                 raise
         raise AssertionError("unreachable")
+
+    def restart(self, timeout: float = 120.0, give_up: Callable[[], bool] = lambda: False) -> None:
+        """Kills the server if it runs, and starts it as `start` does. Its models see how often, in RESTARTS."""
+        self.stop(grace=0)
+        self._restarts += 1
+        self.start(timeout, give_up)
 
     def wait(self, timeout: float | None = None) -> int:
         """Waits for the end of the server; gives its exit status, 128 + n when signal n ended it.
@@ -179,9 +185,13 @@ class TritonServer:
 
     def terminate(self) -> None:
         """Asks the server to finish its running requests and end (SIGTERM); does not wait."""
-        self._stop_asked = True
         if self._process is not None and self._process.is_running:
             self._process.terminate()
+
+    def kill(self) -> None:
+        """Ends the server at once (SIGKILL); does not wait."""
+        if self._process is not None and self._process.is_running:
+            self._process.kill()
 
     def stop(self, grace: float | None = None) -> int | None:
         """Ends the server: SIGTERM, then SIGKILL if it still runs after `grace` seconds. Does nothing if not running.
@@ -198,36 +208,6 @@ class TritonServer:
         if self._process.is_running:
             self._process.kill()
         return self._process.wait()
-
-    def run_forever(
-        self,
-        timeout: float = 120.0,
-        on_ready: Callable[[], None] | None = None,
-        fault: Callable[[], str] = lambda: "",
-    ) -> int:
-        """Runs the server in the foreground until it ends; SIGINT and SIGTERM are passed on, a second one kills it.
-
-        Starts the server if it is not running, with `timeout` as in `start`, and calls `on_ready`. Ends it when the
-        process of a Python model has crashed: Triton does not start such a process again and stays ready, while every
-        request that needs it fails. Ends it, too, when `fault` says what is wrong with what it cannot do without; "" is
-        nothing. Gives the exit status, for `sys.exit`; 1 after a crash or a fault. Raises TritonStartError when the
-        server could not be started, and not because of a signal.
-        """
-        # Before the start: as process 1 of a container, a process without handlers is deaf to both signals.
-        with signal_handlers((signal.SIGINT, signal.SIGTERM), self._pass_on):
-            if not self.is_running:
-                try:
-                    self.start(timeout)
-                except TritonStartError:
-                    if not self._stop_asked:
-                        raise
-                    return 128 + signal.SIGTERM
-            try:
-                if on_ready is not None:
-                    on_ready()
-                return self._watch(fault)
-            finally:
-                self.stop()
 
     def __enter__(self) -> Self:
         return self if self.is_running else self.start()
@@ -250,6 +230,8 @@ class TritonServer:
     def _spawn(self, install: TritonInstall) -> ServerProcess:
         self._shm_prefix = f"genrec-{uuid.uuid4().hex[:12]}-"
         run_dir = plain_scratch("genrec-triton-")
+        for path in socket_paths(self._sockets).values() if self._sockets is not None else ():
+            path.unlink(missing_ok=True)  # of a server that was killed
         try:
             backends = prepare_backends(install, run_dir / "backends")
             flags = server_flags(
@@ -267,7 +249,7 @@ class TritonServer:
             )
             return ServerProcess(
                 [str(install.binary), *flags, *self._extra_args],  # Triton lets the last of several equal flags win
-                server_environment(install, backends, self._env),
+                server_environment(install, backends, self._env | {RESTARTS: str(self._restarts)}),
                 shm_prefix=self._shm_prefix,
                 run_dir=run_dir,
                 grace=self.exit_timeout + 5,
@@ -277,7 +259,7 @@ class TritonServer:
             shutil.rmtree(run_dir, ignore_errors=True)
             raise
 
-    def _wait_until_ready(self, process: ServerProcess, timeout: float) -> None:
+    def _wait_until_ready(self, process: ServerProcess, timeout: float, give_up: Callable[[], bool]) -> None:
         deadline = time.monotonic() + timeout
         waiting_for = ["", *(model for model in self.models if model != "*")]  # "" is the server
         # Where gRPC wants certificates, HTTP is asked.
@@ -286,7 +268,7 @@ class TritonServer:
             while waiting_for:
                 if not process.is_running:
                     raise process.start_error("ended before it was ready")
-                if self._stop_asked:
+                if give_up():
                     raise process.start_error("was asked to stop before it was ready")
                 if is_ready(waiting_for[0]):
                     del waiting_for[0]
@@ -296,33 +278,21 @@ class TritonServer:
                 else:
                     time.sleep(_POLL_SECONDS)
 
-    def _was_bad_luck(self, error: TritonStartError) -> bool:
-        """Whether another start can do better."""
+    def _was_bad_luck(self, error: TritonStartError, free_ports: bool) -> bool:
+        """Whether another start can do better. free_ports: whether it would choose others."""
         # Between choosing a free port and the server taking it, another process can be faster.
-        lost_race = 0 in self._wanted_ports.values() and any("already in use" in line for line in error.log)
+        lost_race = free_ports and any("already in use" in line for line in error.log)
         # Seldom, on a loaded machine, Triton aborts on a lock of the memory that it shares with its stubs.
         lost_lock = any("boost::interprocess::lock_exception" in line for line in error.log)
         return lost_race or lost_lock
 
-    def _pass_on(self, signum: int, frame: FrameType | None) -> None:
-        if self._stop_asked and self._process is not None and self._process.is_running:
-            self._process.kill()
-        self.terminate()
 
-    def _watch(self, fault: Callable[[], str]) -> int:
-        """Waits for the end of the server, and ends it when a Python model's process has crashed, or at a fault."""
-        crashed: set[int] = set()
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return self.wait(_CRASH_CHECK_SECONDS)
-            # Only those seen twice: a process that ends with its model is a zombie for a moment, too.
-            before, crashed = crashed, self.crashed_stubs()
-            if before & crashed and not self._stop_asked:
-                pids = ", ".join(map(str, sorted(crashed)))
-                print(f"a Python model's process crashed (pid {pids}): ending the server", file=sys.stderr)
-                self.stop(grace=_CRASH_CHECK_SECONDS)
-                return 1
-            if (what := fault()) and not self._stop_asked:
-                print(f"{what}: ending the server", file=sys.stderr)
-                self.stop(grace=_CRASH_CHECK_SECONDS)
-                return 1
+def _require_tmp() -> None:
+    """Raises TritonStartError if Triton's Python backend, which has no other folder for it, cannot write to /tmp."""
+    try:
+        tempfile.TemporaryFile(dir="/tmp").close()
+    except OSError as error:
+        raise TritonStartError(
+            f"/tmp cannot be written to: {error.strerror}; Triton's Python models need it: make it writable, or mount "
+            "a volume there"
+        ) from None

@@ -116,6 +116,12 @@ app.kubernetes.io/component: server
 {{- end -}}
 {{- end -}}
 
+{{/* Failed liveness probes after which a container is ended: 6, and what a start inside the container may take. */}}
+{{- define "genrec.livenessFailures" -}}
+{{- $start := eq (int .Values.server.restarts) 0 | ternary 0 (include "genrec.startupSeconds" . | int) -}}
+{{- add 6 (divf $start .Values.probes.periodSeconds | ceil | int) -}}
+{{- end -}}
+
 {{/* list NAME VARIABLES: a list of environment variables; NAME is the value that holds them. */}}
 {{- define "genrec.env" -}}
 {{- $path := first . -}}

@@ -9,11 +9,11 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.catalog import BucketView, CatalogView, PrefixTable
-from genrec.errors import InvalidRequest, Overloaded
+from genrec.errors import TOO_MANY, InvalidRequest, Overloaded
 from genrec.golden import check_prompt
 from genrec.prompt import Preprocessor, Request
-from genrec.serving.step import Stamp, Step, optional
-from genrec.serving.waiting import Gate, waiting_file
+from genrec.serving.step import Stamp, Step, optional, sheddable
+from genrec.serving.waiting import Gate, in_time, waiting_file
 
 _NO_ITEMS = np.empty(0, object)
 _LONGEST_US = 3_600_000_000  # longer timeouts mean "no hurry", and the largest would not fit into the stamp
@@ -42,11 +42,13 @@ class TritonPythonModel(Step[tuple[Request, int, int, int]]):
         left_us = min(request.timeout() or self.timeout_us, _LONGEST_US)
         began = time.monotonic_ns()
         ahead, expected_ns = self.gate.expected_ns()
-        if expected_ns > 1000 * left_us:
+        may_be_shed = sheddable(request)
+        if not in_time(expected_ns, 1000 * left_us, may_be_shed):
             self.gate.refuse()
             raise Overloaded(
                 f"{ahead} requests are waiting, which takes about {expected_ns / 1e6:.0f} ms, and this one has "
-                f"{left_us / 1e3:.0f} ms: exceeds maximum queue size; allow more time or send fewer requests"
+                f"{left_us / 1e3:.0f} ms{', may be shed' * may_be_shed}: {TOO_MANY}; allow more time or send "
+                "fewer requests"
             )
         history = optional(request, "history", _items("history"), None)
         if history is None:

@@ -23,6 +23,7 @@ from genrec_client import DeadlineExceeded, InvalidRequest, Overloaded, Recommen
 QUEUE_FULL = ("UNAVAILABLE", "[request id: 1] Exceeds maximum queue size")
 STOPPING = ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting new inference requests")
 UNLOADED = ("NOT_FOUND", "Request for unknown model: 'recommend' has no available versions")
+DEAD_STEP = ("INTERNAL", "in ensemble 'recommend', Stub process 'backbone_0_0' is not healthy.")
 QUEUE_TIMEOUT = ("UNAVAILABLE", "Request timeout expired")
 
 Fault = tuple[str, str]
@@ -35,7 +36,7 @@ NOT_TRIED_AGAIN: list[tuple[Fault, type[RecommendError]]] = [
     (("NOT_FOUND", "Request for unknown model: 'recommend' is not found"), InvalidRequest),
     (("RESOURCE_EXHAUSTED", "too many requests"), Overloaded),
     (("RESOURCE_EXHAUSTED", "CLIENT: Sent message larger than max (9 vs. 8)"), InvalidRequest),
-    (("INTERNAL", "stub process is not healthy"), RecommendError),
+    (("INTERNAL", "internal error, see the server's log"), RecommendError),
 ]
 
 

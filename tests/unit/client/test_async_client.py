@@ -92,11 +92,13 @@ def echo(request: Any) -> Any:
 
 def test_requests_and_answers_are_those_of_the_other_client(server: FaultyServer) -> None:
     arguments: dict[str, Any] = {"top_k": 7, "exclude": ["x"], "allow_history": False, "query": "red shoes"}
+    arguments["sheddable"] = True
     got = using(server.url, lambda recommender: recommender.recommend(["a", 5], **arguments), metadata=[("x-a", "b")])
     with Recommender(server.url) as recommender:
         expected = recommender.recommend(["a", 5], **arguments)
     ours, theirs = server.requests
     assert inputs(ours) == inputs(theirs)
+    assert ours.parameters["sheddable"] == theirs.parameters["sheddable"]
     assert server.metadata[0]["x-a"] == "b"
     assert got.items == expected.items
     assert (got.attempts, got.bundle_version) == (1, "bundle-7")

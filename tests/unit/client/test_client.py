@@ -36,6 +36,7 @@ from genrec_client.addresses import AddressPool
 from genrec_client.channel import split_urls
 from genrec_client.retry import Failure, RetryBudget, classify, decide
 from tests.unit.client.faulty_server import (
+    DEAD_STEP,
     NOT_TRIED_AGAIN,
     STOPPING,
     UNLOADED,
@@ -68,14 +69,17 @@ def test_only_the_history_is_sent_when_nothing_else_is_given(server: FaultyServe
     (request,) = server.requests
     assert request.model_name == "recommend"
     assert request.model_version == ""
-    assert set(inputs(request)) == {"history"}
+    assert set(inputs(request)) == {"history"} and set(request.parameters) == {"timeout"}
     assert ids_of(inputs(request)["history"]) == [b"a", "bé".encode()]
 
 
 def test_every_input_has_the_type_and_shape_of_the_contract(server: FaultyServer) -> None:
     with Recommender(server.url, model="other") as recommender:
-        recommender.recommend(["a"], top_k=7, exclude=["x", "y"], allow_history=False, query="red shoes")
+        recommender.recommend(
+            ["a"], top_k=7, exclude=["x", "y"], allow_history=False, query="red shoes", sheddable=True
+        )
     (request,) = server.requests
+    assert request.parameters["sheddable"].bool_param is True
     sent = inputs(request)
     assert request.model_name == "other"
     assert set(sent) == {"history", "top_k", "exclude", "allow_history", "query"}
@@ -131,6 +135,7 @@ def test_limits_are_left_to_the_server(server: FaultyServer) -> None:
         ({"history": [], "top_k": np.bool_(True)}, "top_k: .*True.* is a bool"),
         ({"history": [], "allow_history": "false"}, "allow_history: 'false' is a str; give True or False"),
         ({"history": [], "allow_history": 0}, "allow_history: 0 is a int"),
+        ({"history": [], "sheddable": 1}, "sheddable: 1 is a int; give True or False"),
         ({"history": [], "allow_history": [False]}, r"allow_history: \[False\] is a list"),
         ({"history": [], "query": 3}, "query: 3 is a int"),
         ({"history": [], "query": b"tent"}, "query: b'tent' is a bytes"),
@@ -277,7 +282,7 @@ def test_no_retry_that_would_come_after_the_deadline(server: FaultyServer) -> No
 # --- retries ---
 
 
-@pytest.mark.parametrize("fault", [STOPPING, UNLOADED])
+@pytest.mark.parametrize("fault", [STOPPING, UNLOADED, DEAD_STEP])
 def test_a_stopping_server_is_left_for_the_other_address(
     server: FaultyServer, other: FaultyServer, fault: Fault
 ) -> None:
@@ -663,7 +668,9 @@ def test_cli_prints_a_table(server: FaultyServer, capsys: pytest.CaptureFixture[
 
 
 def test_cli_prints_json(server: FaultyServer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["recommend", "--url", server.url, "--history", "", "--allow-history", "--json"]) == 0
+    words = ["--history", "", "--allow-history", "--sheddable", "--json"]
+    assert cli.main(["recommend", "--url", server.url, *words]) == 0
+    assert server.requests[0].parameters["sheddable"].bool_param
     got = json.loads(capsys.readouterr().out)
     assert got["items"][0] == {"item_id": "i1", "score": -1.0, "source": "drafted"}
     assert got["bundle_version"] == "bundle-7"

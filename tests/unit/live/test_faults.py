@@ -6,16 +6,21 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from genrec.cli.main import main
 from genrec.errors import CatalogConflict, CatalogStoreError
+from genrec.live.status import Status
 from genrec.live.store import CatalogStore
+from tests.namespaces import seen_by, tmpfs
+from tests.unit.live.test_follower import FIRST, MemoryStore, assert_serves, start
 from tests.unit.live.world import (
     QUANTIZER,
     SPACE,
@@ -383,3 +388,57 @@ def test_an_empty_catalogue_can_be_filled(tmp_path: Path) -> None:
     assert store.compact(1) == 3 and state_at(store, 3) == {}
     store.commit(changes(("b", 2)), 3, "")
     assert state_at(store, 4) == {"b": (2, 0, True)}
+
+
+# --- a full disk ---
+
+
+def test_a_full_disk_stops_a_commit_and_a_follower_and_leaves_every_version_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.unit.live.full_disk", str(tmp_path)]
+    done = subprocess.run(seen_by(command, tmpfs(tmp_path, "4m")), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+# --- a store that accepts and never answers ---
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Options of an object store that takes connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def options(url: str) -> dict[str, str]:
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+    return keys | {"AWS_ENDPOINT_URL": url, "AWS_ALLOW_HTTP": "true", "timeout": "1s", "retry_timeout": "1s"}
+
+
+def test_a_store_that_hangs_is_given_up_and_said(
+    silent: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location, began = "s3://bucket/catalogue", time.monotonic()
+    pairs = [word for key, value in options(silent).items() for word in ("--storage-option", f"{key}={value}")]
+    assert main(["catalog", "log", location, *pairs]) == 1
+    said = capfd.readouterr().err
+    assert said.startswith(f"error: {location}: ") and said.count("\n") == 1
+    assert time.monotonic() - began < 20
+
+
+# --- a clock that is set back ---
+
+
+def test_a_clock_that_is_set_back_or_on_stops_no_follower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore(FIRST)
+    following = start(store, tmp_path)
+    real = time.time
+    for hours in (-1000, 1000):
+        monkeypatch.setattr(time, "time", lambda hours=hours: real() + 3600 * hours)
+        version = store.commit({"i1": None, "new": (5, 100, None)})
+        following.look()
+        assert_serves(tmp_path, store, version, exactly=False)
+        assert Status.load(tmp_path).problem == "" and Status.load(tmp_path).lag_s(time.time()) < 60
+        store.commit({"i1": (1, 0, True)})
+        following.look()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -181,3 +182,21 @@ def test_a_catalogue_in_an_object_store(s3: S3, capsys: pytest.CaptureFixture[st
     assert main(["catalog", "log", location, *pairs]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: {location}: ") and said.count("\n") == 1
+
+
+def test_a_store_that_stands_still_is_given_up_and_goes_on_later(s3: S3) -> None:
+    location, patience = "s3://bucket/shop/still", s3.options | {"timeout": "1s", "retry_timeout": "1s"}
+    CatalogStore.create(location, SPACE, [items(STATE)], s3.options, width=2)
+    reader = Reader(CatalogStore.open(location, QUANTIZER, patience)).start()
+    pairs = [word for key, value in patience.items() for word in ("--storage-option", f"{key}={value}")]
+    s3.process.send_signal(signal.SIGSTOP)  # it takes connections, and says nothing
+    try:
+        began = time.monotonic()
+        with pytest.raises(CatalogStoreError, match=f"{location}: cannot be read: .*; see that it can be reached"):
+            reader.follow()
+        assert main(["catalog", "rollback", location, "0", *pairs]) == 1
+        assert time.monotonic() - began < 20
+    finally:
+        s3.process.send_signal(signal.SIGCONT)
+    assert CatalogStore.open(location, QUANTIZER, s3.options).commit(changes(("a", -1, 9)), 0, "one") == 1
+    assert reader.follow().state["a"] == (1, 9, True)

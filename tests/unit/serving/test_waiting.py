@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrec.serving.waiting import Gate, Pace, Refusals, waiting_file
+from genrec.serving.waiting import Gate, Pace, Refusals, in_time, waiting_file
 
 MS = 1_000_000
 
@@ -150,3 +150,9 @@ def test_an_expectation_is_always_a_number_of_some_size(
 
 def test_each_server_has_a_file_of_its_own() -> None:
     assert waiting_file(os.getpid()) == waiting_file(os.getpid()) != waiting_file(os.getppid())
+
+
+def test_a_request_that_may_be_shed_goes_when_half_as_many_wait() -> None:
+    assert in_time(0, 1, sheddable=True)  # with nobody ahead
+    assert in_time(100, 100, sheddable=False) and not in_time(101, 100, sheddable=False)
+    assert in_time(50, 100, sheddable=True) and not in_time(51, 100, sheddable=True)
