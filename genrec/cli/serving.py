@@ -283,9 +283,7 @@ def serve(
             announce,
             beside=before,
             restarts=restarts,
-            before_restart=Bundle(
-                bundle_path, public_key
-            ).check,  # it may not be any more what it was at the first start
+            before_restart=Bundle(bundle_path, public_key).check,  # files may be others by then
         )
     raise typer.Exit(code)
 
