@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from genrec.bundle import Bundle
 from genrec.reporting.machine import provenance
+from genrec.serving.front import Front
 from genrec.serving.repository import Deployment
 from genrec.serving.serve import serve_bundle
 from genrec.serving.statistics import read_step_counts
@@ -74,6 +76,7 @@ def main(
     engine: str = "onnx",
     threads: int = 0,
     instances: int = 1,
+    front: Annotated[bool, typer.Option(help="Through HAProxy, as `genrec serve` has it.")] = False,
 ) -> None:
     """Serve a bundle, flood it, and print what came in time."""
     bundle = Bundle(bundle_path)
@@ -81,9 +84,13 @@ def main(
     requests = ready_made([bundle.catalog.item_ids[rows] for rows in histories], deadline_ms)
     out.mkdir(parents=True, exist_ok=True)
     deployment = Deployment(engine=engine, threads=threads, instances=instances)
-    with serve_bundle(bundle_path, deployment, log_path=out / "triton.log") as server:
-        wanted = [float(factor) for factor in factors.split(",")]
-        found = asyncio.run(measured(server.grpc_url, requests, deadline_ms, wanted, seconds))
+    wanted = [float(factor) for factor in factors.split(",")]
+    with ExitStack() as running:
+        before = running.enter_context(Front("recommend", log_path=out / "haproxy.log")) if front else None
+        sockets = before.sockets if before else None
+        served = serve_bundle(bundle_path, deployment, sockets=sockets, log_path=out / "triton.log")
+        server = running.enter_context(served)
+        found = asyncio.run(measured((before or server).grpc_url, requests, deadline_ms, wanted, seconds))
     table = Table("offered", "goodput", "of saturation", "p50 ms", "p99", "late", "refused", "after ms", "recovered s")
     for run in found["factors"].values():
         cells = [run["offered"], run["goodput"], run["share_of_saturation"], run["p50"], run["p99"], run["late"]]
@@ -93,7 +100,7 @@ def main(
     console.print(table)
     settings = provenance(
         bundle=bundle_path.name, deadline_ms=deadline_ms, seconds=seconds, engine=engine, threads=threads or "all",
-        instances=instances, load=os.getloadavg()[0],
+        instances=instances, front=front, load=os.getloadavg()[0],
     )  # fmt: skip
     (out / RESULTS).write_text(json.dumps(found | {"settings": settings}, indent=1) + "\n")
 
