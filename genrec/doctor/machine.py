@@ -81,6 +81,12 @@ def _engines() -> Iterator[Finding]:
         f"installed: {', '.join(installed) or 'none'}",
         wrong="" if installed else "pip install 'genrec-triton[serve]' brings ONNX Runtime",
     )
+    if "onnx" in installed:
+        from genrec.engines.onnx import multiplies_int8
+
+        yield _finding(
+            "onnx", "computes in f32, and in int8" if multiplies_int8() else "computes in f32; int8 needs VNNI"
+        )
     if "openvino" in installed:
         from genrec.engines.openvino import precision_here, runs_here
 
