@@ -92,7 +92,7 @@ class Follower:
                 except (OSError, ValueError) as error:
                     self._log(f"catalogue: the local base {name} cannot be used ({error}); another one is made")
                 else:
-                    return self._catch_up(latest)
+                    return self._go_on(latest)
             self._reload(latest)
         except CatalogStoreError:
             if self._status.published < 0:
@@ -165,12 +165,7 @@ class Follower:
                 self._start_again()
             if latest > self._folded:
                 self._status = replace(self._status, waiting_since=self._waiting_since(self._folded))
-                try:
-                    self._catch_up(latest)
-                except (OSError, ValueError):
-                    if self._store.base_version() <= self._folded:
-                        raise
-                    self._reload(latest)  # a newer base goes past what cannot be read
+                self._go_on(latest)
             self._finish_rebase()
             self._tidy()
         except (OSError, ValueError) as error:  # the version before goes on
@@ -187,8 +182,22 @@ class Follower:
                 self._log(f"catalogue: how it is cannot be written: {error}")
 
     def _waiting_since(self, folded: int) -> float | None:
-        """When the oldest commit after `folded` was made, None if there is none."""
-        return self._store.committed_at(folded + 1) if self._status.seen > folded else None
+        """When the oldest commit after `folded` was made, or a time before; None if there is none."""
+        if self._status.seen <= folded:
+            return None
+        try:
+            return self._store.committed_at(folded + 1)
+        except CatalogStoreError:  # damaged, or not kept any more
+            return self._status.waiting_since or self._status.reached_at
+
+    def _go_on(self, latest: int) -> None:
+        """As `_catch_up`, from the store's newest base where that goes past what cannot be read, or is not kept."""
+        try:
+            self._catch_up(latest)
+        except (OSError, ValueError):
+            if self._store.base_version() <= self._folded:
+                raise
+            self._reload(latest)
 
     def _catch_up(self, latest: int) -> None:
         """Fold what was committed up to `latest`, and publish it."""

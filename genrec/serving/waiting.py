@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from genrec.serving.triton.launch import WAITING
+
 _ENGINES = 64  # places, of one engine each
 _BEGUN, _BUSY, _FREE_NS, _FIRST_NS, _MORE_NS, _MOST = range(6)
 _LET_THROUGH, _REFUSED = range(2)  # places in the first row, the gate's
@@ -31,7 +33,7 @@ def waiting_file(server: int) -> Path:
     """The array's file of a server, by the number of its process and by when that began."""
     began = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[19]
     shared = Path("/dev/shm")
-    return (shared if shared.is_dir() else Path(tempfile.gettempdir())) / f"genrec-waiting-{server}-{began}"
+    return (shared if shared.is_dir() else Path(tempfile.gettempdir())) / f"{WAITING}{server}-{began}"
 
 
 def _mapped(path: Path) -> np.ndarray:

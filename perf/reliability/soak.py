@@ -174,7 +174,7 @@ def main(
         )
         began = time.monotonic()
         pids = first.process.pid, second.process.pid
-        with watched(pids, seen) as samples, traffic.running():
+        with watched(pids, seen, min(10.0, 2 * minutes)) as samples, traffic.running():
             for number in range(int(60 * minutes / kill_s) + 1):
                 time.sleep(max(0.0, min(began + kill_s * (number + 1), began + 60 * minutes) - time.monotonic()))
                 if time.monotonic() - began >= 60 * minutes - 1:

@@ -19,7 +19,7 @@ _MODELS = ("preprocessing", "backbone", "verifier", "knowledge")
 @dataclass(frozen=True)
 class Sample:
     """At `seconds` of a run, all processes of a server together. anonymous_mb: memory that no file stands behind, which
-    leaves out what they map; shared_mb, regions: of files in /dev/shm that they have open."""
+    leaves out what they map, and of_each by process; shared_mb, regions: of files in /dev/shm that they map."""
 
     seconds: float
     anonymous_mb: float
@@ -28,6 +28,7 @@ class Sample:
     handles: int
     threads: int
     processes: int
+    of_each: dict[str, float]
 
 
 def processes_of(pid: int) -> dict[str, psutil.Process]:
@@ -61,19 +62,21 @@ def shared_files(process: psutil.Process) -> set[Path]:
 
 def sample(pid: int, seconds: float, seen: set[Path]) -> Sample:
     """What the processes that `pid` began hold now, itself included. seen: gets the files in /dev/shm that they map."""
-    anonymous = handles = threads = count = 0
+    handles = threads = 0
+    anonymous: dict[str, float] = {}
     regions: set[Path] = set()
-    for process in processes_of(pid).values():
+    for name, process in processes_of(pid).items():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, ProcessLookupError):
             rolled = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-            anonymous += next(int(line.split()[1]) for line in rolled.splitlines() if line.startswith("Anonymous:"))
+            kib = next(int(line.split()[1]) for line in rolled.splitlines() if line.startswith("Anonymous:"))
+            anonymous[name] = kib / 1024
             handles += process.num_fds()
             threads += process.num_threads()
-            count += 1
             regions |= shared_files(process)
     seen |= regions
     shared = sum(path.stat().st_size for path in regions if path.exists())
-    return Sample(seconds, anonymous / 1024, shared / 2**20, len(regions), handles, threads, count)
+    total = sum(anonymous.values())
+    return Sample(seconds, total, shared / 2**20, len(regions), handles, threads, len(anonymous), anonymous)
 
 
 @contextmanager

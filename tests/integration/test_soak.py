@@ -28,7 +28,7 @@ def test_nothing_fails_under_mixed_load_while_processes_are_killed(
     words = *folders, "--minutes", 0.5, "--kill-s", 9, "--change-s", 2, "--warm-up", 0
     app = typer.Typer()
     app.command()(soak.main)
-    done = CliRunner().invoke(app, list(map(str, words)))
+    done = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
     found = json.loads((tmp_path / "out" / soak.RESULTS).read_text())
     assert not found["failed"] and not found["wrong"] and not found["left_in_shared_memory"], done.output
     assert [one["what"] for one in found["killed"]] == ["triton", "backbone", "haproxy"]

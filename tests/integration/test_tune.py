@@ -60,7 +60,9 @@ def test_an_engine_is_measured_once_and_then_known(
         raise AssertionError("it was measured again")
 
     monkeypatch.setattr("genrec.tuning.measurement.measure", measured_again)
-    assert served(monkeypatch, *words) == served(monkeypatch, *words, "--precision", first.precision) == first
+    assert served(monkeypatch, *words) == first
+    if first.precision != "f32":  # of which OpenVINO's would be measured, too
+        assert served(monkeypatch, *words, "--precision", first.precision) == first
     capsys.readouterr()
     assert main(["plan", str(bundle.path), "--device", "l4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tuned"] == json.loads(tuned.model_dump_json())

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SHM_DIR = Path("/dev/shm")
+WAITING = "genrec-waiting-"  # and the server's process: what steps keep there that they both map
 RESTARTS = "GENREC_RESTARTS"  # in the environment of a server and its models: how often it was started again
 
 
@@ -23,7 +24,7 @@ def remove_leftovers(group: int, shm_prefix: str, run_dir: str) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
     if shm_prefix:
-        for leftover in SHM_DIR.glob(f"{shm_prefix}*"):
+        for leftover in (*SHM_DIR.glob(f"{shm_prefix}*"), *SHM_DIR.glob(f"{WAITING}{group}-*")):
             leftover.unlink(missing_ok=True)
     if run_dir:
         shutil.rmtree(run_dir, ignore_errors=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from genrec.catalog.published import CURRENT, Record
 from genrec.cli.main import main
 from genrec.errors import CatalogConflict, CatalogStoreError
 from genrec.live.status import Status
@@ -428,6 +429,19 @@ def test_a_store_that_hangs_is_given_up_and_said(
 
 
 # --- a clock that is set back ---
+
+
+def test_a_follower_that_starts_again_after_a_compaction_goes_on(location: Path, tmp_path: Path) -> None:
+    store, root = opened(location), tmp_path / "published"
+    start(store, root)
+    for version in range(1, 5):
+        store.commit(of_version(version), store.latest(), "")
+    store.compact(keep_versions=1)
+    newest = store.commit(of_version(9), store.latest(), "")
+    assert not entry_file(location, 1).exists()
+    start(opened(location), root)  # its own base is older than what the store still has
+    assert Record.load(root / CURRENT).version == newest
+    assert {popularity for _, popularity, _ in state_at(opened(location), newest).values()} == {9}
 
 
 def test_a_clock_that_is_set_back_or_on_stops_no_follower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

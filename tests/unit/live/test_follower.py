@@ -68,6 +68,8 @@ class MemoryStore:
         return self.base
 
     def committed_at(self, version: int) -> float:
+        if version in self.unreadable:
+            raise CatalogStoreError(f"version {version} cannot be read")
         return 1000.0 + version
 
     def read_base(self, version: int) -> Iterator[Changes]:
@@ -242,7 +244,7 @@ def test_a_version_that_cannot_be_read_is_waited_for(tmp_path: Path) -> None:
     running.look()
     assert_serves(tmp_path, store, 1)
     status = Status.load(tmp_path)
-    assert "version 2 cannot be read" in status.problem and status.waiting_since == 1002.0
+    assert "version 2 cannot be read" in status.problem and status.waiting_since == 1001.0  # at least since then
     store.unreadable = set()
     running.look()
     assert_serves(tmp_path, store, 3)
@@ -275,6 +277,26 @@ def test_a_newer_base_goes_past_what_cannot_be_read(tmp_path: Path) -> None:
     store.commit({"c": (3, 3, True)})
     running.look()
     assert_serves(tmp_path, store, 3)
+    assert Status.load(tmp_path).problem == ""
+
+
+def test_a_follower_that_is_behind_what_was_compacted_away_goes_on_from_the_new_base(tmp_path: Path) -> None:
+    store = MemoryStore(FIRST)
+    log: list[str] = []
+    running = start(store, tmp_path)
+    for number in range(3):
+        store.commit({f"n{number}": (number, 1, True)})
+        running.look()
+    store.compact()
+    store.unreadable = {1, 2, 3}  # they are not kept
+    store.commit({"c": (3, 3, True)})
+    start(store, tmp_path, log)  # its own base is of version 0
+    assert_serves(tmp_path, store, 5)
+    assert not log
+    running = start(store, tmp_path)
+    store.commit({"d": (2, 2, True)})
+    running.look()
+    assert_serves(tmp_path, store, 6)
     assert Status.load(tmp_path).problem == ""
 
 

@@ -59,7 +59,7 @@ def test_the_processes_of_what_has_ended_are_none() -> None:
 def samples(mb_in_ten_minutes: float, noise: float = 0.0) -> list[Sample]:
     rng = np.random.default_rng(0)
     return [
-        Sample(at, 100 + at / 600 * mb_in_ten_minutes + rng.normal(0, noise) + (at < 300) * -50, 8, 3, 90, 40, 5)
+        Sample(at, 100 + at / 600 * mb_in_ten_minutes + rng.normal(0, noise) + (at < 300) * -50, 8, 3, 90, 40, 5, {})
         for at in np.arange(0.0, 3600, 10)
     ]
 
