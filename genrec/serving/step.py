@@ -166,10 +166,8 @@ class Step(ABC, Generic[Input]):
         except Exception as error:
             if len(inputs) == 1:
                 return [self._refused(requests[0], error)]
-            each = zip(requests, inputs, strict=True)
-            return [
-                self._responses([request], [one])[0] for request, one in each
-            ]  # one bad request must not fail its batch
+            # One bad request must not fail its batch.
+            return [self._responses([request], [one])[0] for request, one in zip(requests, inputs, strict=True)]
 
     def execute_in_flight(
         self,

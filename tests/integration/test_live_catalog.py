@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -31,6 +30,7 @@ from genrec.serving.repository import Deployment
 from genrec.serving.serve import LiveCatalog, serve_bundle
 from genrec.serving.triton import TritonServer
 from genrec_client import Recommendations, Recommender
+from tests.going_on import GoesOn
 from tests.processes import processes
 
 SHOWN_S = 5.0  # a change is in the answers by then: the stated p99
@@ -95,28 +95,18 @@ def live(bundle: Bundle, dataset: object, tmp_path_factory: pytest.TempPathFacto
 
 
 @dataclass
-class Load:
+class Load(GoesOn):
     """Users who go on asking, and what became of it: answers, each with the time at which it was asked for."""
 
     live: Live
     answers: list[tuple[float, Recommendations]] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
 
-    def __enter__(self) -> Load:
-        self._ends = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(2)]
-        for thread in self._threads:
-            thread.start()
-        return self
+    threads = 2
 
-    def __exit__(self, *_: object) -> None:
-        self._ends.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
+    def go_on(self) -> None:
         with Recommender(self.live.server.grpc_url, timeout_s=10.0) as client:
-            while not self._ends.is_set():
+            while not self.ends.is_set():
                 asked = time.monotonic()
                 try:
                     answer = client.recommend(self.live.history, top_k=20)

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from genrec.live.store import CatalogStore
 from genrec.serving.front import FrontError, find_haproxy
 from genrec.serving.triton import STUB_NAME, TritonServer
 from genrec_client import Recommendations, Recommender, RecommendError
+from tests.going_on import GoesOn
 from tests.integration.conftest import Shop
 from tests.namespaces import read_only, seen_by, tmpfs
 from tests.needs import missing
@@ -102,7 +102,7 @@ def serving(bundle: Path, scratch: Path, *words: str) -> Iterator[Served]:
 
 
 @dataclass
-class Asking:
+class Asking(GoesOn):
     """A client that goes on asking from a few threads, and what became of it."""
 
     client: Recommender
@@ -110,20 +110,10 @@ class Asking:
     answers: list[Recommendations] = field(default_factory=list)
     failures: list[RecommendError] = field(default_factory=list)
 
-    def __enter__(self) -> Asking:
-        self._ends = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(3)]
-        for thread in self._threads:
-            thread.start()
-        return self
+    threads = 3
 
-    def __exit__(self, *_: object) -> None:
-        self._ends.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
-        while not self._ends.wait(0.02):
+    def go_on(self) -> None:
+        while not self.ends.wait(0.02):
             try:
                 self.answers.append(self.client.recommend(self.history))
             except RecommendError as error:

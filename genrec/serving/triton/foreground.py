@@ -19,6 +19,7 @@ from genrec.serving.triton.signals import signal_handlers
 _CHECK_S = 0.1
 _END_S = 2.0  # for a server that ends because something died
 _WITHIN_S = 300.0
+_WITHIN = f"times within {_WITHIN_S / 60:g} minutes"
 
 
 class Beside(Protocol):
@@ -81,7 +82,7 @@ class _Foreground:
                     if not why:
                         return status
                     if not self._may_restart():
-                        tired = f", {self._restarts} times within {_WITHIN_S / 60:g} minutes" if self._restarts else ""
+                        tired = f", {self._restarts} {_WITHIN}" if self._restarts else ""
                         say(f"{why}{tired}: ending the server")
                         self._server.stop(grace=_END_S)
                         return status
@@ -97,7 +98,7 @@ class _Foreground:
         """Starts again what died. A start that fails, because it died anew, is tried again as often as is allowed."""
         while True:
             began = time.monotonic()
-            say(f"{why}: starting it again, {len(self._restarted)} of {self._restarts} times within 5 minutes")
+            say(f"{why}: starting it again, {len(self._restarted)} of {self._restarts} {_WITHIN}")
             try:
                 if self._beside is not None and self._beside.fault():
                     self._beside.restart()
