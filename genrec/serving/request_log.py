@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 
 OFF, REFUSED, ALL = LOGGED = ("off", "refused", "all")
@@ -48,7 +49,8 @@ class RequestLog:
 
     def _write(self, level: str, request_id: str, told: dict[str, object]) -> None:
         head = {"time": now(), "level": level, "source": self._step, "request_id": request_id[:_LONGEST]}
-        os.write(_STANDARD_OUTPUT, (json.dumps(head | told) + "\n").encode())
+        with suppress(OSError):  # a full disk: the request is answered all the same
+            os.write(_STANDARD_OUTPUT, (json.dumps(head | told) + "\n").encode())
 
 
 def now() -> str:

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from genrec.serving import request_log
 from genrec.serving.request_log import RequestLog
 from genrec.serving.triton.log import JsonLines, json_line
 
@@ -75,3 +76,11 @@ def test_a_record_stays_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     RequestLog("verifier", "all", False).answered(["id"], 0, 1)
     line = capfd.readouterr().out.rstrip("\n")
     assert json_line(line) == line
+
+
+def test_a_line_that_cannot_be_written_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(request_log, "_STANDARD_OUTPUT", full.fileno())
+        log = RequestLog("backbone", "all", False)
+        log.refused("id-1", "UNAVAILABLE", "late", "too late")
+        log.answered(["id-2"], 0, 3_000_000)
