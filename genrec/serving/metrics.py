@@ -81,7 +81,7 @@ class Metrics:
             for name, (text, label, values) in _RULE_COUNTERS.items()
             for value in values
         }
-        self._latency = page.histogram("genrec_request_seconds", "Time of an answered request in the steps")
+        self._latency = page.histogram("genrec_request_seconds", "Time of an answered request")
         gauges = _GAUGES | (_LIVE_GAUGES if root else {})
         self._gauges = {name: page.gauge(name, text) for name, text in gauges.items()}
         page.gauge("genrec_build_info", "1, with the version of genrec that answers", version=__version__).set(1)

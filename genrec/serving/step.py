@@ -25,10 +25,11 @@ import triton_python_backend_utils as pb
 from genrec.bundle import Bundle
 from genrec.catalog import BucketView, CatalogVersion, CatalogView, PrefixTable
 from genrec.catalog.published import MASKS, Entry, OneVersion, Published, keep_versions_s
-from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, StaleVersion
+from genrec.errors import Cancelled, DeadlineExceeded, InvalidRequest, Overloaded, StaleVersion, shown
 from genrec.rules import RuleBook
 from genrec.serving.page import Page, StepTimes
 from genrec.serving.request_log import RequestLog
+from genrec.serving.triton.launch import ARRIVED
 
 Input = TypeVar("Input")
 Made = TypeVar("Made")
@@ -37,14 +38,15 @@ Result = TypeVar("Result")
 
 _SHEDDABLE = "sheddable"  # a parameter of the whole request
 _TOLD = 7  # numbers of a stamp before the rules
+_LONGEST_NS = 60_000_000_000  # that a request is believed to have waited
 
 
 @dataclass(frozen=True)
 class Stamp:
     """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [7 + r].
 
-    Times are on CLOCK_MONOTONIC, which all processes of a machine share. began_ns: when `preprocessing` got the
-    request; handed_ns: when it was done. number: of the request, as of `Gate`.
+    Times are on CLOCK_MONOTONIC, which all processes of a machine share. began_ns: when the front had the request, or
+    without one `preprocessing`; handed_ns: when that was done. number: of the request, as of `Gate`.
     rules: the request's in their canonical form, of 8 r bytes; empty for none. One tensor, because each costs a request
     more than what it holds.
     """
@@ -284,15 +286,35 @@ def optional(request: Any, name: str, convert: Callable[[np.ndarray], Any], defa
     return default if found is None else convert(found.as_numpy())
 
 
-def sheddable(request: Any) -> bool:
-    """Whether the client says that the request may be shed before others. Raises InvalidRequest for what is no bool."""
-    told = request.parameters()
-    if not told or _SHEDDABLE not in told:
-        return False
-    value = json.loads(told).get(_SHEDDABLE, False)
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"the parameter {_SHEDDABLE} is {value!r}; give true or false")
-    return value
+@dataclass(frozen=True)
+class Told:
+    """Parameters of a whole request.
+
+    sheddable: whether the client says that it may be shed before others. arrived_us: when the front had it, in
+    microseconds since 1970; 0 without a front.
+    """
+
+    sheddable: bool = False
+    arrived_us: int = 0
+
+    @classmethod
+    def of(cls, request: Any) -> Told:
+        """Raises InvalidRequest for what the client cannot mean."""
+        text = request.parameters()
+        if not text or text == "{}":
+            return cls()
+        told = json.loads(text)
+        value = told.get(_SHEDDABLE, False)
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"the parameter {_SHEDDABLE} is {value!r}; give true or false")
+        arrived = str(told.get(ARRIVED, "0"))
+        if not (arrived.isascii() and arrived.isdecimal()):
+            raise InvalidRequest(f"the parameter {ARRIVED} is {shown(arrived)}; leave it out, the front sets it")
+        return cls(value, int(arrived))
+
+    def waited_ns(self) -> int:
+        """For how long the front and the server have the request; the machine's clock may be set meanwhile."""
+        return min(max(0, time.time_ns() - 1000 * self.arrived_us), _LONGEST_NS) if self.arrived_us else 0
 
 
 def _refusal(error: BaseException) -> tuple[str, str, str, str]:

@@ -64,7 +64,7 @@ OUTPUTS = ("item_ids", "scores", "source", "counts", "version", "explanation")
 PARAMETERS = (
     "classification", "binary_data", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end",
     "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size", "binary_data_size",
-    "binary_data_output", "triton_enable_empty_final_response", "headers", "x",
+    "binary_data_output", "triton_enable_empty_final_response", "headers", "sheddable", "genrec-arrived", "x",
 )  # fmt: skip
 METHODS = (
     "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics",

@@ -371,6 +371,15 @@ def test_whether_a_request_may_be_shed_is_a_bool(wire: Any, history: list[str]) 
     assert len(wire.read(wire.stub.ModelInfer(message, timeout=30)).item_ids) == 10
 
 
+@pytest.mark.parametrize("value", ["soon", "-1", "", "٣"])
+def test_when_a_request_came_is_not_for_clients_to_say(wire: Any, history: list[str], value: str) -> None:
+    message = wire.message([wire.ids("history", history)])
+    message.parameters["genrec-arrived"].string_param = value
+    with pytest.raises(grpc.RpcError) as caught:
+        wire.stub.ModelInfer(message, timeout=30)
+    assert caught.value.code().name == "INVALID_ARGUMENT" and "leave it out" in caught.value.details()
+
+
 @pytest.mark.parametrize("microseconds", [1, 50])
 def test_a_request_without_time_is_refused(wire: Any, history: list[str], microseconds: int) -> None:
     refusal = wire.refused(wire.ids("history", history), timeout=microseconds)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +39,7 @@ from tests.needs import missing
 from tests.otlp import Received, attributes, otlp_receiver
 
 PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
+PUBLISH_S = 0.5  # between two times that steps write their figures
 HISTORY = ["history-that-nobody-may-see"]
 
 
@@ -221,6 +225,49 @@ def test_prometheus_scrapes_both_pages_and_computes_quantiles_and_alerts(
         return sound and rules["GenrecFallbackRising"]["state"] == "pending"
 
     prometheus.until("rules", evaluated)
+
+
+def spent(served: Served) -> tuple[int, float]:
+    """Requests in `genrec_request_seconds`, and their seconds together."""
+    page = page_of(served.server.metrics_url)
+    found = dict(re.findall(r"^genrec_request_seconds_(sum|count){[^}]*} (\S+)$", page, re.M))
+    return int(float(found["count"])), float(found["sum"])
+
+
+def asked_over_grpc(served: Served) -> None:
+    with served.client() as client:
+        client.recommend(HISTORY)
+
+
+def asked_over_http(served: Served) -> None:
+    history = {"name": "history", "datatype": "BYTES", "shape": [1, 1], "data": HISTORY}
+    body = json.dumps({"inputs": [history]}).encode()
+    forged = {"genrec-arrived": "1"}
+    with urllib.request.urlopen(
+        urllib.request.Request(f"http://{served.front.http_url}/v2/models/recommend/infer", body, forged), timeout=30
+    ) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize("ask", [asked_over_grpc, asked_over_http])
+def test_a_requests_time_begins_where_the_front_has_it(served: Served, ask: Callable[[Served], None]) -> None:
+    ask(served)
+    time.sleep(2 * PUBLISH_S)
+    count, seconds = spent(served)
+    assert served.server.pid is not None
+    os.kill(served.server.pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as asker:
+            asked = asker.submit(ask, served)
+            time.sleep(0.8)
+            os.kill(served.server.pid, signal.SIGCONT)
+            asked.result()
+    finally:
+        os.kill(served.server.pid, signal.SIGCONT)
+    time.sleep(2 * PUBLISH_S)
+    counted, more = spent(served)
+    assert counted == count + 1
+    assert 0.7 < more - seconds < 10  # it reached the front at the latest 0.1 s after it was sent
 
 
 @pytest.fixture

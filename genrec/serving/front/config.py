@@ -8,6 +8,7 @@ from pathlib import Path
 
 from genrec.errors import TOO_MANY
 from genrec.serving.triton.errors import TritonStartError
+from genrec.serving.triton.launch import ARRIVED
 from genrec.serving.triton.tls import ServerTls
 
 CONFIG = "haproxy.cfg"
@@ -44,6 +45,8 @@ _GRPC_ERRORS = {
 }
 # A message that protobuf refuses, and the front does not; gRPC calls it INTERNAL.
 _UNREADABLE = "Unable to parse request"
+# What is measured begins here. Whatever a client says of it is replaced.
+_ARRIVED = f"    http-request set-header {ARRIVED} %[date(0,us)] if infer"
 # Triton traces whatever brings a context, also one that its client does not want to be traced: without bit 0.
 _NOT_TRACED = (
     "    http-request del-header traceparent unless { req.hdr(traceparent) -m reg "
@@ -186,6 +189,7 @@ def _grpc(
             f"if {{ req.hdrs -m len {MAX_HEADER_BYTES + 1}: }}",
         ),
         _refused_call("12", "compressed requests are closed here", "if { req.fhdr_cnt(content-encoding) gt 0 }"),
+        _ARRIVED,
         f"    http-request lua.genrec_call {most} {model} if infer",
         f"    http-request lua.genrec_call {most} - if asked",
         _refused_call("%[var(txn.status)]", "%[var(txn.why)]", "if { var(txn.why) -m found }"),
@@ -244,6 +248,7 @@ def _http(socket: Path, address: str, model: str | None, most: int, tokens: Path
         ),
         f"    http-request wait-for-body time {_WAIT_S}s if infer",
         _refused(413, f"the body has more than {most} bytes", f"if infer {{ req.body_len gt {most} }}"),
+        _ARRIVED,
         "    http-request lua.genrec_json if infer",
         _refused(400, "%[var(txn.why)]", "if { var(txn.why) -m found }"),
         "    http-request set-var(txn.infer) bool(true) if infer",

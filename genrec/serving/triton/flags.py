@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from genrec.serving.triton.launch import ARRIVED
 from genrec.serving.triton.tls import ServerTls
 
 SERVICE = "genrec"  # in traces
@@ -90,4 +91,6 @@ def _endpoint_flags(host: str, ports: Mapping[str, int], sockets: Path | None) -
             flags |= {f"{endpoint}-address": host, f"{endpoint}-port": ports[endpoint]}
     if sockets is not None:
         flags |= {"grpc-address": f"unix:{sockets}/grpc", "http-address": f"unix:{sockets}/http"}
+        # As a parameter of the request. Without a front the client would be believed.
+        flags |= dict.fromkeys(("grpc-header-forward-pattern", "http-header-forward-pattern"), f"^{ARRIVED}$")
     return flags

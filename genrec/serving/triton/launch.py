@@ -16,6 +16,7 @@ from pathlib import Path
 
 SHM_DIR = Path("/dev/shm")
 WAITING = "genrec-waiting-"  # and the server's process: what steps keep there that they both map
+ARRIVED = "genrec-arrived"  # the header by which the front tells when a request came, in microseconds since 1970
 RESTARTS = "GENREC_RESTARTS"  # in the environment of a server and its models: how often it was started again
 
 

@@ -12,7 +12,7 @@ from genrec.catalog import BucketView, CatalogView, PrefixTable
 from genrec.errors import TOO_MANY, InvalidRequest, Overloaded
 from genrec.golden import check_prompt
 from genrec.prompt import Preprocessor, Request
-from genrec.serving.step import Stamp, Step, optional, sheddable
+from genrec.serving.step import Stamp, Step, Told, optional
 from genrec.serving.waiting import Gate, in_time, waiting_file
 
 _NO_ITEMS = np.empty(0, object)
@@ -20,7 +20,7 @@ _LONGEST_US = 3_600_000_000  # longer timeouts mean "no hurry", and the largest 
 
 
 class TritonPythonModel(Step[tuple[Request, int, int, int]]):
-    """It reads a request, when that was, its deadline, both in ns on CLOCK_MONOTONIC, and its number."""
+    """It reads a request, when it came, its deadline, both in ns on CLOCK_MONOTONIC, and its number."""
 
     waits = False
 
@@ -40,14 +40,13 @@ class TritonPythonModel(Step[tuple[Request, int, int, int]]):
 
     def read(self, request: Any) -> tuple[Request, int, int, int]:
         left_us = min(request.timeout() or self.timeout_us, _LONGEST_US)
-        began = time.monotonic_ns()
+        now, told = time.monotonic_ns(), Told.of(request)
         ahead, expected_ns = self.gate.expected_ns()
-        may_be_shed = sheddable(request)
-        if not in_time(expected_ns, 1000 * left_us, may_be_shed):
+        if not in_time(expected_ns, 1000 * left_us, told.sheddable):
             self.gate.refuse()
             raise Overloaded(
                 f"{ahead} requests are waiting, which takes about {expected_ns / 1e6:.0f} ms, and this one has "
-                f"{left_us / 1e3:.0f} ms{', may be shed' * may_be_shed}: {TOO_MANY}; allow more time or send "
+                f"{left_us / 1e3:.0f} ms{', may be shed' * told.sheddable}: {TOO_MANY}; allow more time or send "
                 "fewer requests"
             )
         history = optional(request, "history", _items("history"), None)
@@ -62,7 +61,8 @@ class TritonPythonModel(Step[tuple[Request, int, int, int]]):
             rules=optional(request, "rules", lambda array: bytes(array[0, 0]), b""),
         )
         self.catalogues.current.made.validate(read)
-        return read, began, began + 1000 * left_us, self.gate.let_through()
+        # Not from when it came: deadlines do not feel a clock that is set.
+        return read, now - told.waited_ns(), now + 1000 * left_us, self.gate.let_through()
 
     def run(self, inputs: list[tuple[Request, int, int, int]]) -> list[list[Any]]:
         entry = self.catalogues.current
