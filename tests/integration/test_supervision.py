@@ -246,3 +246,17 @@ def test_a_bundle_that_is_damaged_meanwhile_is_not_served_again(bundle_copy: Pat
             os.kill(served.part("triton"), signal.SIGKILL)
         assert served.process.wait(AGAIN_S) == 1
     assert re.search(r"error: bundle .* cannot be served:\s+- catalog/popularity.npy: is damaged", served.says())
+
+
+def test_a_file_that_is_cut_while_it_is_mapped_ends_the_server(bundle_copy: Path, shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "serve").mkdir()
+    with serving(bundle_copy, tmp_path / "serve") as served:
+        with Recommender(served.url, timeout_s=30.0) as client:
+            client.recommend(shop.users[0])
+            os.truncate(bundle_copy / "index/rows.npy", 0)
+            began = time.monotonic()
+            with pytest.raises(RecommendError):  # no answer rather than a wrong one
+                client.recommend(shop.users[0], timeout_s=10.0)
+        assert served.process.wait(AGAIN_S) == 1
+        assert time.monotonic() - began < 8, "Triton was waited for, whose model is gone"
+    assert re.search(r"error: bundle .* cannot be served:\s+- index/rows.npy: has 0 bytes", served.says())

@@ -103,6 +103,7 @@ class _Foreground:
                 if self._beside is not None and self._beside.fault():
                     self._beside.restart()
                 if not self._server.is_running or self._server.crashed_stubs():
+                    self._server.stop(grace=0)  # of no use any more, and slow to end while a model is missing
                     self._before_restart()
                     self._server.restart(self._timeout, self._is_stop_asked)
             except TritonError as error:
