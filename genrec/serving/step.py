@@ -300,7 +300,12 @@ class Told:
     @classmethod
     def of(cls, request: Any) -> Told:
         """Raises InvalidRequest for what the client cannot mean."""
-        text = request.parameters()
+        try:
+            text = request.parameters()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(
+                f"the request's parameters are not UTF-8: {error}; send names and values as text"
+            ) from None
         if not text or text == "{}":
             return cls()
         told = json.loads(text)

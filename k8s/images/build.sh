@@ -18,7 +18,7 @@ make_base() (
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
     chmod 755 "$folder"  # it becomes / of other users
-    debootstrap --variant=minbase --include=python3.11-venv,python3-distutils,libpython3.11,ca-certificates bookworm "$folder" \
+    debootstrap --variant=minbase --include=python3.11-venv,python3-distutils,libpython3.11,ca-certificates,gpgv bookworm "$folder" \
         "${MIRROR:-http://deb.debian.org/debian}"
     tar -C "$folder" --exclude='./var/cache/*' --exclude='./var/lib/apt/lists/*' --exclude='./var/log/*' \
         --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' --exclude='./usr/share/locale/*' \

@@ -45,7 +45,7 @@ def main() -> None:
     """Check modules, the command, the server and the model repository."""
     for module in MODULES:
         importlib.import_module(module)
-    subprocess.run([Path(sys.executable).with_name("genrec"), "--help"], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([Path(sys.executable).with_name("genrec"), "--help"], capture_output=True, check=True)
     if missing := missing_libraries():
         sys.exit(f"missing libraries: {', '.join(sorted(missing))}")
     if not (source_repository() / MODEL / "config.pbtxt").is_file():

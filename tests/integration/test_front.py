@@ -384,6 +384,21 @@ def test_numbers_that_triton_would_cut_are_refused(front: Front) -> None:
     assert post(front, {"inputs": [history_of(["a"]), top_k | {"data": [3]}]})[0] == 200
 
 
+def test_what_triton_calls_its_own_fault_is_the_clients(front: Front, through: Wire) -> None:
+    whole = {"inputs": [history_of(["a"])]}
+    broken = json.dumps(whole | {"parameters": {"shared": "x"}}).encode().replace(b"shared", b"\xa8hared")
+    status, said = post(front, broken)
+    assert status == 400 and "the request's parameters are not UTF-8" in said
+    status, said = post(front, whole | {"parameters": {"sequence_id": "A" * 129}})
+    assert status == 400 and "longer than 128 characters" in said
+    message = through.message([through.ids("history", ["a"])])
+    message.parameters["sequence_id"].string_param = "A" * 129
+    with pytest.raises(grpc.RpcError) as caught:
+        through.stub.ModelInfer(message, timeout=30)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "longer than 128 characters" in caught.value.details()
+
+
 def test_room_is_made_for_no_shape_that_is_too_large(front: Front) -> None:
     """Past the front the second one ends the server: std::bad_alloc."""
     for shape in ([1, 2**28], [1, 2**36], [2**32, 2**32], [2**62, 4, 1]):

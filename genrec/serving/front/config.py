@@ -52,8 +52,9 @@ _NOT_TRACED = (
     "    http-request del-header traceparent unless { req.hdr(traceparent) -m reg "
     "^[0-9a-f][0-9a-f]-[0-9a-f]+-[0-9a-f]+-[0-9a-f][13579bdf] }"
 )
+_TOO_LONG = "string correlation ID"  # a sequence id, which Triton calls unimplemented
 # Triton 2.51 blames itself for what a client wrote.
-_BLAMED = '{"error":"(Unable to (parse|set)|failed to parse|failed to get request params|string correlation ID)'
+_BLAMED = f'{{"error":"(Unable to (parse|set)|failed to parse|failed to get request params|{_TOO_LONG})'
 
 
 def write_config(
@@ -202,6 +203,8 @@ def _grpc(
         f"    acl unreadable res.fhdr(grpc-message) -m str '{_UNREADABLE}'",
         "    http-response set-header grpc-status 3 if unreadable { res.fhdr(grpc-status) 13 }",
         "    http-response set-header grpc-message 'the message cannot be read' if unreadable",
+        "    http-response set-header grpc-status 3 if { res.hdr(grpc-status) 12 } "
+        f"{{ res.hdr(grpc-message) -m sub '{_TOO_LONG}' }}",
         # UNAVAILABLE, which a Python model has to say, is sent again by proxies and clients; RESOURCE_EXHAUSTED is not.
         f"    http-response set-header grpc-status 8 if {{ res.hdr(grpc-status) 14 }} "
         f'{{ res.hdr(grpc-message) -m sub -i "{TOO_MANY}" }}',
@@ -255,7 +258,7 @@ def _http(socket: Path, address: str, model: str | None, most: int, tokens: Path
         "    default_backend http",
         "backend http",
         "    option http-server-close",  # at its end Triton waits for connections that are open
-        "    acl blames_itself status 500",
+        "    acl blames_itself status 500 501",
         "    acl infer var(txn.infer) -m bool",
         "    http-response wait-for-body time 1s if blames_itself infer",
         f"    http-response set-status 400 if blames_itself infer {{ res.body -m reg '^{_BLAMED}' }}",
