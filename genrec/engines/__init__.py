@@ -62,7 +62,7 @@ def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
 
         return TorchEngine(bundle.path / CHECKPOINT, bundle.masks, width, **options)
     if kind == "tensorrt_llm":
-        from genrec.engines.tensorrt_llm.engine import TensorRtLlmEngine
+        from genrec.engines.tensorrt_llm.engine import open_folder
 
-        return TensorRtLlmEngine(bundle.path / TENSORRT_LLM, bundle.masks, width, bundle.layout.max_tokens, **options)
+        return open_folder(bundle.path / TENSORRT_LLM, bundle.masks, width, bundle.layout.max_tokens, **options)
     raise ValueError(f"engine {kind!r} is unknown; use one of {ENGINES}")

@@ -25,20 +25,17 @@ from genrec.serving.serve import prepare_server
 from genrec.serving.triton import TritonServer, TritonStartError
 from genrec.serving.waiting import Gate, waiting_file
 from genrec_builders.data import Dataset, sample_users, split_leave_one_out
-from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
 from genrec_client import Recommender, RecommendRequest
 from tests.near import assert_same_items
+from tests.tensorrt_llm_double import STAND_IN, exported_for_double
 
-STAND_IN = Path(__file__).parents[1] / "unit" / "engines" / "tensorrt_llm" / "stand_in"
 STEP_S = 0.1
 DEPLOYMENT = Deployment(engine="tensorrt_llm", timeout_ms=30_000)
 
 
 @pytest.fixture(scope="module")
 def exported(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    path = tmp_path_factory.mktemp("tensorrt-llm") / "bundle"
-    export_tensorrt_llm(bundle.path, path, TensorRtLlmConfig(dtype="float32"))
-    return Bundle(path)
+    return exported_for_double(bundle, tmp_path_factory.mktemp("tensorrt-llm") / "bundle")
 
 
 @pytest.fixture(scope="module")

@@ -5,20 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from genrec.bundle import Bundle
+from tests.tensorrt_llm_double import STAND_IN, exported_for_double
 
 if TYPE_CHECKING:
     from genrec.engines.tensorrt_llm.engine import TensorRtLlmEngine
     from genrec.reporting.progress import Track
     from genrec_builders.config import BuildConfig
     from genrec_builders.data import Dataset
-
-STAND_IN = Path(__file__).parent / "engines" / "tensorrt_llm" / "stand_in"
 
 
 @pytest.fixture
@@ -63,18 +61,10 @@ def stand_in() -> Iterator[Any]:
     sys.modules.pop("genrec.engines.tensorrt_llm.modeling", None)
 
 
-def exported_to(path: Path, bundle: Bundle) -> Bundle:
-    """`bundle` for TensorRT-LLM, in float32 so that what it drafts can be compared closely."""
-    from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
-
-    export_tensorrt_llm(bundle.path, path, TensorRtLlmConfig(dtype="float32", max_batch_size=8))
-    return Bundle(path)
-
-
 @pytest.fixture(scope="session")
 def exported(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The small bundle for TensorRT-LLM. Read-only."""
-    return exported_to(tmp_path_factory.mktemp("bundles") / "tensorrt-llm", bundle)
+    return exported_for_double(bundle, tmp_path_factory.mktemp("bundles") / "tensorrt-llm", max_batch_size=8)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +84,8 @@ def tail_only(
 @pytest.fixture(scope="session")
 def exported_tail_only(tail_only: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same for TensorRT-LLM. Read-only."""
-    return exported_to(tmp_path_factory.mktemp("bundles") / "tail-only-tensorrt-llm", tail_only)
+    path = tmp_path_factory.mktemp("bundles") / "tail-only-tensorrt-llm"
+    return exported_for_double(tail_only, path, max_batch_size=8)
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +99,7 @@ def llama(dataset: Dataset, tiny_build: tuple[BuildConfig, Track], tmp_path_fact
     shape = BackboneShape(family="llama", hidden_size=32, intermediate_size=64, layers=2, heads=4, kv_heads=2)
     training = replace(config.training, epochs=0)
     build_bundle(dataset, folder / "llama", replace(config, shape=shape, training=training, evaluate_users=5), track)
-    return exported_to(folder / "exported", Bundle(folder / "llama"))
+    return exported_for_double(Bundle(folder / "llama"), folder / "exported", max_batch_size=8)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def export_tensorrt_llm(
     bundle_path: BundlePath,
     out: Annotated[Path, typer.Argument(help="Where the new bundle goes; another one that is there is replaced.")],
     dtype: Annotated[
-        str, typer.Option(help="Of the backbone: bfloat16, float16, or float32 to compare.", callback=one_of(DTYPES))
+        str, typer.Option(help="Of the backbone: bfloat16, or float16 of a Llama.", callback=one_of(DTYPES))
     ] = "bfloat16",
     max_batch_size: Annotated[int, typer.Option(min=1, help="Requests of one step.")] = 64,
     max_num_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens of one step.")] = 8192,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # The release of TensorRT-LLM that this is written for; api.json in genrec_builders/export/tensorrt_llm lists what is
 # used of it.
 RELEASE = "1.2.1"
@@ -21,4 +23,23 @@ ARCHITECTURES = {"qwen3": "NezhaQwen3ForCausalLM", "llama": "NezhaLlamaForCausal
 # Arguments of tensorrt_llm.LLM, beside the model.
 LLM_ARGUMENTS = "llm_args.yaml"
 # Data types of the backbone's weights, as torch and transformers name them; the draft head's are float32.
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What the kernels of a family take, as their source reads.
+
+    head_dims: widths of an attention head. dtypes: of `DTYPES`.
+    """
+
+    head_dims: tuple[int, ...]
+    dtypes: tuple[str, ...]
+
+
+KERNELS = {
+    # fusedQKNormRopeKernel.cu and fusedQKNormRopeOp.cpp: norm of queries and keys with rotary positions, in bfloat16.
+    "qwen3": Kernels((64, 128, 256), ("bfloat16",)),
+    # decoderMaskedMultiheadAttention.cu, MMHA_SUPPORTED_HEAD_SIZES.
+    "llama": Kernels((32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256), DTYPES),
+}

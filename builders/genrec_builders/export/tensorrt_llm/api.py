@@ -2,7 +2,8 @@
 
 python -m genrec_builders.export.tensorrt_llm.api [SOURCE]
 
-SOURCE: a checkout of its repository, or by default the installed package.
+SOURCE: a checkout of its repository, or by default the installed package. Files move between releases, so an entry
+may hold `from` one release on, or `before` another; the list as a whole does, too.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ class Finding:
 
 
 def check(source: Path, listed: dict[str, Any]) -> Iterator[Finding]:
-    """Look every entry of `listed` up in the source under `source`, the folder that holds `tensorrt_llm`."""
-    for entry in listed["entries"]:
+    """Look every entry of `listed` for the release under `source` up there, the folder that holds `tensorrt_llm`.
+
+    Where that names no release, it counts as the one that `listed` is for.
+    """
+    for entry in entries_of(listed, release_of(source)):
         name = _name_of(entry)
         files = [source / file for file in entry["files"] if (source / file).is_file()]
         if not files:
@@ -43,6 +47,28 @@ def check(source: Path, listed: dict[str, Any]) -> Iterator[Finding]:
         problems, line = _problems(entry, ast.parse(text), text)
         place = f"{files[0].relative_to(source)}:{line}"
         yield Finding(entry["use"], name, place, "; ".join(problems))
+
+
+def entries_of(listed: dict[str, Any], release: str) -> list[dict[str, Any]]:
+    """The entries of `listed` that hold for a release, as "1.4.0rc1"; for its own if that is no number."""
+    known = _numbers(release) or _numbers(listed["release"])
+    return [entry for entry in listed["entries"] if _holds(entry, known)]
+
+
+def holds_for(listed: dict[str, Any], release: str) -> bool:
+    """Whether the list as a whole was read for that release."""
+    return bool(_numbers(release)) and _holds(listed, _numbers(release))
+
+
+def _holds(entry: dict[str, Any], release: tuple[int, ...]) -> bool:
+    first, end = (_numbers(entry[name]) if name in entry else None for name in ("from", "before"))
+    return (first is None or release >= first) and (end is None or release < end)
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """(1, 4) of "1.4.0rc1"; () of what is no release."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def release_of(source: Path) -> str:
@@ -113,12 +139,14 @@ def main(
     folder = source or installed()
     found = release_of(folder)
     typer.echo(f"TensorRT-LLM {found} in {folder}; genrec is written for {listed['release']}")
+    if not holds_for(listed, found):
+        typer.echo(f"the list holds for releases from {listed['from']} to before {listed['before']}: read it again")
     failed = 0
     for finding in check(folder, listed):
         failed += bool(finding.problem)
         state = f"FAIL {finding.problem}" if finding.problem else "ok  "
         typer.echo(f"{state} {finding.name} {finding.place}  ({finding.use})")
-    total = len(listed["entries"])
+    total = len(entries_of(listed, found))
     typer.echo(f"FAIL: {failed} of {total} are missing or changed" if failed else f"pass: all {total} are there")
     raise typer.Exit(bool(failed))
 

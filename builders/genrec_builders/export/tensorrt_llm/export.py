@@ -14,7 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from genrec.bundle import BUNDLE, CHECKPOINT, TENSORRT_LLM, Bundle, Manifest, new_bundle, seal_bundle
 from genrec.bundle.checkpoint_shapes import DRAFT_HEAD, decoder_of, head_arguments
-from genrec.engines.tensorrt_llm.contract import ARCHITECTURES, BUNDLE_KEY, DTYPES, LLM_ARGUMENTS, RULE_TOKENS
+from genrec.engines.tensorrt_llm.contract import (
+    ARCHITECTURES,
+    BUNDLE_KEY,
+    DTYPES,
+    KERNELS,
+    LLM_ARGUMENTS,
+    RULE_TOKENS,
+)
 from genrec.reporting.outputs import require_replaceable, require_space
 
 _HEADER = """\
@@ -77,9 +84,10 @@ def export_tensorrt_llm(
     """Copy the bundle `source` to `out` with a folder for TensorRT-LLM.
 
     drop_block: of the new bundle's prompt layout, to which no history of the golden request is long enough to matter;
-    the source's if None. Raises, before any work, ValueError for a bundle of another decoder than the draft head, and
-    for reuse with one that reads the history (what the cache keeps of a prompt is not what it reads); ValueError or
-    OSError for an `out` that is or holds anything but another bundle.
+    the source's if None. Raises, before any work, ValueError for a bundle of another decoder than the draft head, for a
+    backbone that TensorRT-LLM's kernels do not take, and for reuse with a head that reads the history (what the cache
+    keeps of a prompt is not what it reads); ValueError or OSError for an `out` that is or holds anything but another
+    bundle.
     """
     config = config or TensorRtLlmConfig()
     require_replaceable(out, BUNDLE, [source])
@@ -88,6 +96,7 @@ def export_tensorrt_llm(
     checkpoint = json.loads((source / CHECKPOINT / "config.json").read_text())
     if (decoder := decoder_of(checkpoint)) != DRAFT_HEAD:
         raise ValueError(f"{source}: has decoder {decoder!r}; TensorRT-LLM serves {DRAFT_HEAD!r} only")
+    require_kernels(checkpoint, config.dtype, source)
     if config.reuse and head_arguments(checkpoint[DRAFT_HEAD])["attention_heads"]:
         raise ValueError(
             f"{source}: its draft head reads the whole history, of which reuse would hide what is cached: every prompt "
@@ -108,6 +117,26 @@ def export_tensorrt_llm(
         _write_folder(folder / TENSORRT_LLM, checkpoint, folder / CHECKPOINT, config.dtype, arguments)
         version = f"{bundle.manifest.bundle_version}-trtllm"
         return seal_bundle(folder, **(fields | {"bundle_version": version}))
+
+
+def require_kernels(checkpoint: dict[str, Any], dtype: str, source: Path) -> None:
+    """Raise ValueError for a backbone that TensorRT-LLM's kernels do not take: it would end its server in the warm-up.
+
+    checkpoint: its config.json. source: the bundle, for the message.
+    """
+    family = checkpoint["model_type"]
+    taken = KERNELS[family]
+    size = checkpoint.get("head_dim") or checkpoint["hidden_size"] // checkpoint["num_attention_heads"]
+    if size not in taken.head_dims:
+        raise ValueError(
+            f"{source}: its attention heads are {size} wide; TensorRT-LLM's kernels for {family} take "
+            f"{', '.join(map(str, taken.head_dims))}. Build with fewer or wider heads, as --hidden-size 128 --heads 2, "
+            "or serve it with `genrec serve --engine torch`"
+        )
+    if dtype not in taken.dtypes:
+        raise ValueError(
+            f"dtype is {dtype}; TensorRT-LLM's kernels for {family} compute in {' or '.join(taken.dtypes)}, choose that"
+        )
 
 
 def _write_folder(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import time
+import types
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -16,6 +20,7 @@ from genrec.bundle import TENSORRT_LLM, Bundle
 from genrec.catalog import PrefixTable
 from genrec.engines import open_engine
 from genrec.engines.tensorrt_llm.contract import CODES, LLM_ARGUMENTS, SCORES
+from genrec.engines.tensorrt_llm.folder import read_folder
 from genrec.errors import Cancelled, DeadlineExceeded
 from genrec.golden import check_drafts
 from tests.near import assert_same_drafts
@@ -311,7 +316,12 @@ def test_a_folder_from_before_rules_serves_without_them(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"enable_chunked_prefill": True}, "enable_chunked_prefill is true"),
+        ({"enable_chunked_prefill": True}, "enable_chunked_prefill is True; a chunk could cut apart .* Take it out"),
+        ({"torch_compile_config": {"enable_piecewise_cuda_graph": True}}, "torch_compile_config is .* skips the hook"),
+        ({"prefill_cuda_graph_backend": "breakable"}, "prefill_cuda_graph_backend is 'breakable'; a replay skips"),
+        ({"enable_attention_dp": True}, "enable_attention_dp is True; its dummy requests ask for no outputs"),
+        ({"quant_config": {"quant_algo": "NVFP4"}}, "quantised as nvfp4, .* Leave model.layers.1.self_attn"),
+        ({"encode_only": True, "cuda_graph_config": {"x": 1}}, "cuda_graph_config is {'x': 1}; with encode_only"),
         ({"max_num_tokens": 10}, "max_num_tokens is 10, below the 64"),
         ({"max_seq_len": 64}, "max_seq_len is 64, below the 65"),
     ],
@@ -322,6 +332,56 @@ def test_arguments_that_would_hide_states_are_refused(
     assert exported.layout.max_tokens == 64
     with pytest.raises(ValueError, match=message):
         open_engine(exported, "tensorrt_llm", **change)
+
+
+def test_a_head_that_reads_no_history_goes_with_what_skips_hooks(
+    stand_in: Any, exported: Bundle, exported_tail_only: Bundle
+) -> None:
+    compiled: dict[str, Any] = {"torch_compile_config": {"x": 1}, "prefill_cuda_graph_backend": "disabled"}
+    folder = exported_tail_only.path / TENSORRT_LLM
+    assert read_folder(folder, compiled, 64)[1]["torch_compile_config"] == {"x": 1}
+    with pytest.raises(ValueError, match="torch_compile_config"):
+        read_folder(exported.path / TENSORRT_LLM, compiled, 64)
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "refused"),
+    [
+        ({"quant_algo": "FP8", "exclude_modules": ["draft_head*", "lm_head"]}, True),
+        ({"quant_algo": "FP8", "exclude_modules": ["draft_head*", "model.layers.1.*"]}, False),
+        ({"quant_algo": "W4A16_AWQ"}, False),
+        ({"quant_algo": None, "kv_cache_quant_algo": "FP8"}, False),
+    ],
+)
+def test_quantised_inputs_of_the_layer_that_is_read_are_refused(
+    exported: Bundle, tmp_path: Path, quantisation: dict[str, Any], refused: bool
+) -> None:
+    for name in ("config.json", LLM_ARGUMENTS):
+        (tmp_path / name).write_text((exported.path / TENSORRT_LLM / name).read_text())
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": quantisation}))
+    if not refused:
+        read_folder(tmp_path, {}, 64)
+        return
+    with pytest.raises(ValueError, match=r"quantised as fp8, and the inputs of model.layers.1.self_attn with them"):
+        read_folder(tmp_path, {}, 64)
+
+
+def test_inherited_variables_of_mpi_are_gone_before_the_import(
+    stand_in: Any, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMPI_COMM_WORLD_RANK", "PMIX_NAMESPACE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("OMPIRE", "stays")
+    seen: list[set[str]] = []
+
+    class Noting(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            seen.append({key for key in os.environ if key.startswith(("OMPI", "PMIX"))})
+            return getattr(stand_in, name)
+
+    monkeypatch.setitem(sys.modules, "tensorrt_llm", Noting("tensorrt_llm"))
+    start()
+    assert seen and all(found == {"OMPIRE"} for found in seen)
 
 
 def test_a_bundle_without_the_folder_says_how_to_make_it(stand_in: Any, bundle: Bundle) -> None:

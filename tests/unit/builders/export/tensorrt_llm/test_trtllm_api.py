@@ -53,16 +53,16 @@ def test_every_argument_is_listed(stand_in: Any) -> None:
     assert sampled == fields["what a request asks for"]
     from tensorrt_llm import llm
 
-    assert llm._ARGUMENTS.keys() == fields["llm_args.yaml"], "the test double takes what the real one takes"
+    taken = llm._ARGUMENTS.keys() - {"encode_only"}  # newer than `RELEASE`, with an entry of its own
+    assert taken == fields["llm_args.yaml"], "the test double takes what the real one takes"
     assert llm._KV_CACHE.keys() == fields["kv_cache_config of llm_args.yaml"]
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """A source tree that has what the list asks for and nothing else."""
-    write_tree(tmp_path, ENTRIES)
-    (tmp_path / "tensorrt_llm" / "version.py").write_text('__version__ = "9.9.9"\n')
-    return tmp_path
+def source_of(folder: Path, release: str) -> Path:
+    """A source tree that has what the list asks for of a release and nothing else."""
+    write_tree(folder, api.entries_of(LISTED, release))
+    (folder / "tensorrt_llm" / "version.py").write_text(f'__version__ = "{release}"\n')
+    return folder
 
 
 def write_tree(folder: Path, entries: list[dict[str, Any]]) -> None:
@@ -84,14 +84,32 @@ def write_tree(folder: Path, entries: list[dict[str, Any]]) -> None:
         (folder / file).write_text("\n".join(text) + "\n")
 
 
-def test_a_source_with_everything_passes(source: Path) -> None:
+@pytest.mark.parametrize("release", ["1.2.1", "1.3.0rc29", "1.4.0rc1"])
+def test_a_source_with_everything_passes(tmp_path: Path, release: str) -> None:
+    source = source_of(tmp_path, release)
     findings = list(api.check(source, LISTED))
-    assert len(findings) == len(ENTRIES)
+    assert len(findings) == len(api.entries_of(LISTED, release)) < len(ENTRIES)
     assert not [finding for finding in findings if finding.problem]
     assert all(finding.place.rpartition(":")[2].isdigit() for finding in findings)
     result = CliRunner().invoke(_app(), [str(source)])
     assert result.exit_code == 0
-    assert "TensorRT-LLM 9.9.9" in result.output and "pass: all " in result.output
+    assert f"TensorRT-LLM {release}" in result.output and f"pass: all {len(findings)} " in result.output
+    assert "read it again" not in result.output
+
+
+def test_files_that_moved_are_looked_for_where_the_release_has_them(tmp_path: Path) -> None:
+    source = source_of(tmp_path, "1.3.0")
+    (source / "tensorrt_llm" / "version.py").write_text('__version__ = "1.4.0"\n')
+    missing = {finding.use for finding in api.check(source, LISTED) if finding.problem}
+    assert missing == {"the packed batch, in 1.4", "a context's position_ids begin where its cached tokens end, in 1.4"}
+
+
+@pytest.mark.parametrize(("release", "holds"), [("1.1.0", False), ("1.2.0rc2", True), ("1.5.0", False), ("?", False)])
+def test_the_check_says_which_releases_the_list_was_read_for(tmp_path: Path, release: str, holds: bool) -> None:
+    source = source_of(tmp_path, release)
+    said = CliRunner().invoke(_app(), [str(source)]).output
+    assert api.holds_for(LISTED, release) == holds
+    assert ("the list holds for releases from 1.2 to before 1.5: read it again" in said) != holds
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["use"][:30])
@@ -106,7 +124,8 @@ def test_every_part_of_an_entry_is_missed_when_it_is_gone(tmp_path: Path, entry:
     for number, (key, one) in enumerate(damaged.items()):
         folder = tmp_path / str(number)
         write_tree(folder, [one])
-        assert next(api.check(folder, {"entries": [entry]})).problem, key
+        always = {name: value for name, value in entry.items() if name not in ("from", "before")}
+        assert next(api.check(folder, {"release": "1.2.1", "entries": [always]})).problem, key
 
 
 def test_without_the_package_a_checkout_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,20 @@ from typer.testing import CliRunner
 from genrec.bundle import CHECKPOINT, TENSORRT_LLM, Bundle
 from genrec.bundle.checkpoint_shapes import safetensors_shapes
 from genrec.cli.main import app
-from genrec.engines.tensorrt_llm.contract import LLM_ARGUMENTS
-from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig, _configuration, export_tensorrt_llm
+from genrec.engines.tensorrt_llm.contract import DTYPES, KERNELS, LLM_ARGUMENTS, Kernels
+from genrec_builders.config import BackboneShape
+from genrec_builders.export.tensorrt_llm.export import (
+    TensorRtLlmConfig,
+    _configuration,
+    export_tensorrt_llm,
+    require_kernels,
+)
+
+
+@pytest.fixture
+def narrow_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the tests' bundles, whose heads are as narrow as no kernel takes them."""
+    monkeypatch.setitem(KERNELS, "qwen3", Kernels((8,), DTYPES))
 
 
 def test_the_folder_is_part_of_a_sealed_bundle(exported: Bundle, bundle: Bundle) -> None:
@@ -52,6 +64,7 @@ def test_scaled_rotary_embeddings_keep_their_settings() -> None:
     assert (older["rope_theta"], older["rope_scaling"]) == (5e5, None)
 
 
+@pytest.mark.usefixtures("narrow_heads")
 def test_the_backbone_is_converted_and_the_head_is_not(bundle: Bundle, tmp_path: Path) -> None:
     export_tensorrt_llm(bundle.path, tmp_path / "out")
     weights = load_file(tmp_path / "out" / TENSORRT_LLM / "model.safetensors")
@@ -62,6 +75,7 @@ def test_the_backbone_is_converted_and_the_head_is_not(bundle: Bundle, tmp_path:
         assert tensor.dtype == (torch.float32 if name.startswith("draft_head.") else torch.bfloat16), name
 
 
+@pytest.mark.usefixtures("narrow_heads")
 def test_the_arguments(tail_only: Bundle, tmp_path: Path) -> None:
     result = CliRunner().invoke(
         app, ["export-tensorrt-llm", str(tail_only.path), str(tmp_path / "out"), "--max-batch-size", "32", "--reuse",
@@ -100,6 +114,45 @@ def test_only_bundles_with_a_draft_head_are_exported(baseline: Bundle, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("family", "width", "dtype", "message"),
+    [
+        ("qwen3", 32, "bfloat16", r"heads are 32 wide; .* for qwen3 take 64, 128, 256\. .*--hidden-size 128 --heads 2"),
+        ("qwen3", 64, "bfloat16", None),
+        (
+            "qwen3",
+            128,
+            "float16",
+            "dtype is float16; TensorRT-LLM's kernels for qwen3 compute in bfloat16, choose that",
+        ),
+        ("llama", 16, "float16", "heads are 16 wide; .* for llama take 32, 48, 64"),
+        ("llama", 32, "float16", None),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_refused(family: str, width: int, dtype: str, message: str | None) -> None:
+    checkpoint = {"model_type": family, "head_dim": width}
+    if message is None:
+        return require_kernels(checkpoint, dtype, Path("bundle"))
+    with pytest.raises(ValueError, match=message):
+        require_kernels(checkpoint, dtype, Path("bundle"))
+    return None
+
+
+def test_the_width_of_a_head_may_be_left_to_its_hidden_size() -> None:
+    shape = BackboneShape()
+    narrow = {"model_type": "qwen3", "hidden_size": shape.hidden_size, "num_attention_heads": shape.heads}
+    with pytest.raises(ValueError, match="heads are 32 wide"):  # of the builder's default
+        require_kernels(narrow, "bfloat16", Path("bundle"))
+    require_kernels(narrow | {"num_attention_heads": 2}, "bfloat16", Path("bundle"))
+
+
+def test_a_bundle_with_narrow_heads_is_not_exported(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="its attention heads are 8 wide"):
+        export_tensorrt_llm(bundle.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("narrow_heads")
 def test_reuse_is_refused_for_a_head_that_reads_what_it_would_hide(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"reads the whole history.* Leave reuse off, or build .* --attention-heads 0"):
         export_tensorrt_llm(bundle.path, tmp_path / "out", TensorRtLlmConfig(reuse=True))
@@ -110,6 +163,7 @@ def test_reuse_is_refused_for_a_head_that_reads_what_it_would_hide(bundle: Bundl
     ("fields", "message"),
     [
         ({"dtype": "int8"}, "dtype 'int8' is unknown"),
+        ({"dtype": "float32"}, "dtype 'float32' is unknown; use one of .'bfloat16', 'float16'"),
         ({"max_batch_size": 0}, "max_batch_size is 0"),
         ({"kv_cache_fraction": 1.0}, "kv_cache_fraction is 1.0"),
     ],
@@ -119,6 +173,7 @@ def test_settings_out_of_range_are_named(fields: dict, message: str) -> None:
         TensorRtLlmConfig(**fields)
 
 
+@pytest.mark.usefixtures("narrow_heads")
 def test_what_does_not_fit_is_named(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="max_num_tokens is 10, but the longest prompt has 64 tokens, 65 with a rule"):
         export_tensorrt_llm(bundle.path, tmp_path / "out", TensorRtLlmConfig(max_num_tokens=10))

@@ -27,6 +27,7 @@ _ARGUMENTS = {
     "disable_overlap_scheduler": False,
     "cuda_graph_config": {},
     "kv_cache_config": {},
+    "encode_only": False,
 }
 _KV_CACHE = {
     "free_gpu_memory_fraction": 0.9,
@@ -116,10 +117,13 @@ class LLM:
         self._wake = threading.Event()
         self._open = True
         self._warm_up()
+        self._encoder_executor = EncoderExecutor(self) if self.args["encode_only"] else None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def generate_async(self, inputs, sampling_params=None, streaming=False, cache_salt=None):
+        if self._encoder_executor is not None:
+            raise RuntimeError("encode_only")
         if len(inputs) > self.args["max_num_tokens"]:
             raise RequestError("The prompt is above max_num_tokens")
         if sampling_params.end_id is None:
@@ -218,6 +222,28 @@ class LLM:
 
     def _keep(self, request):
         self._cache.update((request.salt, tuple(request.prompt[:end])) for end in range(1, len(request.prompt)))
+
+
+class EncoderExecutor:
+    """Of encode_only: a packed batch in, the model's whole dictionary out, on the calling thread."""
+
+    def __init__(self, llm):
+        self._llm = llm
+
+    @torch.inference_mode()
+    def batch_forward(self, inputs, gather_context_logits=False):
+        lengths, tokens = inputs["seq_lens"], torch.tensor(inputs["input_ids"], dtype=torch.int32)
+        assert len(lengths) <= self._llm.args["max_batch_size"] and len(tokens) <= self._llm.args["max_num_tokens"]
+        assert sum(lengths) == len(tokens)
+        metadata = AttentionMetadata(torch.tensor(lengths, dtype=torch.int32), len(lengths), [[]] * len(lengths))
+        positions = torch.tensor([[at for length in lengths for at in range(length)]], dtype=torch.int32)
+        self._llm.steps.append((len(lengths), 0, len(tokens), 0))
+        return self._llm.model.forward(
+            attn_metadata=metadata,
+            input_ids=tokens,
+            position_ids=positions,
+            return_context_logits=gather_context_logits,
+        )
 
 
 def load_model(folder):
