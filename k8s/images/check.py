@@ -1,13 +1,22 @@
-"""Fails the build of an image in which something that serving needs is missing."""
+"""Fails the build of an image in which something that serving needs is missing.
+
+python check.py [MODULE ...] [--found PACKAGE ...]
+
+MODULE: of this image's engines, to import. PACKAGE: what cannot be imported without a GPU's driver, so that it is only
+looked for.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from genrec.serving.repository import MODEL, source_repository
@@ -15,7 +24,6 @@ from genrec.serving.triton import STUB_NAME, find_triton, prepare_backends
 
 MODULES = (
     "genrec.engines.onnx",
-    "genrec.engines.openvino",
     "genrec.live.follower",
     "genrec.live.store",
     "genrec.prompt.preprocessor",
@@ -41,10 +49,16 @@ def missing_libraries() -> set[str]:
     return missing - OF_THE_DRIVER
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Check modules, the command, the server and the model repository."""
-    for module in MODULES:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("modules", nargs="*")
+    parser.add_argument("--found", nargs="+", default=[])
+    asked = parser.parse_args(words)
+    for module in (*MODULES, *asked.modules):
         importlib.import_module(module)
+    if lacking := [package for package in asked.found if importlib.util.find_spec(package) is None]:
+        sys.exit(f"{sys.executable} finds no {', '.join(lacking)}")
     subprocess.run([Path(sys.executable).with_name("genrec"), "--help"], capture_output=True, check=True)
     if missing := missing_libraries():
         sys.exit(f"missing libraries: {', '.join(sorted(missing))}")
