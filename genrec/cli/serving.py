@@ -16,6 +16,7 @@ from genrec.cli.arguments import BundlePath, PublicKey, StorageOptions, one_of, 
 from genrec.cli.rules import RulesFile, deployment_rules
 from genrec.cli.tune import AIMS, best_deployment
 from genrec.engines import ENGINES, PRECISIONS, require_installed
+from genrec.engines.buckets import AUTO as AUTO_BUCKETS
 from genrec.serving.request_log import LOGGED, OFF
 from genrec.serving.triton.log import JsonLines, json_line
 
@@ -68,11 +69,21 @@ def serve(
     precision: Annotated[
         str,
         typer.Option(
-            help="f32; bf16 of openvino; int8 of onnx, the backbone alone; or auto: bf16 of openvino where the "
-            "processor is made for it, else f32.",
+            help="f32; bf16 of openvino and torch; int8 of onnx, the backbone alone; or auto: bf16 where the "
+            "processor or GPU is made for it, else f32.",
             callback=one_of(PRECISIONS),
         ),
     ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Of a torch engine: cpu, cuda or cuda:N; a GPU if there is one by default.")
+    ] = "",
+    buckets: Annotated[
+        str,
+        typer.Option(
+            help="Of a torch engine on a GPU, shapes that are recorded before it is ready: auto, all that can come; "
+            "none; or sizes of batches and prompts, as 1,4,16x64,128."
+        ),
+    ] = AUTO_BUCKETS,
     instances: Annotated[
         Optional[int],
         typer.Option(
@@ -224,6 +235,8 @@ def serve(
             precision=precision,
             log_requests=log_requests,
             log_messages=log_messages,
+            device=device,
+            buckets=buckets,
         )
     require_installed(engine)
     if knowledge is not None:

@@ -16,12 +16,12 @@ ENGINES = ("onnx", "openvino", "torch", "tensorrt_llm")
 DEPLOYED: dict[str, tuple[str, ...]] = {
     "onnx": ("threads", "precision"),
     "openvino": ("threads", "precision"),
-    "torch": (),
+    "torch": ("precision", "device", "buckets", "max_batch_size"),
     "tensorrt_llm": (),
 }
 PRECISIONS = ("auto", "f32", "bf16", "int8")
-# Of engines that have a choice. auto: bf16 of openvino where the processor is made for it, else f32.
-COMPUTES = {"onnx": ("f32", "int8"), "openvino": ("f32", "bf16")}
+# Of engines that have a choice. auto: bf16 of openvino and torch where the processor or GPU is made for it, else f32.
+COMPUTES = {"onnx": ("f32", "int8"), "openvino": ("f32", "bf16"), "torch": ("f32", "bf16")}
 
 
 def require_installed(kind: str) -> None:
@@ -42,7 +42,11 @@ def require_precision(kind: str, precision: str) -> None:
 
 
 def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
-    """The engine of `kind` over a bundle's files; options go to its class. Imports only what it needs."""
+    """The engine of `kind` over a bundle's files; options go to its class. Imports only what it needs.
+
+    buckets, of torch: also as a deployment names them, see `Buckets.of`, for batches of up to max_batch_size; "auto"
+    records on a GPU only.
+    """
     width = bundle.space.beams(bundle.manifest.beam_width)
     if kind == "onnx":
         from genrec.engines.onnx import OnnxEngine
@@ -58,8 +62,13 @@ def open_engine(bundle: Bundle, kind: str = "onnx", **options: Any) -> Engine:
         longest = bundle.layout.max_tokens
         return OpenVinoEngine(bundle.path / ONNX_GRAPH, bundle.graph_masks, width, longest, **options)
     if kind == "torch":
-        from genrec.engines.torch import TorchEngine
+        from genrec.engines.buckets import AUTO, NONE, Buckets
+        from genrec.engines.torch import TorchEngine, device_of
 
+        if isinstance(text := options.get("buckets"), str):
+            if text == AUTO and device_of(options.get("device")).type != "cuda":
+                text = NONE
+            options["buckets"] = Buckets.of(text, bundle.layout.max_tokens, options.pop("max_batch_size"))
         return TorchEngine(bundle.path / CHECKPOINT, bundle.masks, width, **options)
     if kind == "tensorrt_llm":
         from genrec.engines.tensorrt_llm.engine import open_folder

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count, takewhile
 
+AUTO, NONE = "auto", "none"  # of a deployment that names no sizes
 _SHORTEST = 64
 _STEP = 16  # tokens between two lengths, at least
 
@@ -36,6 +37,31 @@ class Buckets:
         lengths = ((4 + quarter) << octave for octave in count(shortest.bit_length() - 3) for quarter in range(4))
         wide = (length for length in lengths if length % _STEP == 0)
         return cls(_rising((1 << power for power in count()), batch), _rising(wide, tokens))
+
+    @classmethod
+    def of(cls, text: str, tokens: int, batch: int) -> Buckets | None:
+        """Buckets as a deployment names them, for prompts of up to `tokens` tokens, at most `batch` of them.
+
+        text: "auto" for `up_to`, "none" for None, or sizes of batches and lengths, as "1,4,16x64,128". Raises
+        ValueError for anything else, and for sizes that do not hold the largest batch of the longest prompts.
+        """
+        if text == AUTO:
+            return cls.up_to(tokens, batch)
+        if text == NONE:
+            return None
+        try:
+            batches, lengths = (tuple(map(int, sizes.split(","))) for sizes in text.split("x"))
+        except ValueError:
+            raise ValueError(
+                f"buckets {text!r}: must be auto, none, or sizes of batches and lengths in tokens, as 1,4,16x64,128"
+            ) from None
+        buckets = cls(batches, lengths)
+        if buckets.holding(batch, tokens) is None:
+            raise ValueError(
+                f"buckets {text}: the largest holds {batches[-1]} prompts of {lengths[-1]} tokens, but there may be "
+                f"{batch} (max-batch-size) of {tokens} (the bundle's longest prompt): add these sizes, or use auto"
+            )
+        return buckets
 
     def holding(self, batch: int, tokens: int) -> tuple[int, int] | None:
         """The smallest bucket for `batch` prompts, the longest of `tokens`; None if there is none."""

@@ -7,6 +7,8 @@ fixed addresses, so a batch is copied into the buffers of the smallest bucket th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,36 +24,94 @@ Capture = Callable[[Call], Call]
 _WARM_UP = 3  # calls before a recording: libraries choose their kernels and take their workspaces in the first ones
 
 
+class _Recording(NamedTuple):
+    """A bucket's buffers and its replay. host: as given; device: the same, which the replay reads; answers: copies on
+    the host. Those on the host are pinned where the device is a GPU, so that copies need no detour and no wait."""
+
+    host: tuple[Tensor, ...]
+    device: tuple[Tensor, ...]
+    replay: Call
+    answers: tuple[Tensor, ...]
+
+
 class RecordedDraft:
     """A draft that is recorded for each bucket when that is first asked for; what no bucket holds runs as it is.
 
-    draft: moves what it is given to `device` itself. At most len(buckets) recordings are made. Answers are views of
-    buffers that the next call overwrites: copy them first.
+    draft: moves what it is given to `device` itself. At most len(buckets) recordings are made, and none after `close`.
+    One call at a time.
     """
 
     def __init__(self, draft: Draft, buckets: Buckets, device: torch.device, capture: Capture) -> None:
         self._draft, self._buckets, self._device, self._capture = draft, buckets, device, capture
-        self._recorded: dict[tuple[int, int], tuple[tuple[Tensor, Tensor, Tensor], Call]] = {}
+        self._recorded: dict[tuple[int, int], _Recording] = {}
+        self._closed = False
 
     def __call__(self, token_ids: Tensor, lengths: Tensor, rule_rows: Tensor) -> tuple[Tensor, ...]:
-        """As `Draft`, from tensors on the CPU."""
+        """As `Draft`, from tensors on the CPU, and to there.
+
+        After `close`, raises ValueError for a shape that no bucket holds, and RuntimeError for one without a recording.
+        """
         batch, tokens = token_ids.shape
         bucket = self._buckets.holding(batch, tokens)
-        if bucket is None:
-            return self._draft(token_ids, lengths, rule_rows)
-        # Rows behind the batch repeat its first request, which is sure to be one that the model can take.
-        row = torch.arange(bucket[0])
-        row[batch:] = 0
-        padded = torch.zeros(bucket, dtype=torch.int32)
-        padded[:, :tokens] = token_ids[row]
-        given = padded, lengths[row], rule_rows[row]
-        if bucket not in self._recorded:
-            own = padded.to(self._device), given[1].to(self._device), given[2].to(self._device)
-            self._recorded[bucket] = own, self._capture(lambda: self._draft(*own))
-        static, replay = self._recorded[bucket]
-        for buffer, values in zip(static, given, strict=True):
-            buffer.copy_(values)
-        return tuple(answer[:batch] for answer in replay())
+        with _current(self._device):
+            if bucket is None:
+                if self._closed:
+                    raise ValueError(
+                        f"a batch of {batch} prompts of up to {tokens} tokens is in no bucket; the largest has "
+                        f"{self._buckets.batches[-1]} of {self._buckets.lengths[-1]}, and nothing runs unrecorded once "
+                        "the engine is ready: start it with larger buckets"
+                    )
+                return self._draft(token_ids, lengths, rule_rows)
+            given = token_ids, lengths, rule_rows
+            if bucket not in self._recorded:
+                if self._closed:
+                    raise RuntimeError(
+                        f"the bucket of {bucket[0]} prompts of {bucket[1]} tokens has no recording, and none is made "
+                        "once the engine is ready: warm it up as it is used, with masks or without"
+                    )
+                self._recorded[bucket] = self._recording(bucket, given)
+            recording = self._recorded[bucket]
+            _fill(recording.host, given)
+            for buffer, values in zip(recording.device, recording.host, strict=True):
+                buffer.copy_(values, non_blocking=True)
+            for kept, answer in zip(recording.answers, recording.replay(), strict=True):
+                kept.copy_(answer, non_blocking=True)
+            if self._device.type == "cuda":
+                torch.cuda.current_stream().synchronize()
+            return tuple(kept[:batch].clone() for kept in recording.answers)
+
+    def close(self) -> None:
+        """Record nothing from now on."""
+        self._closed = True
+
+    def _recording(self, bucket: tuple[int, int], given: tuple[Tensor, Tensor, Tensor]) -> _Recording:
+        pinned, (rows, _) = self._device.type == "cuda", bucket
+        shapes = bucket, (rows,), (rows, given[2].shape[1])
+        host = tuple(
+            torch.zeros(shape, dtype=like.dtype, pin_memory=pinned) for shape, like in zip(shapes, given, strict=True)
+        )
+        _fill(host, given)
+        own = tuple(each.to(self._device, copy=True) for each in host)
+        replay = self._capture(lambda: self._draft(own[0], own[1], own[2]))
+        answers = tuple(torch.empty_like(each, device="cpu", pin_memory=pinned) for each in replay())
+        return _Recording(host, own, replay, answers)
+
+
+def _fill(buffers: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> None:
+    """Write a batch into buffers that have room for it.
+
+    Rows behind it repeat its first request, which is sure to be one that the model can take.
+    """
+    batch, tokens = given[0].shape
+    buffers[0][:, tokens:] = 0
+    for buffer, values in zip((buffers[0][:, :tokens], *buffers[1:]), given, strict=True):
+        buffer[:batch] = values
+        buffer[batch:] = values[0]
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one, on whose stream all of a call runs."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def call_again(call: Call) -> Call:

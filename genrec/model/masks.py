@@ -36,6 +36,16 @@ class Masks(NamedTuple):
         bits, keys = (tuple(as_tensor(each).to(device) for each in arrays) for arrays in (table.bits, table.keys))
         return cls(bits, keys)
 
+    def same_sizes(self, table: PrefixTable) -> bool:
+        """Whether the arrays of `table` have the shapes and types of these tensors."""
+        pairs = zip((*self.bits, *self.keys), map(as_tensor, (*table.bits, *table.keys)), strict=True)
+        return all(own.shape == new.shape and own.dtype == new.dtype for own, new in pairs)
+
+    def take(self, table: PrefixTable) -> None:
+        """Copy the arrays of `table` into these tensors, which stay where they are and are of the same sizes."""
+        for own, array in zip((*self.bits, *self.keys), (*table.bits, *table.keys), strict=True):
+            own.copy_(as_tensor(array))
+
     def update(self, table: PrefixTable, changed: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
         """Copy what has changed of the table into these tensors, which stay where they are.
 

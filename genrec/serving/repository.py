@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2
 
 from genrec.bundle import Bundle
 from genrec.engines import DEPLOYED, require_precision
+from genrec.engines.buckets import AUTO, Buckets
 from genrec.reporting.outputs import Output, replaced, require_replaceable
 from genrec.serving.request_log import OFF
 
@@ -36,6 +37,8 @@ class Deployment:
 
     instances: engines that take batches side by side, each a process with the weights and `threads` of its own.
     precision: "auto" or of `genrec.engines.COMPUTES`.
+    device: of a torch engine, as torch names it; "" for a GPU if there is one. buckets: of one on a GPU, the shapes
+    that it records, as of `Buckets.of`.
     knowledge: a knowledge folder, whose texts the model `knowledge` then writes, `texts_at_once` of them together;
     verification: of their drafts, "greedy" or "relaxed".
     catalog: the folder that a live catalogue is published in; None for the bundle's own catalogue.
@@ -59,6 +62,8 @@ class Deployment:
     precision: str = "auto"
     log_requests: str = OFF
     log_messages: bool = False
+    device: str = ""
+    buckets: str = AUTO
 
     def __post_init__(self) -> None:
         if self.instances < 1:
@@ -73,6 +78,9 @@ class Deployment:
                 "instances to 1"
             )
         require_precision(self.engine, self.precision)
+        for name, left in (("device", ""), ("buckets", AUTO)):
+            if (value := getattr(self, name)) != left and name not in decided:
+                raise ValueError(f"{name} is {value} with engine {self.engine}; only {_taking(name)} engines have one")
 
     @property
     def models(self) -> list[str]:
@@ -92,10 +100,12 @@ def source_repository() -> Path:
 def render_repository(bundle: Bundle, out: Path, deployment: Deployment) -> Path:
     """Write the model repository for `bundle` to `out`; one that is there is replaced. Returns `out`.
 
-    Raises FileExistsError if `out` holds anything but a model repository, and ValueError if it is, holds or lies in the
-    bundle or the knowledge folder, and for a path of theirs that is not UTF-8.
+    Raises FileExistsError if `out` holds anything but a model repository, and ValueError if it is, holds or lies in
+    the bundle or the knowledge folder, for a path of theirs that is not UTF-8, and for buckets that do not hold all
+    batches.
     """
     require_replaceable(out, REPOSITORY, (bundle.path, deployment.knowledge))
+    Buckets.of(deployment.buckets, bundle.layout.max_tokens, deployment.max_batch_size)
     with replaced(out, REPOSITORY) as folder:
         _write(bundle, folder, deployment)
     return out
@@ -127,6 +137,8 @@ def _fill(config: model_config_pb2.ModelConfig, bundle: Bundle, deployment: Depl
         "engine": deployment.engine,
         "threads": str(deployment.threads),
         "precision": deployment.precision,
+        "device": deployment.device,
+        "buckets": deployment.buckets,
         "masked": "true" if deployment.masked else "false",
         "timeout_ms": str(deployment.timeout_ms),
         "rules": deployment.rules,

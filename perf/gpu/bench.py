@@ -60,7 +60,7 @@ ITEMS = 100_000  # of the random catalogue whose prefixes mask the beams
 # Of two passes that differ by rounding alone: at least this share of the ten best drafts, at most this much between
 # scores in the same place. With random weights the best lie close together, and rounding in half precision changes
 # some; answers to another prompt share hardly any. `perf.gpu.precision` is the test of a trained model.
-OVERLAP, GAPS = 0.5, {"float32": 1e-3, "bf16": 0.5}
+OVERLAP, GAPS = 0.5, {"f32": 1e-3, "bf16": 0.5}
 WARM_UP = 2  # rounds before those that count
 
 
@@ -148,7 +148,7 @@ class Bench:
         # The same backbone: neither decoder changes it.
         self.baseline = AutoregressiveModel(config, self.layout.sid_tokens, self.nezha.model).eval().to(device)
         self.masks = PrefixTable.build(space, self.rng.integers(0, space.size, ITEMS))
-        self.precision = "float32"
+        self.precision = "f32"
 
     def halve(self) -> None:
         """Go on in bf16."""
@@ -219,7 +219,7 @@ def check_buckets(bench: Bench, cell: GpuCell) -> str:
     graphs.draft(asked[::-1])
     expected = bench.engine(bench.nezha, cell.beam).draft(asked)
     what = "float32, lengths in one bucket and without"
-    return require_alike(likeness(graphs.draft(asked), expected), what, "float32")
+    return require_alike(likeness(graphs.draft(asked), expected), what, "f32")
 
 
 def draft_all(bench: Bench, cells: Sequence[GpuCell], drafts: dict[GpuCell, Drafts]) -> str:

@@ -32,7 +32,7 @@ def test_tensorrt_llm_and_genrec_share_an_environment() -> None:
     assert not [line for line in lines if "-m venv" in line], "another one would see no tensorrt_llm"
     installs = [part for line in lines for part in line.split(" && ") if "pip install" in part]
     assert len(installs) == 2 and all("python -m pip install" in part for part in installs)
-    assert [line for line in lines if f'test "$(command -v python)" = ${{VIRTUAL_ENV}}/bin/python' in line]
+    assert [line for line in lines if 'test "$(command -v python)" = ${VIRTUAL_ENV}/bin/python' in line]
     assert [line for line in lines if "check.py torch --found tensorrt_llm" in line]
 
 

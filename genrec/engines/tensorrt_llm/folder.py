@@ -12,7 +12,7 @@ from genrec.engines.tensorrt_llm.contract import LLM_ARGUMENTS
 
 QUANTISATION = "hf_quant_config.json"
 # Values that leave an argument off.
-_OFF = (None, False, {}, "disabled", "none")
+_OFF: tuple[object, ...] = (None, False, {}, "disabled", "none")
 
 
 def read_folder(folder: Path, given: dict[str, Any], max_prompt: int) -> tuple[dict[str, Any], dict[str, Any]]:

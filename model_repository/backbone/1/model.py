@@ -56,7 +56,8 @@ class Prompt:
 class TritonPythonModel(Step[Prompt]):
     def setup(self) -> None:
         kind = self.parameters["engine"]
-        given = {"threads": int(self.parameters["threads"]), "precision": self.parameters["precision"]}
+        given = {"threads": int(self.parameters["threads"]), "max_batch_size": self.max_batch_size}
+        given |= {name: self.parameters[name] for name in ("precision", "device", "buckets")}
         options = {name: given[name] for name in DEPLOYED[kind]}
         rule_bytes = int(self.parameters["rules_memory_mb"]) << 20
         # The other steps and Triton's own threads go first: else a flood of requests could not even be refused.

@@ -27,8 +27,8 @@ from genrec_builders import demo
 from genrec_builders.build import build_bundle, export_bundle
 from genrec_builders.config import BuildConfig, TrainingConfig
 from genrec_builders.data import Dataset, Interactions, ItemTable, write_dataset
-from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
 from genrec_builders.training.loop import train
+from tests.tensorrt_llm_double import exported_for_double
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def test_room_on_the_disk(config: BuildConfig, bundle: Bundle, tmp_path: Path, m
     with pytest.raises(OSError, match=says.format("the copy")):
         export_bundle(bundle.path, tmp_path / "out", 70)
     with pytest.raises(OSError, match=says.format("the copy")):
-        export_tensorrt_llm(bundle.path, tmp_path / "out", TensorRtLlmConfig(dtype="float32"))
+        exported_for_double(bundle, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -150,7 +150,7 @@ def test_tokens_of_a_step_are_told_before_anything_is_copied(
 ) -> None:
     monkeypatch.setattr(shutil, "copytree", no_stage)
     with pytest.raises(ValueError, match="max_num_tokens is 10, but the longest prompt has"):
-        export_tensorrt_llm(bundle.path, tmp_path / "out", TensorRtLlmConfig(max_num_tokens=10))
+        exported_for_double(bundle, tmp_path / "out", max_num_tokens=10)
 
 
 @pytest.mark.training

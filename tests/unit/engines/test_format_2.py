@@ -28,8 +28,8 @@ from genrec.model.nezha import NezhaModel
 from genrec.pipeline import Pipeline
 from genrec_builders.build import export_bundle
 from genrec_builders.export.onnx import write_graph
-from genrec_builders.export.tensorrt_llm.export import TensorRtLlmConfig, export_tensorrt_llm
 from tests.near import assert_same_drafts, assert_same_ranking
+from tests.tensorrt_llm_double import exported_for_double
 
 
 def trie_of(space: SemanticIdSpace, sids: np.ndarray) -> PrefixTrie:
@@ -172,8 +172,7 @@ def test_export_makes_a_bundle_of_the_newest_format_of_it(
 def test_a_copy_for_tensorrt_llm_keeps_the_format_and_drafts(
     old: Bundle, tmp_path: Path, prompts: list[np.ndarray], stand_in: Any
 ) -> None:
-    export_tensorrt_llm(old.path, tmp_path / "fast", TensorRtLlmConfig(dtype="float32", max_batch_size=8))
-    fast = Bundle(tmp_path / "fast")
+    fast = exported_for_double(old, tmp_path / "fast", max_batch_size=8)
     fast.check()
     assert fast.manifest.format_version == 2
     engine = open_engine(fast, "tensorrt_llm")

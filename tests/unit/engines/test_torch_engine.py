@@ -260,7 +260,7 @@ def test_the_prefill_can_be_compiled_as_one_graph() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp8"}, "precision 'fp8' is unknown; use one of float32, bf16"),
+        ({"precision": "fp8"}, "precision 'fp8' is unknown; use one of f32, bf16"),
         ({"buckets": Buckets((1,), (64,))}, "CUDA graphs need a CUDA device, not cpu: leave the buckets out"),
         (
             {"buckets": Buckets((1,), (32, 513)), "capture": call_again},
@@ -282,7 +282,7 @@ def test_bad_buckets_are_refused(sizes: tuple[int, ...]) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_cuda_graphs_answer_as_the_pass_that_they_record(decoder: str, precision: str) -> None:
     model, buckets = model_of(decoder), Buckets((1, 4), (20, 40))
@@ -291,7 +291,7 @@ def test_cuda_graphs_answer_as_the_pass_that_they_record(decoder: str, precision
     for items in ([12, 3, 7], [5], [1, 2, 3, 4], [12, 3, 7]):
         prompts = prompts_of(decoder, items, seed=len(items))
         ours, theirs = graphs.draft(prompts), plain.draft(prompts)
-        rounding = 1e-4 if precision == "float32" else 5e-2  # a padded batch may take other kernels
+        rounding = 1e-4 if precision == "f32" else 5e-2  # a padded batch may take other kernels
         np.testing.assert_allclose(ours.scores[:, :10], theirs.scores[:, :10], rtol=rounding, atol=rounding)
 
 
