@@ -114,6 +114,8 @@ def test_the_validator_can_fail(chart: Rendered) -> None:
         ({"server": {"maxBatchSize": 0}}, "/server/maxBatchSize"),
         ({"server": {"engine": "tensorrt"}}, "/server/engine"),
         ({"server": {"precision": "fp8"}}, "/server/precision"),
+        ({"server": {"device": "gpu"}}, "/server/device"),
+        ({"server": {"buckets": "1,4"}}, "/server/buckets"),
         ({"server": {"thread": 2}}, "'thread'"),
         ({"replicaCount": "2"}, "/replicaCount"),
         ({"replicas": 3}, "'replicas'"),
@@ -445,6 +447,17 @@ def test_the_engine_gets_as_many_threads_as_the_pod_has_cpus(
     fast = server(chart({"server": {"engine": "openvino", "precision": "bf16"}}))["args"]
     assert "--engine=openvino" in fast and "--precision=bf16" in fast
     assert "--instances=2" in shared and f"--threads={max(1, threads // 2)}" in shared
+
+
+def test_a_gpu_pool_runs_pytorch_in_bf16_and_records_what_can_come(chart: Rendered) -> None:
+    found = server(chart(profile("gpu")))
+    assert {"--engine=torch", "--device=cuda", "--precision=bf16", "--buckets=auto"} <= set(found["args"])
+    assert found["resources"]["limits"]["nvidia.com/gpu"] == 1
+    (tmp,) = [each for each in pod(chart(profile("gpu")))["volumes"] if each["name"] == "tmp"]
+    assert tmp["emptyDir"] == {"sizeLimit": "4Gi"}, "for kernels that are compiled at first use"
+    named = server(chart({"server": {"engine": "torch", "buckets": "1,4x64"}}))["args"]
+    assert "--buckets=1,4x64" in named and not any(word.startswith("--device") for word in named)
+    assert not any(word.startswith(("--device", "--buckets")) for word in server(chart({}))["args"])
 
 
 def test_an_engine_that_is_measured_gets_the_processors_and_time(chart: Rendered) -> None:

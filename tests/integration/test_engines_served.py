@@ -16,7 +16,7 @@ from tests.needs import needs_avx512, needs_vnni
 @pytest.mark.parametrize(
     "deployment",
     [
-        Deployment(engine="torch"),
+        Deployment(engine="torch", precision="f32"),
         Deployment(threads=1, instances=2),
         pytest.param(Deployment(engine="openvino", precision="f32"), marks=needs_avx512),
         pytest.param(Deployment(engine="openvino", precision="f32", threads=1, instances=2), marks=needs_avx512),
@@ -29,9 +29,17 @@ def test_all_deployments_answer_the_same(
         assert_same_items(ours, theirs)
 
 
-@needs_vnni
-def test_int8_keeps_the_best_items(bundle: Bundle, dataset: Dataset, recommender: Recommender, tmp_path: Path) -> None:
-    pairs = answered(bundle, dataset, recommender, Deployment(precision="int8"), tmp_path)
+@pytest.mark.parametrize(
+    "deployment",
+    [
+        pytest.param(Deployment(precision="int8"), marks=needs_vnni),
+        Deployment(engine="torch", device="cpu", precision="bf16", buckets="none"),
+    ],
+)
+def test_a_lower_precision_keeps_the_best_items(
+    bundle: Bundle, dataset: Dataset, recommender: Recommender, deployment: Deployment, tmp_path: Path
+) -> None:
+    pairs = answered(bundle, dataset, recommender, deployment, tmp_path)
     kept = [len({*ours.item_ids[:10]} & {*theirs.item_ids[:10]}) / 10 for ours, theirs in pairs]
     assert sum(kept) / len(kept) >= 0.95
     scores = [[[item.score for item in answer.items] for answer in side] for side in zip(*pairs, strict=True)]
