@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-fast test-kernels test-slow soak fuzz knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu serve-check lock lock-image sbom audit clean
+.PHONY: help docs demo test test-fast test-kernels test-slow soak fuzz knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu gpu-day serve-check lock lock-image sbom audit clean
 
 $(INSTALLED): pyproject.toml constraints.txt builders/pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -146,6 +146,9 @@ bench-full: $(ANALYZER)  ## The whole grid of cells, with a 0.6 B backbone. Hour
 bench-gpu: $(INSTALLED) build/shop-bundle/manifest.json  ## On a GPU: PyTorch in bf16 with CUDA graphs; the report is build/bench-gpu/report.md.
 	$(BIN)/python -m perf.gpu.bench build/bench-gpu $(GPU_ARGS)
 	$(BIN)/python -m perf.gpu.precision build/shop-bundle build/shop build/bench-gpu
+
+gpu-day: $(INSTALLED)  ## On a bare machine with a GPU: all that ten minutes can tell; again: goes on. DRY=1: a trial on the CPU. build/gpu-day.
+	$(BIN)/python -m perf.gpu.day build/gpu-day$(if $(DRY),-dry --dry) $(GPU_ARGS)
 
 ##@ Installations
 
