@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-fast test-kernels test-slow soak fuzz knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality ablations perf-analyzer load bench bench-full bench-gpu gpu-day serve-check lock lock-image sbom audit clean
+.PHONY: help docs demo test test-fast test-kernels test-slow soak fuzz knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality quality-large ablations perf-analyzer load bench bench-full bench-gpu gpu-day serve-check lock lock-image sbom audit clean
 
 $(INSTALLED): pyproject.toml constraints.txt builders/pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -116,6 +116,17 @@ quality: $(addsuffix /manifest.json,$(TRAINED))  ## NEZHA against beam search, o
 
 ablations: $(INSTALLED)  ## What each part of NEZHA is worth. DATA=folder.
 	$(BIN)/python -m perf.quality.ablations $(DATA) build/ablations
+
+# Bundles that a call did not finish go on in the next one: `genrec build` keeps its training every 30 s.
+CALL_S ?= 570
+SEEDS ?= 0 1 2
+LARGE ?= --hidden-size 384 --heads 6 --layers 6 --epochs 30 --patience 4
+
+quality-large: $(INSTALLED)  ## A larger model, three seeds, all users, in calls of ten minutes: again until it says that all is there. DATA=folder.
+	@timeout --signal=INT $(CALL_S) sh -c 'for seed in $(SEEDS); do $(BIN)/genrec build $(DATA) build/quality-large/s$$seed \
+		--keep --validation-users 4000 $(LARGE) --seed $$seed || exit; done'; status=$$?; \
+	if [ $$status -eq 124 ]; then echo "$(CALL_S) s are over, and what was trained is kept: call it again"; exit 3; fi; \
+	[ $$status -ne 0 ] || echo "all is there: build/quality-large"; exit $$status
 
 ##@ Measure speed
 

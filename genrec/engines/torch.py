@@ -53,7 +53,7 @@ class TorchEngine(Engine):
         rule_bytes: int = RULE_BYTES,
     ) -> None:
         """Raises ValueError for an unknown precision or device, for buckets that the model or the device cannot have,
-        and if all of it does not fit into a GPU's free memory."""
+        and, before it is loaded, for a checkpoint that does not fit into a GPU's free memory with all that it needs."""
         self._device = device_of(device)
         if precision == "auto":
             precision = "bf16" if computes_bf16(self._device) else "f32"
