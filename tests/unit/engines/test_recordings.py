@@ -147,7 +147,8 @@ def test_answers_are_not_overwritten_by_the_next_call() -> None:
     engine = TorchEngine(model_of(), PrefixTable.build(SPACE, CODES), 20, "cpu", buckets=BUCKETS, capture=call_again)
     first = engine.draft(prompts_of([3]))
     kept = first.codes.copy()
-    engine.draft(prompts_of([9, 2])[:1])
+    second = engine.draft(prompts_of([2, 2])[1:])  # of the same bucket
+    assert not np.array_equal(second.codes, kept)
     np.testing.assert_array_equal(first.codes, kept)
 
 
