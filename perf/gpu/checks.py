@@ -132,12 +132,14 @@ def check_memory(bench: Bench, cell: GpuCell, measured: dict[str, Any]) -> str:
     config = bench.nezha.config.to_dict() | {DRAFT_HEAD: bench.nezha.settings()}
     plan = plan_memory(config, bench.masks, cell.beam, RULE_BYTES, bench.precision == "bf16", buckets)
     measured["planned"] = vars(plan) | {"total": plan.total}
-    if bench.device.type != "cuda":
-        return f"{plan.total / 2**30:.2f} GiB are planned; nothing is measured on {bench.device}"
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(bench.device)
+    on_gpu = bench.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(bench.device)
     engine = bench.engine(bench.nezha, cell.beam, buckets=buckets, capture=bench.capture())
     engine.warm_up(bench.prompts(cell)[0], cell.batch)
+    if not on_gpu:
+        return f"{plan.total / 2**30:.2f} GiB are planned; nothing is measured on {bench.device}"
     measured["taken"] = taken = torch.cuda.max_memory_reserved(bench.device)
     said = f"{plan.total / 2**30:.2f} GiB planned, {taken / 2**30:.2f} taken by PyTorch"
     if taken > plan.total:

@@ -147,6 +147,7 @@ def _cell(shapes: Shapes, cell: GpuCell, kept: Kept, rounds: int, measured: Meas
         kept.raw["cells"] = others + own["cells"]
 
 
+@torch.inference_mode()
 def _memory(shapes: Shapes, cell: GpuCell, measured: Measured) -> str:
     return checks.check_memory(shapes.of(cell), cell, measured)
 
