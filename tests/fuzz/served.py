@@ -283,11 +283,11 @@ class Hammer:
         )
         try:
             for answer in call(iter(messages), timeout=WAIT_S):
-                self._note("STREAM", answer.error_message, seed, blames="INTERNAL" in answer.error_message)
+                said = answer.error_message
+                self._note("STREAM" if said else "OK", said, seed, blames="INTERNAL" in said)
         except grpc.RpcError as error:
-            self._note(
-                error.code().name, error.details() or "", seed, blames=error.code().name in BLAME - {"CANCELLED"}
-            )
+            code = error.code().name  # what becomes of a stream that the front ends is gRPC's own affair
+            self._note(code, error.details() or "", seed, blames=code in BLAME and len(messages) == 1)
 
     def _post(self, rng: random.Random, seed: str) -> None:
         data, headers = body(rng, self.known)
