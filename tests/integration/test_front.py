@@ -388,9 +388,22 @@ def test_what_triton_calls_its_own_fault_is_the_clients(front: Front, through: W
     whole = {"inputs": [history_of(["a"])]}
     broken = json.dumps(whole | {"parameters": {"shared": "x"}}).encode().replace(b"shared", b"\xa8hared")
     status, said = post(front, broken)
-    assert status == 400 and "the request's parameters are not UTF-8" in said
+    assert status == 400 and "the request's parameters are not UTF-8" in said, said
     status, said = post(front, whole | {"parameters": {"sequence_id": "A" * 129}})
     assert status == 400 and "longer than 128 characters" in said
+    for rows in (2**32 + 3, 11111111111):
+        no_ids = {"name": "history", "datatype": "BYTES", "shape": [rows, 0], "parameters": {"binary_data_size": 0}}
+        assert post(front, {"inputs": [no_ids]})[0] == 400
+        message = service_pb2.ModelInferRequest(model_name="recommend")
+        message.inputs.add(name="history", datatype="BYTES", shape=[rows, 0])
+        message.raw_input_contents.append(b"")
+        with pytest.raises(grpc.RpcError) as caught:
+            through.stub.ModelInfer(message, timeout=30)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    # Of a refusal the step's log tells the id.
+    nameless = json.dumps({"id": "shared", "inputs": [history_of(["a"] * 11_000)]}).encode()
+    status, said = post(front, nameless.replace(b"shared", b"\xa8hared"))
+    assert status == 400 and "history has 11000 items" in said, said
     message = through.message([through.ids("history", ["a"])])
     message.parameters["sequence_id"].string_param = "A" * 129
     with pytest.raises(grpc.RpcError) as caught:
