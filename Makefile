@@ -52,9 +52,10 @@ soak: build/knowledge/knowledge.json  ## An hour of mixed load on a catalogue th
 
 FUZZ ?= full
 FUZZ_S ?= 7200
-fuzz: $(INSTALLED) build/shop-bundle/manifest.json  ## Hostile input: in process, then a tenth as much to a server. FUZZ=short, or a number of inputs; FUZZ_S: seconds at most.
+fuzz: $(INSTALLED) build/knowledge/knowledge.json  ## Hostile input: in process, then a tenth as much to a server. FUZZ=short, or a number of inputs; FUZZ_S: seconds at most.
 	$(BIN)/python -W ignore -m tests.fuzz --inputs $(FUZZ) --seconds $(FUZZ_S) --base $$(date +%s)
-	$(BIN)/python -W ignore -m tests.fuzz --inputs $(FUZZ) --seconds $(FUZZ_S) --base $$(date +%s) --server build/shop-bundle
+	$(BIN)/python -W ignore -m tests.fuzz --inputs $(FUZZ) --seconds $(FUZZ_S) --base $$(date +%s) --server build/shop-bundle \
+		--knowledge build/knowledge
 	$(BIN)/pytest --hypothesis-profile random -m 'not slow and not training' tests/unit
 
 helm-test: $(INSTALLED)  ## The chart: lint, render every profile, schemas of two Kubernetes versions, alert rules. Part of `make test`.
@@ -207,7 +208,7 @@ sbom: build/image/.installed build/supply/bin/pip-audit  ## The CPU image's Pyth
 	build/supply/bin/pip-licenses --python=build/image/bin/python --from=mixed --format=markdown --output-file=build/licences.md
 
 audit: build/supply/bin/pip-audit  ## Known vulnerabilities of the CPU image's packages. Needs the network: PyPI's database, or AUDIT_ARGS="-s osv".
-	build/supply/bin/pip-audit $(AUDIT_ARGS) --disable-pip --no-deps -r $(IMAGE_LOCK)
+	build/supply/bin/pip-audit --strict $(AUDIT_ARGS) --disable-pip --no-deps -r $(IMAGE_LOCK)
 
 clean:  ## Remove data, bundles and environments that the other targets made.
 	rm -rf build $(VENV) $(SERVE_VENV) .venv-checkov .perf-analyzer

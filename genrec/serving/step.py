@@ -146,12 +146,12 @@ class Step(ABC, Generic[Input]):
         handed, ended_ns = [self.handed_ns(one) if self.waits else 0 for one in inputs], time.monotonic_ns()
         self._times.observe(handed, began_ns, ended_ns)
         if self._log.answers:
-            self._log.answered([request.request_id() for request in requests], began_ns, ended_ns)
+            self._log.answered([_id_of(request) for request in requests], began_ns, ended_ns)
 
     def _refused(self, request: Any, error: BaseException) -> Any:
         """The answer to a request that failed with `error`."""
         code, status, reason, message = _refusal(error)
-        self._log.refused(request.request_id(), status, reason, message)
+        self._log.refused(_id_of(request), status, reason, message)
         return pb.InferenceResponse(error=pb.TritonError(message, getattr(pb.TritonError, code)))
 
     def execute_in_parts(self, requests: list[Any], parts: Iterable[Sequence[int]]) -> list[Any]:
@@ -278,6 +278,14 @@ def open_folder(path: str) -> Path:
 def tensor(request: Any, name: str) -> np.ndarray:
     """The request's input `name`, with its leading batch dimension of 1."""
     return pb.get_input_tensor_by_name(request, name).as_numpy()
+
+
+def _id_of(request: Any) -> str:
+    """The request's id, for the log; "" for one that is not UTF-8."""
+    try:
+        return str(request.request_id())
+    except UnicodeDecodeError:
+        return ""
 
 
 def optional(request: Any, name: str, convert: Callable[[np.ndarray], Any], default: Any) -> Any:

@@ -36,8 +36,8 @@ from k8s.e2e.pods import Host, PodError, podman
 from k8s.rendering import merged, render
 
 HERE = Path(__file__).parent
-# The extra `catalog` is 265 MB of the image: deltalake brings its own query engine, and pyarrow its C++ libraries. OpenVINO
-# is 105.
+# The extra `catalog` is 265 MB of the image: deltalake brings its own query engine, and pyarrow its C++ libraries.
+# OpenVINO is 105.
 IMAGE_MB, READY_S, RETRIES_SHARE, P99_RATIO = 900, 15, 0.01, 2
 SHOWN_P50_S, SHOWN_MOST_S = 1, 5
 CHANGE_EVERY_S = 2.0

@@ -150,9 +150,11 @@ def main(
     out: Annotated[Path, typer.Argument(help=f"Folder of {RESULTS}, {PLOT} and the servers' logs.")],
     minutes: Annotated[float, typer.Option(min=0.5, help="Of load.")] = 60.0,
     kill_s: Annotated[float, typer.Option(min=1, help="Seconds between kills.")] = 300.0,
-    rate: Annotated[float, typer.Option(min=0.1, help="Recommendations a second.")] = 10.0,
-    change_s: Annotated[float, typer.Option(min=0.1, help="Seconds between changes of the catalogue.")] = 10.0,
-    warm_up: Annotated[float, typer.Option(min=0, help="Minutes that do not count for what grows.")] = 10.0,
+    rate: Annotated[float, typer.Option(min=0.1, help="Recommendations a second.")] = 20.0,
+    change_s: Annotated[float, typer.Option(min=0.1, help="Seconds between changes of the catalogue.")] = 2.0,
+    warm_up: Annotated[
+        float, typer.Option(min=0, help="Minutes that do not count for what grows: rules' caches fill up until then.")
+    ] = 20.0,
 ) -> None:
     """Exit status 1 if a request failed, an answer was wrong, or the server that is left alone grew."""
     bundle = Bundle(bundle_path)

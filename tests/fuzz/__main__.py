@@ -41,13 +41,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--server", type=Path, metavar="BUNDLE", help="send requests to a server of this bundle instead"
     )
+    parser.add_argument("--knowledge", type=Path, metavar="FOLDER", help="have that server write texts, too")
     parser.add_argument("--guided", action="store_true", help="one target's inputs guided by coverage, with atheris")
     given = parser.parse_args(words)
     if given.server is not None:
         from tests.fuzz.served import fuzz_server
 
         inputs = given.inputs if given.inputs not in AMOUNTS.values() else given.inputs // 10
-        return report([fuzz_server(given.server, inputs, given.seconds, given.base)])
+        return report([fuzz_server(given.server, given.knowledge, inputs, given.seconds, given.base)])
     if given.guided:
         import atheris
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,8 @@ INPUTS = {
     "query": "BYTES",
     "rules": "BYTES",
 }
+KNOWLEDGE = "knowledge"
+OF_TEXTS = {"history": "BYTES", "item": "BYTES", "max_new_tokens": "INT32"}  # inputs of that model
 OUTPUTS = ("item_ids", "scores", "source", "counts", "version", "explanation")
 PARAMETERS = (
     "classification", "binary_data", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end",
@@ -95,7 +97,7 @@ def tensor_bytes(rng: random.Random, name: str, datatype: str, known: Sequence[s
         size = rng.choice((0, 1, 3, 20))
         ids = [rng.choice((*known, text(rng))).encode("utf-8", "surrogatepass")[:5000] for _ in range(size)]
         ids = [rng.randbytes(5) if rng.random() < 0.1 else one for one in ids]
-        return ([1, size], packed(ids)) if name != "query" else ([1, 1], packed(ids[:1] or [b"tent"]))
+        return ([1, size], packed(ids)) if name not in ("query", "item") else ([1, 1], packed(ids[:1] or [b"tent"]))
     number = rng.choice(INTEGERS) % 2**31
     return [1, 1], {
         "INT32": struct.pack("<I", number),
@@ -117,21 +119,24 @@ def parameter(rng: random.Random, into: Any, name: str) -> None:
         into[name].double_param = rng.choice((0.0, float("nan"), float("inf"), -1e308))
 
 
-def message(rng: random.Random, known: Sequence[str]) -> bytes:
+def message(rng: random.Random, known: Sequence[str], model: str = "recommend") -> bytes:
     """A ModelInferRequest, good as such or not."""
-    request = service_pb2.ModelInferRequest(model_name="recommend")
+    request = service_pb2.ModelInferRequest(model_name=model)
+    inputs = OF_TEXTS if model == KNOWLEDGE else INPUTS
     if rng.random() < 0.08:
         request.model_name = rng.choice(("", "backbone", "nobody", "recommend "))
     if rng.random() < 0.08:
         request.model_version = rng.choice(("1", "0", "99", "-1", "x", "9" * 30))
     if rng.random() < 0.2:
         request.id = rng.choice(("a", "x" * 300, "\n", "%s", "\u202e", "\0"))
-    names = ["history", *(name for name in list(INPUTS)[1:] if rng.random() < 0.2)]
+    names = ["history", *(name for name in list(inputs)[1:] if rng.random() < 0.2)]
+    if model == KNOWLEDGE and rng.random() < 0.4:
+        names = ["item"]
     if rng.random() < 0.1:
-        names = [rng.choice((*INPUTS, "stamp", "", "x" * 300)) for _ in range(rng.randrange(4))]
+        names = [rng.choice((*inputs, "stamp", "", "x" * 300)) for _ in range(rng.randrange(4))]
     in_contents = rng.random() < 0.15
     for name in names:
-        datatype = INPUTS.get(name, "BYTES") if rng.random() < 0.92 else rng.choice(DTYPES)
+        datatype = inputs.get(name, "BYTES") if rng.random() < 0.92 else rng.choice(DTYPES)
         shape, raw = tensor_bytes(rng, name, datatype, known)
         if rng.random() < 0.08:
             shape = rng.choice(
@@ -208,12 +213,16 @@ def body(rng: random.Random, known: Sequence[str]) -> tuple[bytes, dict[str, str
 
 
 class Hammer:
-    """Sends requests, and notes what came of them in a `Result`. status: how often each one came, for a report."""
+    """Sends requests, and notes what came of them in a `Result`.
+
+    texts: whether the server writes knowledge texts, which are then asked for, too. status: how often each one came,
+    for a report.
+    """
 
     def __init__(
-        self, front: Front, server: TritonServer, known: Sequence[str], result: Result, streams: str = ""
+        self, front: Front, server: TritonServer, known: Sequence[str], result: Result, texts: bool = False
     ) -> None:
-        self.front, self.server, self.known, self.result, self.streams = front, server, known[:20], result, streams
+        self.front, self.server, self.known, self.result, self.texts = front, server, known[:20], result, texts
         self.status: Counter[str] = Counter()
         self.channel = grpc.insecure_channel(front.grpc_url, [("grpc.max_receive_message_length", -1)])
         self.pids = server.pid, front.pid
@@ -243,6 +252,8 @@ class Hammer:
                 self._stream([message(rng, self.known) for _ in range(rng.randrange(1, 4))], seed)
             else:
                 self._send(name, data, seed, rng)
+        elif kind < 0.65 and self.texts:
+            self._stream([message(rng, self.known, KNOWLEDGE) for _ in range(rng.randrange(1, 4))], seed)
         elif kind < 0.98:
             self._post(rng, seed)
         else:
@@ -272,11 +283,11 @@ class Hammer:
         )
         try:
             for answer in call(iter(messages), timeout=WAIT_S):
-                self._note("STREAM", answer.error_message, seed, blames="INTERNAL" in answer.error_message)
+                said = answer.error_message
+                self._note("STREAM" if said else "OK", said, seed, blames="INTERNAL" in said)
         except grpc.RpcError as error:
-            self._note(
-                error.code().name, error.details() or "", seed, blames=error.code().name in BLAME - {"CANCELLED"}
-            )
+            code = error.code().name  # what becomes of a stream that the front ends is gRPC's own affair
+            self._note(code, error.details() or "", seed, blames=code in BLAME and len(messages) == 1)
 
     def _post(self, rng: random.Random, seed: str) -> None:
         data, headers = body(rng, self.known)
@@ -343,8 +354,9 @@ class Hammer:
 
     def _still_good(self, seed: str) -> None:
         if (self.server.pid, self.front.pid) != self.pids or None in self.pids:
-            self.result.found("the server or the front ended", seed, "")
-            raise SystemExit(f"the server or the front ended after {seed}")
+            what = "the front" if self.server.pid == self.pids[0] else "the server"
+            self.result.found(f"{what} ended", seed, "")
+            raise SystemExit(f"{what} ended after {seed}")
         try:
             if (now := self._asked()) != self.good:
                 self.result.found("another answer to a good request", seed, f"{now} {self.good}")
@@ -361,12 +373,18 @@ def shape_of(said: str) -> str:
 
 
 def hammer(
-    front: Front, server: TritonServer, known: Sequence[str], inputs: int, seconds: float, base: str
+    front: Front,
+    server: TritonServer,
+    known: Sequence[str],
+    inputs: int,
+    seconds: float,
+    base: str,
+    texts: bool = False,
 ) -> tuple[Result, Counter[str]]:
-    """Send requests to a running server; known: ids of its catalogue."""
+    """Send requests to a running server; known: ids of its catalogue. texts: as of `Hammer`."""
     result = Result("server")
     began = time.monotonic()
-    one = Hammer(front, server, known, result)
+    one = Hammer(front, server, known, result, texts)
     try:
         for number in range(inputs):
             if time.monotonic() - began > seconds:
@@ -380,23 +398,31 @@ def hammer(
     return result, one.status
 
 
-def served(bundle: Path, logs: Path) -> Iterator[tuple[Front, TritonServer]]:
-    """A server of a bundle behind the front."""
+@contextmanager
+def served(bundle: Path, knowledge: Path | None, logs: Path) -> Iterator[tuple[Front, TritonServer]]:
+    """A server of a bundle, and of texts where there is a folder of `genrec knowledge build`, behind the front."""
     with ExitStack() as running:
-        front = running.enter_context(Front("recommend", log_path=logs / "haproxy.log"))
-        deployment = Deployment(threads=1, timeout_ms=30_000)
+        front = running.enter_context(
+            Front("recommend", None if knowledge is None else KNOWLEDGE, log_path=logs / "haproxy.log")
+        )
+        deployment = Deployment(threads=1, timeout_ms=30_000, knowledge=knowledge)
         server = running.enter_context(
             serve_bundle(bundle, deployment, sockets=front.sockets, log_path=logs / "triton.log")
         )
         yield front, server
 
 
-def fuzz_server(bundle: Path, inputs: int, seconds: float, base: str) -> Result:
+def fuzz_server(bundle: Path, knowledge: Path | None, inputs: int, seconds: float, base: str) -> Result:
     """As `hammer`, on a server of its own; prints how often it said what."""
     known = [one.decode() for one in Bundle(bundle).catalog.item_ids[:50].tolist()]
     with tempfile.TemporaryDirectory(prefix="genrec-fuzz-") as folder:
-        for front, server in served(bundle, Path(folder)):
-            result, status = hammer(front, server, known, inputs, seconds, base)
+        with served(bundle, knowledge, Path(folder)) as (front, server):
+            try:
+                result, status = hammer(front, server, known, inputs, seconds, base, knowledge is not None)
+            except SystemExit:
+                for log in sorted(Path(folder).glob("*.log")):
+                    print(f"{log.name}:\n{log.read_text(errors='replace')[-3000:]}", flush=True)
+                raise
     for said, count in sorted(status.items(), key=lambda pair: -pair[1]):
         print(f"{count:>9,}  {said}")
     print("\n".join(result.lines()), flush=True)

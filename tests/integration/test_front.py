@@ -247,36 +247,36 @@ def stream_request(history: list[str], **options: Any) -> Any:
     return Wire.message([Wire.ids("history", history)], model=KNOWLEDGE, **options)
 
 
-def test_a_stream_passes_messages_as_they_come_and_refuses_each_that_is_closed(through: Wire, shop: Shop) -> None:
-    good = stream_request(shop.ids[:4])
+def test_a_stream_is_one_text_and_what_is_closed_is_refused(through: Wire, shop: Shop) -> None:
+    answers = list(through.stub.ModelStreamInfer(iter([stream_request(shop.ids[:4])]), timeout=30))
+    assert len(answers) > 1 and not any(answer.error_message for answer in answers)
     bad = {
         "the classification extension is closed": classified(stream_request(shop.ids[:4]), "text"),
         "this call reaches the model 'knowledge' only": Wire.message([], model="preprocessing"),
     }
-    messages: queue.Queue[Any] = queue.Queue()
-    call = through.stub.ModelStreamInfer(iter(messages.get, None), timeout=30)
-    answers = iter(call)
-
-    good.parameters["triton_enable_empty_final_response"].bool_param = True
-
-    def text_of_one() -> bytes:
-        messages.put(good)
-        found = b""
-        for answer in answers:
-            assert not answer.error_message
-            found += b"".join(answer.infer_response.raw_output_contents)
-            if answer.infer_response.parameters["triton_final_response"].bool_param:
-                return found
-        raise AssertionError("the stream ended")
-
-    assert text_of_one()
     for reason, message in bad.items():
-        messages.put(message)
-        assert reason in next(answers).error_message
-        time.sleep(0.1)
-        assert text_of_one()
-    messages.put(None)
-    assert not list(answers)
+        (answer,) = through.stub.ModelStreamInfer(iter([message]), timeout=30)
+        assert reason in answer.error_message
+
+
+def test_a_second_message_ends_a_stream_and_not_the_server(
+    through: Wire, past: Wire, front: Front, server: TritonServer, shop: Shop
+) -> None:
+    """Past the front the server ends, after tens of such streams: it refuses the one while it writes the other."""
+    refused = stream_request(shop.ids[:4])
+    refused.model_version = "0"
+    for _ in range(100):
+        messages: queue.Queue[Any] = queue.Queue()
+        call = through.stub.ModelStreamInfer(iter(messages.get, None), timeout=30)
+        messages.put(stream_request(shop.ids[:4]))
+        assert not next(call).error_message
+        messages.put(refused)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        assert caught.value.code() != grpc.StatusCode.DEADLINE_EXCEEDED
+        messages.put(None)
+    assert server.is_running and front.fault() == ""
+    assert through.stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=10).ready
 
 
 def test_a_streams_message_that_is_too_large_or_compressed_is_refused(through: Wire, shop: Shop) -> None:
@@ -388,9 +388,22 @@ def test_what_triton_calls_its_own_fault_is_the_clients(front: Front, through: W
     whole = {"inputs": [history_of(["a"])]}
     broken = json.dumps(whole | {"parameters": {"shared": "x"}}).encode().replace(b"shared", b"\xa8hared")
     status, said = post(front, broken)
-    assert status == 400 and "the request's parameters are not UTF-8" in said
+    assert status == 400 and "the request's parameters are not UTF-8" in said, said
     status, said = post(front, whole | {"parameters": {"sequence_id": "A" * 129}})
     assert status == 400 and "longer than 128 characters" in said
+    for rows in (2**32 + 3, 11111111111):
+        no_ids = {"name": "history", "datatype": "BYTES", "shape": [rows, 0], "parameters": {"binary_data_size": 0}}
+        assert post(front, {"inputs": [no_ids]})[0] == 400
+        message = service_pb2.ModelInferRequest(model_name="recommend")
+        message.inputs.add(name="history", datatype="BYTES", shape=[rows, 0])
+        message.raw_input_contents.append(b"")
+        with pytest.raises(grpc.RpcError) as caught:
+            through.stub.ModelInfer(message, timeout=30)
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    # Of a refusal the step's log tells the id.
+    nameless = json.dumps({"id": "shared", "inputs": [history_of(["a"] * 11_000)]}).encode()
+    status, said = post(front, nameless.replace(b"shared", b"\xa8hared"))
+    assert status == 400 and "history has 11000 items" in said, said
     message = through.message([through.ids("history", ["a"])])
     message.parameters["sequence_id"].string_param = "A" * 129
     with pytest.raises(grpc.RpcError) as caught:

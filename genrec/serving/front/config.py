@@ -53,8 +53,12 @@ _NOT_TRACED = (
     "^[0-9a-f][0-9a-f]-[0-9a-f]+-[0-9a-f]+-[0-9a-f][13579bdf] }"
 )
 _TOO_LONG = "string correlation ID"  # a sequence id, which Triton calls unimplemented
+_TOO_MANY_ROWS = "max allowed is"  # requests in one: their number is cut to 32 bits where they are first counted
 # Triton 2.51 blames itself for what a client wrote.
-_BLAMED = f'{{"error":"(Unable to (parse|set)|failed to parse|failed to get request params|{_TOO_LONG})'
+_BLAMED = (
+    '{"error":"(Unable to (parse|set)|failed to parse|failed to get request params|'
+    f"{_TOO_LONG}|in ensemble .*batch size [0-9]+ for .*{_TOO_MANY_ROWS})"
+)
 
 
 def write_config(
@@ -205,6 +209,8 @@ def _grpc(
         "    http-response set-header grpc-message 'the message cannot be read' if unreadable",
         "    http-response set-header grpc-status 3 if { res.hdr(grpc-status) 12 } "
         f"{{ res.hdr(grpc-message) -m sub '{_TOO_LONG}' }}",
+        "    http-response set-header grpc-status 3 if { res.hdr(grpc-status) 13 } "
+        f"{{ res.hdr(grpc-message) -m sub '{_TOO_MANY_ROWS}' }}",
         # UNAVAILABLE, which a Python model has to say, is sent again by proxies and clients; RESOURCE_EXHAUSTED is not.
         f"    http-response set-header grpc-status 8 if {{ res.hdr(grpc-status) 14 }} "
         f'{{ res.hdr(grpc-message) -m sub -i "{TOO_MANY}" }}',

@@ -424,9 +424,10 @@ core.register_action("genrec_json", { "http-req" }, function(txn)
     end
 end)
 
--- The messages of a stream come one after the other: each is passed on when it was looked into. In place of one that is
--- refused Triton gets one with an input that it does not know, named by the reason: it answers that with
--- INVALID_ARGUMENT and this name. (A filter cannot answer; one that returns an error has HAProxy pass the data on.)
+-- The message of a stream is passed on when it was looked into. In place of one that is refused Triton gets one with an
+-- input that it does not know, named by the reason: it answers that with INVALID_ARGUMENT and this name. (A filter cannot
+-- answer; one that returns an error has HAProxy pass the data on.) A second message ends the stream: Triton 2.51 ends
+-- itself if it refuses one while the text of another is written.
 local Stream = { id = "genrec_stream", flags = filter.FLT_CFG_FL_HTX }
 
 function Stream:new() -- of the class at the start, then of what was made of it, for each stream
@@ -462,6 +463,10 @@ function Stream:http_payload(txn, message)
         if not head or #head < 5 then
             break
         end
+        if self.begun then
+            error("a stream is one text") -- then the stream ends, and nothing is passed on
+        end
+        self.begun = true
         local size, why = message_size(head, 1, self.most)
         if not size then
             -- Where the next message begins is not known, or far away. The refusal lacks its last byte until the
