@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from genrec.errors import InvalidRequest
 from genrec.knowledge.drafter import Drafter, RunningText
 from genrec.knowledge.packed import Packing
-from genrec.knowledge.packed_model import PackedModel
+from genrec.knowledge.packed_model import PackedModel, Precision
 from genrec.knowledge.packed_trees import PackedTrees
 from genrec.knowledge.pools import GLOBAL
 from genrec.knowledge.token_tree import EMPTY, TokenTree
@@ -120,7 +120,8 @@ class SpeculativeDecoder:
 
     model: put in evaluation mode and given packed attention, see `PackedModel`. drafter: None to decode one token per
     step. stop_tokens: end a text. batch_size: texts at once. max_length: of prompt and text, the model's own limit by
-    default. grow: whether finished texts go to the drafter, in the order in which they finish.
+    default. grow: whether finished texts go to the drafter, in the order in which they finish. precision: as in
+    `PackedModel`.
     """
 
     def __init__(
@@ -133,8 +134,10 @@ class SpeculativeDecoder:
         batch_size: int = 8,
         max_length: int | None = None,
         grow: bool = False,
+        precision: Precision = "float32",
     ) -> None:
-        self.model, self.drafter, self.verification, self.grow = PackedModel(model), drafter, verification, grow
+        self.model, self.drafter = PackedModel(model, precision), drafter
+        self.verification, self.grow = verification, grow
         if verification.top_k > self.model.vocabulary_size:
             raise ValueError(f"top_k is {verification.top_k}; the vocabulary has {self.model.vocabulary_size} tokens")
         if batch_size < 1:
@@ -397,6 +400,6 @@ class Session:
 
 def _most_probable(logits: Tensor) -> np.ndarray:
     """Tokens of the largest logits, int64 [S]. On a CPU by numpy, which takes a tenth of PyTorch's time."""
-    if logits.device.type == "cpu" and logits.dtype is torch.float32:
-        return logits.numpy().argmax(-1)
+    if logits.device.type == "cpu":
+        return logits.float().numpy().argmax(-1)
     return logits.argmax(-1).cpu().numpy()

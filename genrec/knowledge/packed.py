@@ -70,9 +70,9 @@ class Packing:
         width, ends, places = packed.width, np.cumsum(packed.sizes), np.arange(packed.width)
         see = np.where(np.arange(int(cached.max()) + width) < cached[:, None], np.float32(0), np.float32(-np.inf))
         mask = np.repeat(see[:, None], width, 1)
-        mask[
-            np.arange(cached.size)[:, None, None], places[:, None], (cached[:, None] + places)[:, None]
-        ] = np.where(packed.branches, np.float32(0), np.float32(-np.inf))
+        mask[np.arange(cached.size)[:, None, None], places[:, None], (cached[:, None] + places)[:, None]] = np.where(
+            packed.branches, np.float32(0), np.float32(-np.inf)
+        )
         seen = torch.from_numpy(mask)[:, None].to(cache.device, cache.dtype)
         blocks = []
         for first in range(0, cached.size, _BLOCK):
