@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 from time import perf_counter
 
 import numpy as np
@@ -146,10 +147,11 @@ class SpeculativeDecoder:
         self.max_length = self.model.max_length if max_length is None else max_length
         if not 2 <= self.max_length <= self.model.max_length:
             raise ValueError(f"max_length is {max_length}; it must be 2 to the model's {self.model.max_length}")
-        self.stop_tokens = frozenset(map(int, stop_tokens))
-        for token in sorted(self.stop_tokens):
-            if not 0 <= token < self.model.vocabulary_size:
-                raise ValueError(f"stop token {token} is outside the vocabulary of {self.model.vocabulary_size}")
+        self.stops = np.zeros(self.model.vocabulary_size, bool)
+        for token in map(int, stop_tokens):
+            if not 0 <= token < self.stops.size:
+                raise ValueError(f"stop token {token} is outside the vocabulary of {self.stops.size}")
+            self.stops[token] = True
 
     def session(self) -> Session:
         """A new session: submit requests, and step."""
@@ -173,7 +175,7 @@ class _Text:
     """A text that is being written.
 
     tokens: int32 [limit], of which `size` are there; the last one is not in the cache yet. start: size of the prompt.
-    stopped: whether that is a stop token.
+    told: how many of them were reported. stopped: whether the last one is a stop token.
     """
 
     index: int
@@ -181,6 +183,7 @@ class _Text:
     tokens: np.ndarray
     start: int
     size: int
+    told: int
     stopped: bool = False
     steps: int = 0
     accepted: int = 0
@@ -227,7 +230,7 @@ class Session:
             )
         tokens = np.empty(prompt.size + request.max_new_tokens, np.int32)
         tokens[: prompt.size] = prompt
-        self._waiting.append(_Text(self._submitted, request.group, tokens, prompt.size, prompt.size))
+        self._waiting.append(_Text(self._submitted, request.group, tokens, *3 * (prompt.size,)))
         self._submitted += 1
         return self._submitted - 1
 
@@ -248,18 +251,14 @@ class Session:
     def step(self) -> list[TextProgress]:
         """Start waiting texts where there is room, then take every running one further by at least a token."""
         began = perf_counter()
-        before = {text.index: text.size for text in self._running}
-        before |= {text.index: text.start for text in self._start()}
+        self._start()
         finished = self._finish()
         if self._running:
             trees = self._draft()
             self._extend(trees)
             finished += self._finish()
         done = {text.index: self._generated(text) for text in finished}
-        progress = [
-            TextProgress(text.index, text.tokens[before[text.index] : text.size].copy(), done.get(text.index))
-            for text in sorted(self._running + finished, key=lambda text: text.index)
-        ]
+        progress = [self._progress(text, done) for text in sorted(self._running + finished, key=attrgetter("index"))]
         if finished and self._decoder.grow and self._decoder.drafter is not None:
             growing = perf_counter()
             self._decoder.drafter.add([done[text.index].tokens for text in finished], [text.group for text in finished])
@@ -267,25 +266,23 @@ class Session:
         self.statistics.total_s += perf_counter() - began
         return progress
 
-    def _start(self) -> list[_Text]:
+    def _start(self) -> None:
         """Prefill the prompts of as many waiting texts as there is room for, and write their first tokens."""
         first = len(self._running)
         while self._waiting and len(self._running) < self._decoder.batch_size:
             self._running.append(self._waiting.popleft())
         started = self._running[first:]
         if not started:
-            return started
+            return
         # All that the texts may come to: a cache that grows is copied, and its memory taken, again.
         self._cache.reserve(max(text.tokens.size for text in started))
         packing = Packing.of_prompts([text.tokens[: text.start] for text in started], first, self._cache)
         ends = np.cumsum([text.start for text in started]) - 1
         began = perf_counter()
         logits = self._model.logits(packing, self._cache, self._cache.tensor(ends))
-        chosen = _most_probable(logits).tolist()
+        chosen = _most_probable(logits)
         self.statistics.llm_s += perf_counter() - began
-        for text, token in zip(started, chosen, strict=True):
-            self._write(text, [token])
-        return started
+        self._write(started, chosen, np.ones(len(started), np.int64))
 
     def _draft(self) -> list[TokenTree]:
         drafter, began = self._decoder.drafter, perf_counter()
@@ -324,9 +321,11 @@ class Session:
         # Behind a branch stands the model's own next token; the root was there before.
         written = np.append(packed.tokens[path[1:]], 0)
         written[ends - 1] = own[path[ends - 1]]
-        for text, tokens in zip(self._running, np.split(written, ends[:-1]), strict=True):
+        for text, drafted, size in zip(
+            self._running, (length - 1).tolist(), self._write(self._running, written, length), strict=True
+        ):
             text.steps += 1
-            text.accepted += min(self._write(text, tokens.tolist()), tokens.size - 1)
+            text.accepted += min(drafted, size)
 
     def _judge(self, logits: Tensor, packed: PackedTrees) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The model's own next token behind each packed one; which are accepted behind their parent; log-probabilities.
@@ -358,16 +357,23 @@ class Session:
         accepted[likely] = above.sum(-1).cpu().numpy() < rule.top_k
         return own, accepted, probability
 
-    def _write(self, text: _Text, tokens: list[int]) -> int:
-        """Append `tokens` to `text`, up to its limit and its first stop token; how many."""
-        tokens = tokens[: text.tokens.size - text.size]
-        stop = next((place for place, token in enumerate(tokens) if token in self._decoder.stop_tokens), None)
-        if stop is not None:
-            tokens, text.stopped = tokens[: stop + 1], True
-        text.tokens[text.size : text.size + len(tokens)] = tokens
-        text.size += len(tokens)
-        self.statistics.tokens += len(tokens)
-        return len(tokens)
+    def _write(self, texts: list[_Text], tokens: np.ndarray, sizes: np.ndarray) -> list[int]:
+        """Append to each text its part of `tokens`, up to its limit and its first stop token; how many of each."""
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
+        stops = np.where(self._decoder.stops[tokens], np.arange(tokens.size), tokens.size)
+        written = []
+        for text, start, end, stop in zip(
+            texts, starts.tolist(), ends.tolist(), np.minimum.reduceat(stops, starts).tolist(), strict=True
+        ):
+            size = min(end - start, text.tokens.size - text.size)
+            if stop < start + size:
+                size, text.stopped = stop + 1 - start, True
+            text.tokens[text.size : text.size + size] = tokens[start : start + size]
+            text.size += size
+            written.append(size)
+        self.statistics.tokens += sum(written)
+        return written
 
     def _finish(self) -> list[_Text]:
         """Take the texts that are whole out of the running ones, in order of their rows."""
@@ -384,6 +390,10 @@ class Session:
             self._cache.move_row(len(self._running), number, last.size)
             self._running[number] = last
 
+    def _progress(self, text: _Text, done: dict[int, Generated]) -> TextProgress:
+        new, text.told = text.tokens[text.told : text.size].copy(), text.size
+        return TextProgress(text.index, new, done.get(text.index))
+
     def _generated(self, text: _Text) -> Generated:
         tokens = text.tokens[text.start : text.size].copy()
         return Generated(text.index, tokens, text.stopped, text.steps, text.accepted)
@@ -392,6 +402,8 @@ class Session:
         statistics = self.statistics
         statistics.steps += 1
         statistics.text_steps += len(self._running)
+        if packed.width == 1:
+            return
         for depth, drafted in enumerate(np.bincount(packed.depths)[1:].tolist(), 1):
             statistics.drafted_by_depth[depth] = statistics.drafted_by_depth.get(depth, 0) + drafted
             accepted = int((length > depth).sum())

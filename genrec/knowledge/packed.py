@@ -67,23 +67,26 @@ class Packing:
     @classmethod
     def of_trees(cls, packed: PackedTrees, cached: np.ndarray, cache: PackedCache) -> Packing:
         """Trees of the texts in the first rows: every token sees the `cached` ones, int [T], and its own branch."""
-        width, ends, places = packed.width, np.cumsum(packed.sizes), np.arange(packed.width)
-        see = np.where(np.arange(int(cached.max()) + width) < cached[:, None], np.float32(0), np.float32(-np.inf))
-        mask = np.repeat(see[:, None], width, 1)
-        mask[np.arange(cached.size)[:, None, None], places[:, None], (cached[:, None] + places)[:, None]] = np.where(
-            packed.branches, np.float32(0), np.float32(-np.inf)
-        )
+        texts, width, sizes = cached.size, packed.width, packed.sizes.tolist()
+        see = np.zeros((texts, int(cached.max()) + width), np.float32)
+        see[np.arange(see.shape[1]) > cached[:, None] - (width > 1)] = -np.inf
+        mask, positions, rows = see[:, None], cached, np.arange(texts) * cache.capacity + cached
+        if width > 1:
+            mask, places = np.repeat(mask, width, 1), np.arange(width)
+            own = np.where(packed.branches, np.float32(0), np.float32(-np.inf))
+            mask[np.arange(texts)[:, None, None], places[:, None], (cached[:, None] + places)[:, None]] = own
+            positions, rows = cached[packed.owner] + packed.depths, rows[packed.owner] + packed.node
         seen = torch.from_numpy(mask)[:, None].to(cache.device, cache.dtype)
-        blocks = []
-        for first in range(0, cached.size, _BLOCK):
-            some = packed.sizes[first : first + _BLOCK]
-            last = first + some.size
-            tokens = slice(int(ends[first] - some[0]), int(ends[last - 1]))
-            wide, keys = int(some.max()), int((cached[first:last] + some).max())
-            padded = _padded(packed.owner[tokens] - first, packed.node[tokens], some.size, wide, cache)
-            blocks.append(Block(tokens, first, some.size, wide, keys, padded, seen[first:last, :, :wide, :keys]))
-        rows = packed.owner * cache.capacity + cached[packed.owner] + packed.node
-        positions = cached[packed.owner] + packed.depths
+        keys = (cached + packed.sizes).tolist()
+        blocks, end = [], 0
+        for first in range(0, texts, _BLOCK):
+            some = slice(first, first + _BLOCK)
+            tokens = slice(end, end := end + sum(sizes[some]))
+            wide, most, count = max(sizes[some]), max(keys[some]), len(sizes[some])
+            padded = None
+            if tokens.stop - tokens.start < count * wide:
+                padded = cache.tensor((packed.owner[tokens] - first) * wide + packed.node[tokens])
+            blocks.append(Block(tokens, first, count, wide, most, padded, seen[some, :, :wide, :most]))
         return cls(cache.tensor(packed.tokens), cache.tensor(positions), cache.tensor(rows), blocks)
 
 

@@ -28,15 +28,17 @@ class PackedTrees:
     def of(cls, trees: list[TokenTree], last: np.ndarray) -> PackedTrees:
         """Trees of texts whose last tokens are `last`, int [T]."""
         sizes = np.array([tree.size for tree in trees]) + 1
+        if sizes.max() == 1:
+            places = np.arange(sizes.size)
+            return cls(sizes, last.astype(np.int64), places, np.zeros_like(places), places)
         roots = np.cumsum(sizes) - sizes
         owner = np.repeat(np.arange(sizes.size), sizes)
         node = np.arange(owner.size) - roots[owner]
         tokens, parents = np.empty(owner.size, np.int64), roots[owner]
         tokens[roots] = last
-        if owner.size > sizes.size:
-            drafted = node > 0
-            tokens[drafted] = np.concatenate([tree.tokens for tree in trees])
-            parents[drafted] += np.concatenate([tree.parents for tree in trees]) + 1
+        drafted = node > 0
+        tokens[drafted] = np.concatenate([tree.tokens for tree in trees])
+        parents[drafted] += np.concatenate([tree.parents for tree in trees]) + 1
         return cls(sizes, tokens, owner, node, parents)
 
     @property
@@ -56,6 +58,8 @@ class PackedTrees:
         Rows behind a tree's last node hold only the node itself.
         """
         width = self.width
+        if width == 1:
+            return np.ones((self.sizes.size, 1, 1), np.float32)
         above = np.zeros((self.sizes.size, width, width), np.float32)
         above[self.owner, self.node, self.node[self.parents]] = 1.0
         above[:, np.arange(width), np.arange(width)] = 1.0
