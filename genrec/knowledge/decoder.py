@@ -345,8 +345,9 @@ class Session:
         doubtful = ~accepted & (np.exp(scores - best) > rule.threshold)
         if not doubtful.any():
             return own, accepted, probability
-        rivals = np.isin(packed.owner, packed.owner[doubtful]) & ~packed.roots
-        asked = np.flatnonzero(doubtful | accepted & rivals)
+        branched = np.zeros(packed.sizes.size, bool)
+        branched[packed.owner[doubtful]] = True
+        asked = np.flatnonzero(doubtful | accepted & branched[packed.owner] & ~packed.roots)
         parents, row = np.unique(packed.parents[asked], return_inverse=True)
         found = logits.index_select(0, tensor(parents)).float()
         probability[asked] = scores[asked] - found.logsumexp(-1).cpu().numpy()[row]
