@@ -113,14 +113,14 @@ class DecodingStatistics:
 
 
 class SpeculativeDecoder:
-    """Writes texts with any causal language model of transformers with full attention (Qwen3, Llama, ...).
+    """Writes texts with a causal language model of transformers of the Qwen3 or Llama family.
 
     Greedy verification gives the tokens of plain greedy decoding. In floating point that holds up to ties: a pass over
     many tokens adds in another order than one over a single token, and two tokens whose logits differ by less than that
     rounding (1e-4 in float32, far more in bfloat16) may change places.
 
-    model: put in evaluation mode and given packed attention, see `PackedModel`. drafter: None to decode one token per
-    step. stop_tokens: end a text. batch_size: texts at once. max_length: of prompt and text, the model's own limit by
+    model: put in evaluation mode, its weights used as `PackedModel` says. drafter: None to decode one token per step.
+    stop_tokens: end a text. batch_size: texts at once. max_length: of prompt and text, the model's own limit by
     default. grow: whether finished texts go to the drafter, in the order in which they finish. precision: as in
     `PackedModel`.
     """
