@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import Generated, SpeculativeDecoder, TextRequest, Verification, _Packed
+from genrec.knowledge.decoder import Generated, SpeculativeDecoder, TextRequest, Verification
 from genrec.knowledge.drafter import PoolDrafter, PromptLookupDrafter, RunningText
-from genrec.knowledge.packed import PackedCache, PackedModel
+from genrec.knowledge.packed import PackedCache
+from genrec.knowledge.packed_model import PackedModel
+from genrec.knowledge.packed_trees import PackedTrees
 from genrec.knowledge.pools import Pools
 from genrec.knowledge.token_tree import EMPTY, TokenTree
 
@@ -169,7 +171,7 @@ def test_tree_attention_equals_a_separate_pass_per_branch(model: PreTrainedModel
     rng = np.random.default_rng(2)
     asked = prompts(5)
     trees = [random_tree(rng, 30) for _ in asked]
-    seen: list[tuple[_Packed, torch.Tensor]] = []
+    seen: list[tuple[PackedTrees, torch.Tensor]] = []
     decoder = SpeculativeDecoder(model, Scripted(lambda number, text: trees[number]), batch_size=5)
     session = decoder.session()
     judge = session._judge
@@ -268,18 +270,19 @@ def test_among_branches_of_one_length_the_more_probable_wins() -> None:
     #        1     2
     #        3     4  5 6  5 hangs below 2, and 6 below 5
     trees = [tree_of((10, -1), (11, -1), (12, 0), (13, 1), (14, 1), (15, 4)), EMPTY]
-    packed = _Packed.of(trees, np.array([1, 2]))
+    packed = PackedTrees.of(trees, np.array([1, 2]))
     accepted = np.array([True] * 6 + [False, True])
     scores = np.array([0, -0.5, -0.4, -0.1, -0.3, -0.1, 0, 0])
-    path, length = packed.longest(accepted, scores)
-    assert length.tolist() == [3, 1]
-    assert packed.tokens[path[0]].tolist() == [1, 11, 14]
+
+    def branches() -> list[list[int]]:
+        path, length = packed.longest(accepted, scores)
+        return [part.tolist() for part in np.split(packed.tokens[path], np.cumsum(length)[:-1])]
+
+    assert branches() == [[1, 11, 14], [2]]
     accepted[6] = True
-    path, length = packed.longest(accepted, scores)
-    assert packed.tokens[path[0]].tolist() == [1, 11, 14, 15]
+    assert branches() == [[1, 11, 14, 15], [2]]
     accepted[2] = False  # nothing below a refused token counts
-    path, length = packed.longest(accepted, scores)
-    assert packed.tokens[path[0, : length[0]]].tolist() == [1, 10, 12]
+    assert branches() == [[1, 10, 12], [2]]
 
 
 @cache
@@ -454,9 +457,9 @@ def test_the_model_stays_usable_for_others(qwen: PreTrainedModel) -> None:
 
 
 def test_a_cache_that_grows_keeps_what_it_holds() -> None:
-    cache = PackedCache(layers=1, rows=2)
+    cache = PackedCache(layers=1, rows=2, heads=2, size=4, dtype=torch.float32)
     cache.reserve(10)
-    cache._states = torch.randn(1, 2, 2, cache.capacity, 2, 4)
+    cache._states.normal_()
     before, capacity = cache._states.clone(), cache.capacity
     cache.reserve(capacity)
     assert cache.capacity == capacity
