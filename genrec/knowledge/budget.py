@@ -13,6 +13,7 @@ from genrec.knowledge.token_tree import EMPTY, TokenTree
 
 _LOSS = 0.005  # of the time may go into asking for drafts that do not pay
 _SELDOM = 256  # steps after which they are asked for at the latest
+_PLAIN = 64  # every so many steps one goes without drafts, to tell what that costs
 _PACE = 1 / 16  # weight of a step in the means
 _MOST = 4.0  # times the expected seconds, beyond which a step only shows that something else had the machine
 
@@ -20,35 +21,38 @@ _MOST = 4.0  # times the expected seconds, beyond which a step only shows that s
 class VerificationBudget:
     """One budget of drafted tokens for all running texts, for each step anew.
 
-    The tokens of all trees are ranked by their chance to survive (`SurvivalChances`), and of these the first n are
-    verified with which most tokens per second are expected: (texts + sum of chances) / (seconds of the pass, and of
-    drafting). Without drafts each text still grows by a token. n may be 0. So one text gets large trees, many texts small
-    ones, and a machine that has no arithmetic to spare none.
+    The tokens of all trees are ranked by their chance to survive (`SurvivalChances`). Of these the first n are verified
+    for which the sum of chances, less the tokens that would be written in the time that the pass takes at the present
+    pace, is greatest: one more would not earn its time. n may be 0; each text then still grows by a token.
+    So one text gets a large tree, many texts small ones, and a machine that has no arithmetic to spare none.
 
-    Whether drafting pays at all is judged by what came of it, not by what was expected: if steps with drafts took longer
-    than their tokens were worth, drafts are asked for only every so often that 0.5 % of the time is lost by it, and at
+    Whether drafting pays at all is judged by what came of it, not by what was expected: if steps with drafts took
+    longer than their tokens were worth, drafts are asked for only so often that 0.5 % of the time is lost by it, and at
     least every 256th step. So they come back when they are useful again.
 
     cost: of a pass.
+    min_share: of tokens that are worth drafting for the next step, a quarter of the least chance that was worth it.
     """
 
     def __init__(self, cost: PassCost) -> None:
+        self.min_share = 0.0
         self._cost, self._chances = cost, SurvivalChances()
-        self._without = 0  # steps since drafts were asked for
+        self._steps, self._without = 0, 0  # steps in all, and since drafts were asked for
         # Of a step with drafts, over one without: tokens and seconds, running means.
         self._tokens, self._seconds = 2.0, 1.0
 
     def asks(self) -> bool:
         """Whether this step's drafts are to be asked for."""
         loss = self._seconds - self._tokens
+        self._steps += 1
         self._without += 1
-        if self._without < min(ceil(loss / _LOSS), _SELDOM):
+        if self._steps % _PLAIN == 0 or self._without < min(ceil(loss / _LOSS), _SELDOM):
             return False
         self._without = 0
         return True
 
-    def cut(self, trees: Sequence[TokenTree], drafting: float) -> list[TokenTree]:
-        """What of `trees`, one for each running text, is to be verified. drafting: seconds that it took to draft."""
+    def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
+        """What of `trees`, one for each running text, is to be verified."""
         sizes = np.array([tree.size for tree in trees])
         total = int(sizes.sum())
         if not total:
@@ -60,6 +64,7 @@ class VerificationBudget:
         seconds = self._seconds_of(len(trees), owner.take(best))
         pace = len(trees) / seconds[0] * max(1.0, self._tokens / self._seconds)
         most = int((tokens - pace * seconds).argmax())
+        self.min_share = float(chances[best[max(most, 1) - 1]]) / 4
         if most == total:
             return list(trees)
         kept = np.zeros(total, bool)
@@ -81,7 +86,11 @@ class VerificationBudget:
     def chances(self, trees: Sequence[TokenTree]) -> tuple[np.ndarray, np.ndarray]:
         """Shares of the nodes of all `trees`, float32 [n], and their chances to survive, float64 [n]."""
         shares = np.concatenate([tree.shares for tree in trees])
-        return shares, self._chances.of(shares, _depths(trees))
+        depths, above = _depths(trees)
+        chances = np.append(self._chances.of(shares, depths), 1.0)
+        for parents in above:  # no more than that of any node above
+            chances[:-1] = np.minimum(chances[:-1], chances.take(parents))
+        return shares, chances[:-1]
 
     def learn(
         self, trees: Sequence[TokenTree], accepted: np.ndarray, seconds: float, drafting: float, asked: bool
@@ -99,7 +108,7 @@ class VerificationBudget:
         most = max(tree.size for tree in trees)
         self._cost.learn(Pass(texts, texts + drafted, texts * (1 + most), seconds))
         if drafted:
-            self._chances.learn(np.concatenate([tree.shares for tree in trees]), _depths(trees), accepted)
+            self._chances.learn(np.concatenate([tree.shares for tree in trees]), _depths(trees)[0], accepted)
 
     def _seconds_of(self, texts: int, owners: np.ndarray) -> np.ndarray:
         """Of passes with the first 0 to n drafted tokens, float64 [n + 1]. owners: int64 [n], the text of each."""
@@ -111,10 +120,18 @@ class VerificationBudget:
         return self._cost.seconds(texts, np.arange(texts, texts + owners.size + 1), texts * (1 + largest))
 
 
-def _depths(trees: Sequence[TokenTree]) -> np.ndarray:
-    """Of the nodes of all `trees`, int32 [n], from 1."""
+def _depths(trees: Sequence[TokenTree]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Of the nodes of all `trees`: their depths, int64 [n], from 1; and their ancestors 1, 2, 4, ... levels above.
+
+    The ancestors, int64 [n] each, are numbers among all nodes, n above the trees.
+    """
     sizes = np.array([tree.size for tree in trees])
-    begins = (sizes.cumsum() - sizes).repeat(sizes)
     parents = np.concatenate([tree.parents for tree in trees])
-    parents = np.where(parents < 0, -1, parents + begins).astype(np.int32)
-    return TokenTree(parents, parents, parents).depths
+    total = parents.size
+    parents = np.where(parents < 0, total, parents + (sizes.cumsum() - sizes).repeat(sizes))
+    depths, above, ancestors = np.append(np.ones(total, np.int64), 0), np.append(parents, total), list[np.ndarray]()
+    while (above < total).any():  # twice as far each time
+        ancestors.append(above[:-1])
+        depths = depths + depths.take(above)
+        above = above.take(above)
+    return depths[:-1], ancestors

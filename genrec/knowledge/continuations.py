@@ -12,7 +12,7 @@ from genrec.knowledge.token_tree import EMPTY, TokenTree
 MAX_NODES = 64
 MAX_DEPTH = 24
 MAX_CONTEXT = 8
-ROWS = 64  # continuations that a tree is read from; of more, an even sample
+ROWS = 32  # continuations that a tree is read from; of more, an even sample
 SHIFT = 2  # codes: token t is t + 2; 0 is a place where a branch was cut out, 1 the start of a text
 
 # Odd factors, one per level and one for texts: a branch is known by the sum of its tokens' products (multilinear
@@ -71,7 +71,8 @@ def draft_trees(
     matches, a node's share is the mean over them (Jelinek and Mercer's interpolation, 1980), each weighted by its
     `weights` and the square of its length: longer matches tell more.
 
-    max_depths: 1 to `MAX_DEPTH` for each text. max_nodes: of a tree. min_share: nodes below it are left out.
+    max_depths: 1 to `MAX_DEPTH` for each text. max_nodes: of a tree. min_share: nodes below it are left out; with
+    several matches, shares are exact to a quarter of it.
     """
     if not found.suffixes.size:
         return [EMPTY] * len(max_depths)
@@ -79,25 +80,25 @@ def draft_trees(
     nodes = _nodes(columns, found.counts)
     depths, weights = np.array(max_depths), _normalised(found, len(max_depths))
     shares = _shares(nodes, found, discount) * weights.take(nodes.match)
-    # A node that is below its part of the least share in each match is below the least share.
     most = np.bincount(found.texts).max()
-    kept = _kept(nodes, shares, columns, depths.take(found.texts), min_share / most)
+    # What single matches add to a node's share is left out if it is small even all together.
+    kept = _kept(nodes, shares, columns, depths.take(found.texts), min_share if most == 1 else min_share / most / 4)
     place, shares, text = nodes.place.take(kept), shares.take(kept), found.texts.take(nodes.match.take(kept))
     branches = np.add.accumulate((columns + SHIFT).astype(np.uint64) * _FACTORS[: len(columns)], axis=0).ravel()
     owners = text.astype(np.uint64) * _FACTORS[-1]
     keys = branches.take(place) + owners
     if most > 1:  # the same branch of several matches is one node
-        keys, first, same = np.unique(keys, return_index=True, return_inverse=True)
-        together = np.bincount(same, shares)
-        level_by_level = first.argsort()
-        first = first.take(level_by_level)
-        keys, shares = keys.take(level_by_level), together.take(level_by_level)
-        place, text, owners = place.take(first), text.take(first), owners.take(first)
-        if min_share:
-            likely = (shares >= min_share).nonzero()[0]
-            keys, shares, place, text, owners = (
-                array.take(likely) for array in (keys, shares, place, text, owners)
-            )
+        order = keys.argsort()
+        ordered = keys.take(order)
+        begins = np.append(True, ordered[1:] != ordered[:-1])
+        same = np.empty(keys.size, np.int64)
+        same[order] = begins.cumsum() - 1
+        together = np.bincount(same, shares)  # in the order of matches for all, so that no child exceeds its parent
+        likely = (together >= min_share).nonzero()[0]
+        first = order.take(begins.nonzero()[0].take(likely))
+        level_by_level = place.take(first).argsort()
+        first, shares = first.take(level_by_level), together.take(likely.take(level_by_level))
+        keys, place, text, owners = (array.take(first) for array in (keys, place, text, owners))
     # Best first within each text; among equals those nearer to the root, so that no node comes without its parent.
     best = np.lexsort((-shares, text))
     owner = text.take(best)

@@ -26,7 +26,8 @@ from genrec.knowledge.token_tree import EMPTY, TokenTree
 _TIMED_TEXTS = 16
 _TIMED_CONTEXT = 96
 _TIMED_SIZES = (1, 2, 3, 5, 9, 17, 33, 65)
-_TIMING_S = 0.25  # for one text, and again for several
+_TIMED_ROUNDS = 4
+_TIMING_S = 0.25  # after which no further round is begun, of one text and again of several
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,9 @@ class SpeculativeDecoder:
             # Of every text as many tokens, then of one alone: what is padded to the largest tree is told apart.
             sizes = [(size, size) for size in _TIMED_SIZES] + [(size, 1) for size in _TIMED_SIZES[-3:] if texts > 1]
             began = perf_counter()
-            while session.pending == texts and perf_counter() - began < _TIMING_S:
+            for _ in range(_TIMED_ROUNDS):
+                if session.pending < texts or perf_counter() - began > _TIMING_S:
+                    break
                 for first, others in sizes:
                     filling.nodes, statistics = (first - 1, others - 1), copy(session.statistics)
                     if len(session.step()) < texts:
@@ -204,7 +207,7 @@ class SpeculativeDecoder:
 
 
 class _Filling:
-    """A drafter of as many alternatives of the next token as `nodes` says, of the first text and of others: for timing."""
+    """Drafts as many alternatives of the next token as `nodes` says, of the first text and of others: for timing."""
 
     nodes = (0, 0)
 
@@ -358,7 +361,7 @@ class Session:
         asked = budget is None or budget.asks()
         trees = self._draft() if asked else [EMPTY] * len(self._running)
         if budget is not None:
-            trees = budget.cut(trees, perf_counter() - began)
+            trees = budget.cut(trees)
         drafted = perf_counter()
         accepted = self._extend(trees)
         if budget is not None:
@@ -366,12 +369,13 @@ class Session:
         self.statistics.draft_s += drafted - began
 
     def _draft(self) -> list[TokenTree]:
-        drafter = self._decoder.drafter
+        drafter, budget = self._decoder.drafter, self._decoder.budget
+        min_share = 0.0 if budget is None else budget.min_share
         trees = [EMPTY] * len(self._running)
         if drafter is None:
             return trees
         asked = {
-            at: RunningText(text.tokens[: text.size], text.start, text.group, room - 1)
+            at: RunningText(text.tokens[: text.size], text.start, text.group, room - 1, min_share)
             for at, text in enumerate(self._running)
             if (room := text.tokens.size - text.size) > 1  # besides what is drafted the model writes a token of its own
         }

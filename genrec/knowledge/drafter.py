@@ -17,13 +17,15 @@ class RunningText(NamedTuple):
     """A text that is being written.
 
     tokens: int32 [n], a prompt of `start` tokens and the text so far. group: of its entity. max_depth: tokens of a
-    draft that could still be used, at least 1; deeper trees are allowed but wasteful.
+    draft that could still be used, at least 1; deeper trees are allowed but wasteful. min_share: of tokens that are
+    worth drafting; less probable ones are allowed too.
     """
 
     tokens: np.ndarray
     start: int
     group: str
     max_depth: int
+    min_share: float = 0.0
 
 
 class Drafter(Protocol):
@@ -81,7 +83,7 @@ class PoolDrafter:
             found,
             [min(text.max_depth, self._max_depth) for text in texts],
             max_nodes=self._max_nodes,
-            min_share=self._min_share,
+            min_share=max(self._min_share, min(text.min_share for text in texts)),
             discount=self._discount,
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 _KNOTS = np.array([0, 4, 16, 64, 256, 1024])  # packed tokens, between which a further one costs the same
 _KEPT = 128  # running passes that the fit looks at
 _OFTEN = 16  # passes from one fit to the next
+_FADING = 64  # passes after which those of the start count half, then a third, ...
 _SWEEPS = 20
 
 
@@ -40,7 +41,7 @@ class PassCost:
     def __init__(self, measured: Sequence[Pass]) -> None:
         self._start = list(measured)
         self._running: deque[Pass] = deque(maxlen=_KEPT)
-        self._scale, self._since = 1.0, 0
+        self._scale, self._learnt = 1.0, 0
         self._weights = np.zeros(3 + _KNOTS.size)
         self._fit(10 * _SWEEPS)
 
@@ -55,16 +56,17 @@ class PassCost:
         self._running.append(one._replace(seconds=seconds / self._scale))
         # The machine as a whole is faster or slower than at the start; the fit then says for what.
         self._scale *= (seconds / expected) ** 0.05
-        self._since += 1
-        if self._since >= _OFTEN:
-            self._since = 0
+        self._learnt += 1
+        if self._learnt % _OFTEN == 0:
             self._fit(_SWEEPS)
 
     def _fit(self, sweeps: int) -> None:
         """Least squares without negative weights, by coordinate descent (Franc et al., 2005)."""
         texts, packed, padded, seconds = map(np.array, zip(*self._start, *self._running, strict=True))
+        trust = np.ones(texts.size)
+        trust[: len(self._start)] = 1 / (1 + self._learnt / _FADING)
         terms = _terms(texts, packed, padded) / seconds[:, None]
-        products, target = terms.T @ terms, terms.sum(0)
+        products, target = terms.T @ (trust[:, None] * terms), trust @ terms
         weights, diagonal = self._weights, products.diagonal()
         for _ in range(sweeps):
             for term in diagonal.nonzero()[0].tolist():

@@ -322,15 +322,19 @@ def _longest(
 
 
 def continuations(
-    pools: Sequence[RetrievalPool], texts: Sequence[np.ndarray], asked: np.ndarray, weights: np.ndarray | None = None
+    pools: Sequence[RetrievalPool],
+    texts: Sequence[np.ndarray],
+    asked: np.ndarray,
+    weights: np.ndarray | None = None,
+    most: int = MAX_CONTEXT,
 ) -> Continuations:
     """What follows the longest end of some texts in pools of one vocabulary size; nothing where there is no match.
 
     texts: int [any length] each, from their first token on. pools[i] is searched for text asked[i], int64.
-    weights: float64 [pools], as in `Continuations`; 1 by default.
+    weights: float64 [pools], as in `Continuations`; 1 by default. most: tokens to match.
     """
     dtype = pools[0].dtype
-    lengths, ranges = _longest(pools, _needles(texts, dtype)[:, asked])
+    lengths, ranges = _longest(pools, _needles(texts, dtype)[:, asked, :most])
     parts: list[np.ndarray] = []
     counts, steps = [], []
     for length, of_match in zip(lengths, ranges, strict=True):

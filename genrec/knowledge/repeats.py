@@ -8,13 +8,12 @@ import numpy as np
 
 from genrec.knowledge.continuations import MAX_CONTEXT, MAX_DEPTH, ROWS, SHIFT, Continuations
 
-_LEAST = 2  # tokens in common: a single one says little of what follows
 
-
-def repeats(texts: Sequence[np.ndarray], dtype: np.dtype) -> Continuations:
+def repeats(texts: Sequence[np.ndarray], dtype: np.dtype, least: int = 2, most: int = MAX_CONTEXT) -> Continuations:
     """What followed earlier occurrences of the last tokens of `texts`, int32 [any length] each, in the same text.
 
-    All texts are searched at once. dtype: of the codes in `Continuations.suffixes`, that of a pool.
+    All texts are searched at once. dtype: of the codes in `Continuations.suffixes`, that of a pool. least, most: tokens
+    to match; a single one says little of what follows.
     """
     sizes = np.array([text.size for text in texts])
     ends = sizes.cumsum()
@@ -27,12 +26,12 @@ def repeats(texts: Sequence[np.ndarray], dtype: np.dtype) -> Continuations:
     at, text = (array.take((at < last.take(text)).nonzero()[0]) for array in (at, text))
     length, same = np.ones(at.size, np.int64), np.ones(at.size, bool)
     inside = at - (ends - sizes).take(text)  # tokens before, of the same text
-    for back in range(1, MAX_CONTEXT):
+    for back in range(1, most):
         same &= (inside >= back) & (flat.take(at - back) == flat.take(last.take(text) - back))
         if not same.any():
             break
         length += same
-    longest = np.full(sizes.size, _LEAST)
+    longest = np.full(sizes.size, least)
     np.maximum.at(longest, text, length)
     chosen = (length == longest.take(text)).nonzero()[0]
     chosen = chosen[_sample(text.take(chosen))]

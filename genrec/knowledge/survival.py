@@ -16,7 +16,6 @@ class SurvivalChances:
 
     A chance is (accepted + 8 share) / (drafted + 8) of the like tokens, old outcomes fading: with few outcomes, at the
     start or where nothing has been drafted for long, it is the share. So what was given up for useless is tried again.
-    Chances never rise along a branch: they rise with the share and fall with the depth.
     """
 
     def __init__(self) -> None:
@@ -42,7 +41,4 @@ class SurvivalChances:
         self._table = self._chances()
 
     def _chances(self) -> np.ndarray:
-        chances = (self._accepted + _DOUBT * _SHARES[:, None]) / (self._drafted + _DOUBT)
-        # Between the least table above and the greatest below that rise with the share.
-        rising = np.maximum.accumulate(chances, 0) + np.minimum.accumulate(chances[::-1], 0)[::-1]
-        return np.asarray(np.minimum.accumulate(rising / 2, 1))
+        return np.asarray((self._accepted + _DOUBT * _SHARES[:, None]) / (self._drafted + _DOUBT))

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tensorrt_llm._torch.speculative.drafter import Drafter
 
-from genrec.knowledge.drafter import PoolDrafter, RunningText
 from genrec.knowledge.continuations import MAX_DEPTH, MAX_NODES
+from genrec.knowledge.drafter import PoolDrafter, RunningText
 from genrec.knowledge.pools import GLOBAL, Pools
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class RetrievalDrafter(Drafter):
     all texts. Add to it while requests come only if the model runs in this process. max_draft_len: 1 to 24.
     """
 
-    def __init__(self, pools: Path, groups: Mapping[bytes, str] | None = None, max_draft_len: int = MAX_DEPTH) -> None:
+    def __init__(self, pools: Path, groups: Mapping[bytes, str] | None = None, max_draft_len: int = 12) -> None:
         if not 1 <= max_draft_len <= MAX_DEPTH:
             raise ValueError(f"max_draft_len is {max_draft_len}; it must be 1 to {MAX_DEPTH}")
         super().__init__(max_draft_len=max_draft_len, max_total_draft_tokens=max_draft_len)
