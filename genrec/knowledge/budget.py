@@ -36,7 +36,7 @@ class VerificationBudget:
 
     def __init__(self, cost: PassCost) -> None:
         self.min_share = 0.0
-        self._cost, self._chances = cost, SurvivalChances()
+        self.cost, self._chances = cost, SurvivalChances()
         self._steps, self._without = 0, 0  # steps in all, and since drafts were asked for
         # Of a step with drafts, over one without: tokens and seconds, running means.
         self._tokens, self._seconds = 2.0, 1.0
@@ -106,7 +106,7 @@ class VerificationBudget:
             self._tokens += _PACE * (1 + accepted.sum() / texts - self._tokens)
             self._seconds += _PACE * (min((seconds + drafting) / alone, _MOST) - self._seconds)
         most = max(tree.size for tree in trees)
-        self._cost.learn(Pass(texts, texts + drafted, texts * (1 + most), seconds))
+        self.cost.learn(Pass(texts, texts + drafted, texts * (1 + most), seconds))
         if drafted:
             self._chances.learn(np.concatenate([tree.shares for tree in trees]), _depths(trees)[0], accepted)
 
@@ -117,7 +117,7 @@ class VerificationBudget:
         number = np.empty(owners.size, np.int64)
         number[by_text] = np.arange(1, owners.size + 1) - ordered.searchsorted(ordered)
         largest = np.append(0, np.maximum.accumulate(number))
-        return self._cost.seconds(texts, np.arange(texts, texts + owners.size + 1), texts * (1 + largest))
+        return self.cost.seconds(texts, np.arange(texts, texts + owners.size + 1), texts * (1 + largest))
 
 
 def _depths(trees: Sequence[TokenTree]) -> tuple[np.ndarray, list[np.ndarray]]:

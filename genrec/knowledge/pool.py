@@ -76,6 +76,13 @@ class RetrievalPool:
         """Memory of the pool's arrays."""
         return sum(array.nbytes for segment in self.segments for array in (segment.codes, segment.order, segment.keys))
 
+    def texts(self) -> list[np.ndarray]:
+        """What was added, int32 [n] each, oldest first, as far as it was not evicted."""
+        if not self.segments:
+            return []
+        codes = np.concatenate([segment.text for segment in self.segments]).astype(np.int32)
+        return [part[1:] - SHIFT for part in np.split(codes, (codes < SHIFT).nonzero()[0]) if part.size > 1]
+
     def add(self, texts: Sequence[np.ndarray]) -> None:
         """Add `texts`, int [any length] each; empty ones are left out.
 
