@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,15 @@ _PACE = 1 / 16  # weight of a step in the means
 _MOST = 4.0  # times the expected seconds, beyond which a step only shows that something else had the machine
 
 
+class Verified(NamedTuple):
+    """What of the last drafts was verified. texts: whose they are. shares, depths, chances: of the nodes, [n] each."""
+
+    texts: int
+    shares: np.ndarray
+    depths: np.ndarray
+    chances: np.ndarray
+
+
 class VerificationBudget:
     """One budget of drafted tokens for all running texts, for each step anew.
 
@@ -30,7 +40,7 @@ class VerificationBudget:
     longer than their tokens were worth, drafts are asked for only so often that 0.5 % of the time is lost by it, and at
     least every 256th step. So they come back when they are useful again.
 
-    cost: of a pass.
+    cost: of a pass. verified: by the last `cut`.
     min_share: of tokens that are worth drafting for the next step, a quarter of the least chance that was worth it.
     """
 
@@ -54,84 +64,73 @@ class VerificationBudget:
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         """What of `trees`, one for each running text, is to be verified."""
         sizes = np.array([tree.size for tree in trees])
-        total = int(sizes.sum())
-        if not total:
-            return list(trees)
-        shares, chances = self.chances(trees)
+        tokens, parents, shares = map(np.concatenate, zip(*trees, strict=True))
+        begins, owner = sizes.cumsum() - sizes, np.arange(sizes.size).repeat(sizes)
+        depths, chances = self._depths_and_chances(parents, begins.take(owner), shares)
         best = (-chances).argsort(kind="stable")  # parents are before their children, and as probable or more so
-        owner = np.arange(len(trees)).repeat(sizes)
-        tokens = np.append(0.0, chances.take(best).cumsum())
-        seconds = self._seconds_of(len(trees), owner.take(best))
-        pace = len(trees) / seconds[0] * max(1.0, self._tokens / self._seconds)
-        most = int((tokens - pace * seconds).argmax())
-        self.min_share = float(chances[best[max(most, 1) - 1]]) / 4
-        if most == total:
+        seconds, padded = self._seconds_of(sizes.size, owner.take(best))
+        pace = sizes.size / seconds[0] * max(1.0, self._tokens / self._seconds)
+        most = int((np.append(0.0, chances.take(best).cumsum()) - pace * seconds).argmax())
+        self.min_share = float(chances[best[max(most, 1) - 1]]) / 4 if best.size else 0.0
+        nodes = np.sort(best[:most])
+        self.verified = Verified(sizes.size, shares.take(nodes), depths.take(nodes), chances.take(nodes))
+        self._alone, self._padded = float(seconds[0]), int(padded[most])
+        if most == best.size:
             return list(trees)
-        kept = np.zeros(total, bool)
-        kept[best[:most]] = True
         # Numbers of the nodes that are left, within their trees.
-        ends = sizes.cumsum()
-        left = np.append(0, kept.cumsum())
-        begins = left.take(ends - sizes)
-        parents = np.concatenate([tree.parents for tree in trees])
-        number = left[:-1].take((ends - sizes).take(owner) + np.maximum(parents, 0)) - begins.take(owner)
-        nodes = kept.nonzero()[0]
-        parents = np.where(parents < 0, -1, number).astype(np.int32).take(nodes)
-        tokens_left, shares = np.concatenate([tree.tokens for tree in trees]).take(nodes), shares.take(nodes)
+        left = np.zeros(best.size + 1, np.int64)
+        left[nodes + 1] = 1
+        left = left.cumsum()
+        first, owner, parents = left.take(begins), owner.take(nodes), parents.take(nodes)
+        number = left.take(begins.take(owner) + np.maximum(parents, 0)) - first.take(owner)
+        parents, tokens = np.where(parents < 0, -1, number).astype(np.int32), tokens.take(nodes)
         return [
-            TokenTree(tokens_left[begin:end], parents[begin:end], shares[begin:end]) if end > begin else EMPTY
-            for begin, end in zip(begins.tolist(), left.take(ends).tolist(), strict=True)
+            TokenTree(tokens[begin:end], parents[begin:end], self.verified.shares[begin:end]) if end > begin else EMPTY
+            for begin, end in zip(first.tolist(), left.take(begins + sizes).tolist(), strict=True)
         ]
 
-    def chances(self, trees: Sequence[TokenTree]) -> tuple[np.ndarray, np.ndarray]:
-        """Shares of the nodes of all `trees`, float32 [n], and their chances to survive, float64 [n]."""
-        shares = np.concatenate([tree.shares for tree in trees])
-        depths, above = _depths(trees)
-        chances = np.append(self._chances.of(shares, depths), 1.0)
-        for parents in above:  # no more than that of any node above
-            chances[:-1] = np.minimum(chances[:-1], chances.take(parents))
-        return shares, chances[:-1]
+    def learn(self, accepted: np.ndarray, seconds: float, drafting: float, asked: bool) -> None:
+        """Take note of what came of the trees that `cut` gave last.
 
-    def learn(
-        self, trees: Sequence[TokenTree], accepted: np.ndarray, seconds: float, drafting: float, asked: bool
-    ) -> None:
-        """Take note of a step.
-
-        trees: that were verified, one for each text. accepted: bool, of the nodes of all of them, those that the texts
-        went on with. seconds: of the pass. drafting: seconds of drafting, if it was `asked` for.
+        accepted: bool, of the nodes of all of them, those that the texts went on with. seconds: of the pass. drafting:
+        seconds of drafting, if it was `asked` for.
         """
-        texts, drafted = len(trees), accepted.size
+        texts = self.verified.texts
         if asked:
-            alone = float(self._seconds_of(texts, np.empty(0, np.int64))[0])
             self._tokens += _PACE * (1 + accepted.sum() / texts - self._tokens)
-            self._seconds += _PACE * (min((seconds + drafting) / alone, _MOST) - self._seconds)
-        most = max(tree.size for tree in trees)
-        self.cost.learn(Pass(texts, texts + drafted, texts * (1 + most), seconds))
-        if drafted:
-            self._chances.learn(np.concatenate([tree.shares for tree in trees]), _depths(trees)[0], accepted)
+            self._seconds += _PACE * (min((seconds + drafting) / self._alone, _MOST) - self._seconds)
+        self.cost.learn(Pass(texts, texts + accepted.size, self._padded, seconds))
+        if accepted.size:
+            self._chances.learn(self.verified.shares, self.verified.depths, accepted)
 
-    def _seconds_of(self, texts: int, owners: np.ndarray) -> np.ndarray:
-        """Of passes with the first 0 to n drafted tokens, float64 [n + 1]. owners: int64 [n], the text of each."""
+    def _depths_and_chances(
+        self, parents: np.ndarray, begins: np.ndarray, shares: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of nodes of all trees: depths, int64 [n], from 1; and chances, float64 [n], at most that of any node above.
+
+        parents: numbers within their trees; begins: of these trees. Ancestors are reached 1, 2, 4, ... levels away.
+        """
+        total = parents.size
+        above = [np.append(np.where(parents < 0, total, parents + begins), total)]
+        depths = np.ones(total + 1, np.int64)
+        depths[-1] = 0
+        while (above[-1] < total).any():
+            depths += depths.take(above[-1])
+            above.append(above[-1].take(above[-1]))
+        chances = np.ones(total + 1)
+        chances[:-1] = self._chances.of(shares, depths[:-1])
+        for ancestors in above:
+            np.minimum(chances, chances.take(ancestors), out=chances)
+        return depths[:-1], chances[:-1]
+
+    def _seconds_of(self, texts: int, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of passes with the first 0 to n drafted tokens: seconds, float64 [n + 1], and `Pass.padded`, int64 [n + 1].
+
+        owners: int64 [n], the text of each token.
+        """
         by_text = owners.argsort(kind="stable")
         ordered = owners.take(by_text)
-        number = np.empty(owners.size, np.int64)
-        number[by_text] = np.arange(1, owners.size + 1) - ordered.searchsorted(ordered)
-        largest = np.append(0, np.maximum.accumulate(number))
-        return self.cost.seconds(texts, np.arange(texts, texts + owners.size + 1), texts * (1 + largest))
-
-
-def _depths(trees: Sequence[TokenTree]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Of the nodes of all `trees`: their depths, int64 [n], from 1; and their ancestors 1, 2, 4, ... levels above.
-
-    The ancestors, int64 [n] each, are numbers among all nodes, n above the trees.
-    """
-    sizes = np.array([tree.size for tree in trees])
-    parents = np.concatenate([tree.parents for tree in trees])
-    total = parents.size
-    parents = np.where(parents < 0, total, parents + (sizes.cumsum() - sizes).repeat(sizes))
-    depths, above, ancestors = np.append(np.ones(total, np.int64), 0), np.append(parents, total), list[np.ndarray]()
-    while (above < total).any():  # twice as far each time
-        ancestors.append(above[:-1])
-        depths = depths + depths.take(above)
-        above = above.take(above)
-    return depths[:-1], ancestors
+        number = np.zeros(owners.size + 1, np.int64)
+        number[by_text + 1] = np.arange(1, owners.size + 1) - ordered.searchsorted(ordered)
+        padded = texts * (1 + np.maximum.accumulate(number))
+        return self.cost.seconds(texts, np.arange(texts, texts + owners.size + 1), padded), padded

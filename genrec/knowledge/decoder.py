@@ -365,7 +365,7 @@ class Session:
         drafted = perf_counter()
         accepted = self._extend(trees)
         if budget is not None:
-            budget.learn(trees, accepted, perf_counter() - drafted, drafted - began, asked)
+            budget.learn(accepted, perf_counter() - drafted, drafted - began, asked)
         self.statistics.draft_s += drafted - began
 
     def _draft(self) -> list[TokenTree]:

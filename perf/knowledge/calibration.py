@@ -13,7 +13,6 @@ from genrec.knowledge.budget import VerificationBudget
 from genrec.knowledge.decoder import TextRequest
 from genrec.knowledge.drafter import PoolDrafter
 from genrec.knowledge.model import RELAXED, KnowledgeModel
-from genrec.knowledge.token_tree import TokenTree
 from genrec.reporting.page import markdown_table
 
 _BINS = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0])
@@ -28,11 +27,10 @@ class _Recording(VerificationBudget):
         self.chance: list[np.ndarray] = []
         self.accepted: list[np.ndarray] = []
 
-    def learn(self, trees: Sequence[TokenTree], accepted: np.ndarray, *arguments: Any) -> None:
-        if accepted.size:
-            self.chance.append(self.chances(trees)[1])
-            self.accepted.append(accepted)
-        super().learn(trees, accepted, *arguments)
+    def learn(self, accepted: np.ndarray, *arguments: Any) -> None:
+        self.chance.append(self.verified.chances)
+        self.accepted.append(accepted)
+        super().learn(accepted, *arguments)
 
 
 def calibration(model: KnowledgeModel, requests: Sequence[TextRequest], batch_size: int) -> Bins:

@@ -63,10 +63,9 @@ def test_what_is_verified_is_worth_most(seed: int, texts: int, per_token: float)
     for tree, left in zip(trees, cut, strict=True):  # whole branches of the tree, tokens with them
         tokens = dict(zip(paths(tree), tree.tokens.tolist(), strict=True))
         assert all(tokens[path] == token for path, token in zip(paths(left), left.tokens.tolist(), strict=True))
-    chances = [ours.chances([tree])[1] if tree.size else np.empty(0) for tree in trees]
     verified = sum(tree.size for tree in cut)
     pace = 2.0 * texts / seconds(texts, texts, per_token)  # as is assumed at the start
-    flat = np.concatenate(chances)
+    flat = np.concatenate([tree.shares for tree in trees])  # which the chances are as long as nothing was learnt
     ranked = np.sort(flat)[::-1]
     gains = [
         ranked[:drafted].sum() - pace * seconds(texts, texts + drafted, per_token) for drafted in range(flat.size + 1)
@@ -105,7 +104,7 @@ class World:
             accepted = np.concatenate([np.logical_and.accumulate(one) for one in holds])
             took = seconds(self.texts, self.texts + accepted.size, self.per_token)
             drafting = DRAFTING * self.texts**0.5 if asked else 0.0
-            self.ours.learn(trees, accepted, took, drafting, asked)
+            self.ours.learn(accepted, took, drafting, asked)
             tokens += self.texts + int(accepted.sum())
             clock += took + drafting
         return tokens / clock / (self.texts / seconds(self.texts, self.texts, self.per_token))
@@ -146,16 +145,16 @@ def test_whole_branches_are_verified_whatever_was_learnt(seed: int, texts: int) 
     rng, ours = np.random.default_rng(seed), budget()
     for _ in range(10):
         trees = [random_tree(rng) for _ in range(texts)]
-        if any(tree.size for tree in trees):
-            _, chances = ours.chances(trees)
-            parents = np.concatenate([tree.parents for tree in trees])
-            above = parents + np.repeat(np.cumsum([0] + [tree.size for tree in trees[:-1]]), [t.size for t in trees])
-            assert (chances[parents >= 0] <= chances[above[parents >= 0]]).all()
-            assert 0 <= chances.min() and chances.max() <= 1
         cut = ours.cut(trees)
+        begins = np.cumsum([0] + [tree.size for tree in cut])
+        for tree, begin in zip(cut, begins.tolist(), strict=False):
+            chances = ours.verified.chances[begin : begin + tree.size]
+            below = tree.parents >= 0
+            assert (chances[below] <= chances[tree.parents[below]]).all() and (0 <= chances).all()
+            assert ours.verified.depths[begin : begin + tree.size].tolist() == tree.depths.tolist()
         for tree, left in zip(trees, cut, strict=True):
             assert set(paths(left)) <= set(paths(tree))
-        ours.learn(cut, rng.random(sum(tree.size for tree in cut)) < rng.random(), 5e-3, 0.0, True)
+        ours.learn(rng.random(sum(tree.size for tree in cut)) < rng.random(), 5e-3, 0.0, True)
 
 
 def test_chances_are_shares_at_first_then_what_was_accepted_and_are_forgotten() -> None:
