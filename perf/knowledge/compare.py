@@ -120,7 +120,7 @@ def useless_pools(
     data: Data,
     entities: Annotated[int, typer.Option(min=2, help="Users and items whose texts are written, together.")] = 128,
     batch_sizes: Annotated[str, typer.Option(help="Texts at once, commas between.")] = "1,8,64",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures everything once, in turn.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures everything once, in turn.")] = 3,
     threads: Threads = 0,
 ) -> None:
     """Compare decoding with drafts from empty pools, of random tokens and of shuffled texts with decoding without."""
