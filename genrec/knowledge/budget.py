@@ -89,16 +89,20 @@ class VerificationBudget:
             for begin, end in zip(first.tolist(), left.take(begins + sizes).tolist(), strict=True)
         ]
 
-    def learn(self, accepted: np.ndarray, seconds: float, drafting: float, asked: bool) -> None:
+    def learn_plain(self, texts: int, seconds: float) -> None:
+        """Take note of a step without drafts; seldom, as these steps are to cost what plain decoding costs."""
+        if self._steps % _PLAIN == 0:
+            self.cost.learn(Pass(texts, texts, texts, seconds))
+
+    def learn(self, accepted: np.ndarray, seconds: float, drafting: float) -> None:
         """Take note of what came of the trees that `cut` gave last.
 
         accepted: bool, of the nodes of all of them, those that the texts went on with. seconds: of the pass. drafting:
-        seconds of drafting, if it was `asked` for.
+        seconds of drafting.
         """
         texts = self.verified.texts
-        if asked:
-            self._tokens += _PACE * (1 + accepted.sum() / texts - self._tokens)
-            self._seconds += _PACE * (min((seconds + drafting) / self._alone, _MOST) - self._seconds)
+        self._tokens += _PACE * (1 + accepted.sum() / texts - self._tokens)
+        self._seconds += _PACE * (min((seconds + drafting) / self._alone, _MOST) - self._seconds)
         self.cost.learn(Pass(texts, texts + accepted.size, self._padded, seconds))
         if accepted.size:
             self._chances.learn(self.verified.shares, self.verified.depths, accepted)

@@ -358,14 +358,20 @@ class Session:
     def _advance(self) -> None:
         """Draft, as far as it pays, and verify."""
         budget, began = self._decoder.budget, perf_counter()
-        asked = budget is None or budget.asks()
-        trees = self._draft() if asked else [EMPTY] * len(self._running)
-        if budget is not None:
-            trees = budget.cut(trees)
+        if budget is None:
+            trees = self._draft()
+        elif asked := budget.asks():
+            trees = budget.cut(self._draft())
+        else:
+            trees = [EMPTY] * len(self._running)
         drafted = perf_counter()
         accepted = self._extend(trees)
         if budget is not None:
-            budget.learn(accepted, perf_counter() - drafted, drafted - began, asked)
+            seconds = perf_counter() - drafted
+            if asked:
+                budget.learn(accepted, seconds, drafted - began)
+            else:
+                budget.learn_plain(len(trees), seconds)
         self.statistics.draft_s += drafted - began
 
     def _draft(self) -> list[TokenTree]:

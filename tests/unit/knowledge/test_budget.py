@@ -99,12 +99,15 @@ class World:
         for _ in range(steps):
             asked = self.ours.asks()
             drafted = [chain(16, self.share) if asked else EMPTY] * self.texts
-            trees = self.ours.cut(drafted)
+            trees = self.ours.cut(drafted) if asked else drafted
             holds = [self.rng.random(tree.size) < truth for tree in trees]
             accepted = np.concatenate([np.logical_and.accumulate(one) for one in holds])
             took = seconds(self.texts, self.texts + accepted.size, self.per_token)
             drafting = DRAFTING * self.texts**0.5 if asked else 0.0
-            self.ours.learn(accepted, took, drafting, asked)
+            if asked:
+                self.ours.learn(accepted, took, drafting)
+            else:
+                self.ours.learn_plain(self.texts, took)
             tokens += self.texts + int(accepted.sum())
             clock += took + drafting
         return tokens / clock / (self.texts / seconds(self.texts, self.texts, self.per_token))
@@ -154,7 +157,7 @@ def test_whole_branches_are_verified_whatever_was_learnt(seed: int, texts: int) 
             assert ours.verified.depths[begin : begin + tree.size].tolist() == tree.depths.tolist()
         for tree, left in zip(trees, cut, strict=True):
             assert set(paths(left)) <= set(paths(tree))
-        ours.learn(rng.random(sum(tree.size for tree in cut)) < rng.random(), 5e-3, 0.0, True)
+        ours.learn(rng.random(sum(tree.size for tree in cut)) < rng.random(), 5e-3, 0.0)
 
 
 def test_chances_are_shares_at_first_then_what_was_accepted_and_are_forgotten() -> None:
