@@ -15,7 +15,7 @@ from genrec.knowledge.token_tree import EMPTY, TokenTree
 _LOSS = 0.005  # of the time may go into asking for drafts that do not pay
 _SELDOM = 256  # steps after which they are asked for at the latest
 _PLAIN = 64  # every so many steps one goes without drafts, to tell what that costs
-_PACE = 1 / 16  # weight of a step in the means
+_PACE = 1 / 8  # weight of a step in the means
 _MOST = 4.0  # times the expected seconds, beyond which a step only shows that something else had the machine
 
 
@@ -49,7 +49,7 @@ class VerificationBudget:
         self.cost, self._chances = cost, SurvivalChances()
         self._steps, self._without = 0, 0  # steps in all, and since drafts were asked for
         # Of a step with drafts, over one without: tokens and seconds, running means.
-        self._tokens, self._seconds = 2.0, 1.0
+        self._tokens, self._seconds = 1.5, 1.0
 
     def asks(self) -> bool:
         """Whether this step's drafts are to be asked for."""

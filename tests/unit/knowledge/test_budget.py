@@ -64,7 +64,7 @@ def test_what_is_verified_is_worth_most(seed: int, texts: int, per_token: float)
         tokens = dict(zip(paths(tree), tree.tokens.tolist(), strict=True))
         assert all(tokens[path] == token for path, token in zip(paths(left), left.tokens.tolist(), strict=True))
     verified = sum(tree.size for tree in cut)
-    pace = 2.0 * texts / seconds(texts, texts, per_token)  # as is assumed at the start
+    pace = 1.5 * texts / seconds(texts, texts, per_token)  # as is assumed at the start
     flat = np.concatenate([tree.shares for tree in trees])  # which the chances are as long as nothing was learnt
     ranked = np.sort(flat)[::-1]
     gains = [
