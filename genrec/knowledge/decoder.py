@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import attrgetter
@@ -15,12 +16,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from genrec.errors import InvalidRequest
+from genrec.knowledge.budget import VerificationBudget
 from genrec.knowledge.drafter import Drafter, RunningText
 from genrec.knowledge.packed import Packing
 from genrec.knowledge.packed_model import PackedModel, Precision
 from genrec.knowledge.packed_trees import PackedTrees
+from genrec.knowledge.pass_cost import Pass, PassCost
 from genrec.knowledge.pools import GLOBAL
 from genrec.knowledge.token_tree import EMPTY, TokenTree
+
+# Passes that are timed at the start: texts at most, tokens that each has before, tokens of each in the pass.
+_TIMED_TEXTS = 16
+_TIMED_CONTEXT = 96
+_TIMED_SIZES = (1, 2, 3, 5, 9, 17, 33, 65)
+_TIMED_ROUNDS = 4
+_TIMING_S = 0.25  # after which no further round is begun, of one text and again of several
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,8 @@ class SpeculativeDecoder:
     model: put in evaluation mode, its weights used as `PackedModel` says. drafter: None to decode one token per step.
     stop_tokens: end a text. batch_size: texts at once. max_length: of prompt and text, the model's own limit by
     default. grow: whether finished texts go to the drafter, in the order in which they finish. precision: as in
-    `PackedModel`.
+    `PackedModel`. fixed: whether all that is drafted is verified, which is for comparisons; otherwise a
+    `VerificationBudget` says how much, for which passes of different sizes are timed here, in about a second.
     """
 
     def __init__(
@@ -136,6 +147,7 @@ class SpeculativeDecoder:
         max_length: int | None = None,
         grow: bool = False,
         precision: Precision = "float32",
+        fixed: bool = False,
     ) -> None:
         self.model, self.drafter = PackedModel(model, precision), drafter
         self.verification, self.grow = verification, grow
@@ -152,10 +164,40 @@ class SpeculativeDecoder:
             if not 0 <= token < self.stops.size:
                 raise ValueError(f"stop token {token} is outside the vocabulary of {self.stops.size}")
             self.stops[token] = True
+        self.budget: VerificationBudget | None = None
+        if drafter is not None and not fixed:
+            self.budget = VerificationBudget(PassCost(self._timed_passes()))
 
     def session(self) -> Session:
         """A new session: submit requests, and step."""
         return Session(self)
+
+    def _timed_passes(self) -> list[Pass]:
+        """Passes of different sizes over one text and over several: the fastest of a few, as pauses tell nothing."""
+        decoder, fastest = copy(self), dict[Pass, float]()
+        decoder.stops, decoder.max_length, decoder.budget = np.zeros_like(self.stops), self.model.max_length, None
+        prompt = np.zeros(min(_TIMED_CONTEXT, decoder.max_length // 2), np.int64)
+        for texts in sorted({1, min(self.batch_size, _TIMED_TEXTS)}):
+            decoder.drafter = filling = _Filling()
+            session, statistics = decoder.session(), DecodingStatistics()
+            for _ in range(texts):
+                session.submit(TextRequest(prompt, max_new_tokens=decoder.max_length - prompt.size))
+            session.step()
+            # Of every text as many tokens, then of one alone: what is padded to the largest tree is told apart.
+            sizes = [(size, size) for size in _TIMED_SIZES] + [(size, 1) for size in _TIMED_SIZES[-3:] if texts > 1]
+            began = perf_counter()
+            for _ in range(_TIMED_ROUNDS):
+                if session.pending < texts or perf_counter() - began > _TIMING_S:
+                    break
+                for first, others in sizes:
+                    filling.nodes, statistics = (first - 1, others - 1), copy(session.statistics)
+                    if len(session.step()) < texts:
+                        break
+                    seconds = session.statistics.total_s - statistics.total_s
+                    seconds -= session.statistics.draft_s - statistics.draft_s
+                    size = Pass(texts, first + others * (texts - 1), first * texts, 0.0)
+                    fastest[size] = min(seconds, fastest.get(size, seconds))
+        return [size._replace(seconds=seconds) for size, seconds in fastest.items()]
 
     def generate(self, requests: Iterable[TextRequest]) -> Iterator[Generated]:
         """Texts of `requests` as they finish. Requests are taken as they are needed. Raises InvalidRequest."""
@@ -168,6 +210,22 @@ class SpeculativeDecoder:
             for progress in session.step():
                 if progress.finished:
                     yield progress.finished
+
+
+class _Filling:
+    """Drafts as many alternatives of the next token as `nodes` says, of the first text and of others: for timing."""
+
+    nodes = (0, 0)
+
+    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
+        first, others = (
+            TokenTree(np.zeros(nodes, np.int32), np.full(nodes, -1, np.int32), np.ones(nodes, np.float32))
+            for nodes in self.nodes
+        )
+        return [first, *[others] * (len(texts) - 1)]
+
+    def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
+        """Nothing."""
 
 
 @dataclass
@@ -254,8 +312,7 @@ class Session:
         self._start()
         finished = self._finish()
         if self._running:
-            trees = self._draft()
-            self._extend(trees)
+            self._advance()
             finished += self._finish()
         done = {text.index: self._generated(text) for text in finished}
         progress = [self._progress(text, done) for text in sorted(self._running + finished, key=attrgetter("index"))]
@@ -284,24 +341,46 @@ class Session:
         self.statistics.llm_s += perf_counter() - began
         self._write(started, chosen, np.ones(len(started), np.int64))
 
+    def _advance(self) -> None:
+        """Draft, as far as it pays, and verify."""
+        budget, began = self._decoder.budget, perf_counter()
+        if budget is None:
+            trees = self._draft()
+        elif asked := budget.asks():
+            trees = budget.cut(self._draft())
+        else:
+            trees = [EMPTY] * len(self._running)
+        drafted = perf_counter()
+        accepted = self._extend(trees)
+        if budget is not None:
+            seconds = perf_counter() - drafted
+            if asked:
+                budget.learn(accepted, seconds, drafted - began)
+            else:
+                budget.learn_plain(len(trees), seconds)
+        self.statistics.draft_s += drafted - began
+
     def _draft(self) -> list[TokenTree]:
-        drafter, began = self._decoder.drafter, perf_counter()
+        drafter, budget = self._decoder.drafter, self._decoder.budget
+        min_share = 0.0 if budget is None else budget.min_share
         trees = [EMPTY] * len(self._running)
         if drafter is None:
             return trees
         asked = {
-            at: RunningText(text.tokens[: text.size], text.start, text.group, room - 1)
+            at: RunningText(text.tokens[: text.size], text.start, text.group, room - 1, min_share)
             for at, text in enumerate(self._running)
             if (room := text.tokens.size - text.size) > 1  # besides what is drafted the model writes a token of its own
         }
         if asked:
             for at, tree in zip(asked, drafter.draft(list(asked.values())), strict=True):
                 trees[at] = tree
-        self.statistics.draft_s += perf_counter() - began
         return trees
 
-    def _extend(self, trees: list[TokenTree]) -> None:
-        """Verify `trees`, of the running texts, in one pass; write what is accepted and the model's own next tokens."""
+    def _extend(self, trees: list[TokenTree]) -> np.ndarray:
+        """Verify `trees`, of the running texts, in one pass; write what is accepted and the model's own next tokens.
+
+        Gives bool [n], of the nodes of all trees, those that were written.
+        """
         packed = PackedTrees.of(trees, np.array([text.tokens[text.size - 1] for text in self._running]))
         cached = np.array([text.size - 1 for text in self._running])
         self._cache.reserve(int((cached + packed.sizes).max()))  # a tree may have more nodes than its text has room
@@ -326,6 +405,9 @@ class Session:
         ):
             text.steps += 1
             text.accepted += min(drafted, size)
+        used = np.zeros(packed.tokens.size, bool)
+        used[path] = True
+        return used[~packed.roots]
 
     def _judge(self, logits: Tensor, packed: PackedTrees) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The model's own next token behind each packed one; which are accepted behind their parent; log-probabilities.
