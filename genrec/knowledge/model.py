@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from genrec.errors import InvalidRequest, in_words
 from genrec.knowledge.decoder import GREEDY, SpeculativeDecoder, TextRequest, Verification
+from genrec.knowledge.detokenizer import UNFINISHED
 from genrec.knowledge.drafter import Drafter, PoolDrafter
 from genrec.knowledge.groups import GroupRouter
 from genrec.knowledge.pools import Pools
@@ -113,9 +114,14 @@ class KnowledgeModel:
         group = self.router.item_group(row, category_of(attributes))
         return self._request(item_prompt(attributes, self.settings.limits), group, max_new_tokens)
 
+    def decode(self, tokens: np.ndarray) -> str:
+        """The characters of tokens, int [n], with U+FFFD for bytes that are no whole character."""
+        # Tidying up would change what the pieces before have shown.
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def text(self, tokens: np.ndarray) -> str:
         """The text of tokens, int [n]; a character whose last bytes are not written yet is left out."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).rstrip("\N{REPLACEMENT CHARACTER}")
+        return self.decode(tokens).rstrip(UNFINISHED)
 
     def _request(self, prompt: str, group: str, max_new_tokens: int | None) -> TextRequest:
         # A title that reads like a special token stays a title.
