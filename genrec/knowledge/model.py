@@ -26,6 +26,7 @@ CHECKPOINT, ITEMS, ROUTER, POOLS = "model", "items.parquet", "router.npz", "pool
 # Relaxed verification as published: arXiv 2408.05676, section 3.3.
 RELAXED = Verification(top_k=2, threshold=0.1)
 VERIFICATIONS = {"greedy": GREEDY, "relaxed": RELAXED}
+NO_DRAFTS = "none"  # what a deployment says in place of a verification
 
 
 class KnowledgeModel:

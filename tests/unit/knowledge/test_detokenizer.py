@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def in_pieces(kind: str, tokens: list[int], ends: list[int]) -> list[str]:
     """The pieces of `tokens`, cut at `ends`."""
     stream = Detokenizer(decoder(kind))
     cuts = [0, *sorted(end % (len(tokens) + 1) for end in ends), len(tokens)]
-    return [stream.add(np.array(tokens[one:two], np.int32)) for one, two in zip(cuts, cuts[1:], strict=False)]
+    return [stream.add(np.array(tokens[one:two], np.int32)) for one, two in pairwise(cuts)]
 
 
 @pytest.mark.parametrize("kind", MADE)
