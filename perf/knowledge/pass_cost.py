@@ -11,16 +11,20 @@ from scipy.optimize import nnls  # type: ignore[import-untyped]
 
 
 class Cost(Protocol):
-    """Seconds of passes."""
+    """Seconds of a session's steps.
 
-    def step(self, texts: int, packed: np.ndarray, cached: int) -> np.ndarray:
-        """Over `texts` texts with `packed` tokens, int [n], roots and drafted ones together: float64 [n].
+    together: whether prompts of texts that begin are in the same pass as the running texts; else in one before it.
+    """
 
-        cached: tokens of all texts together that are read from the cache.
+    @property
+    def together(self) -> bool: ...
+
+    def seconds(self, texts: int, packed: np.ndarray, cached: int, begun: int, prompt_tokens: int) -> np.ndarray:
+        """Of steps over `texts` texts with `packed` tokens, int [n], roots and drafted ones together: float64 [n].
+
+        cached: tokens of all texts together that are read from the cache. begun: texts that begin, with
+        `prompt_tokens` tokens together.
         """
-
-    def prefill(self, texts: int, tokens: int) -> float:
-        """Over the prompts of `texts` texts, `tokens` together."""
 
 
 class Step(NamedTuple):
@@ -42,6 +46,7 @@ class MeasuredCost:
     """
 
     weights: np.ndarray
+    together = False
 
     @classmethod
     def fitted(cls, steps: Sequence[Step]) -> MeasuredCost:
@@ -60,12 +65,9 @@ class MeasuredCost:
     def _terms(step: Step) -> tuple[float, ...]:
         return (step.texts > 0, step.texts, step.packed, step.cached, step.begun > 0, step.prompt_tokens)
 
-    def step(self, texts: int, packed: np.ndarray, cached: int) -> np.ndarray:
-        of_pass, of_text, of_packed, of_cached = self.weights[:4]
-        return np.asarray(of_pass + of_text * texts + of_packed * packed + of_cached * cached)
-
-    def prefill(self, texts: int, tokens: int) -> float:
-        return float(self.weights[4] + self.weights[5] * tokens)
+    def seconds(self, texts: int, packed: np.ndarray, cached: int, begun: int, prompt_tokens: int) -> np.ndarray:
+        other = np.array([texts > 0, texts, 0, cached, begun > 0, prompt_tokens]) @ self.weights
+        return np.asarray(other + self.weights[2] * packed)
 
 
 @dataclass(frozen=True)
@@ -88,21 +90,16 @@ class RooflineCost:
     peak_efficiency: float
     overhead_s: float
     weight_bytes: float = 2.0
+    together = True
 
-    def step(self, texts: int, packed: np.ndarray, cached: int) -> np.ndarray:
-        moved = self.parameters * self.weight_bytes + self.cache_bytes * (cached + packed)
-        computed = 2 * self.parameters * packed + self.attention * packed * cached / max(1, texts)
-        return np.asarray(self._seconds(moved, computed))
-
-    def prefill(self, texts: int, tokens: int) -> float:
-        moved = self.parameters * self.weight_bytes + self.cache_bytes * tokens
-        computed = 2 * self.parameters * tokens + self.attention * tokens * tokens / max(1, texts) / 2
-        return float(self._seconds(np.array(moved), np.array(computed)))
-
-    def _seconds(self, moved: np.ndarray, computed: np.ndarray) -> np.ndarray:
+    def seconds(self, texts: int, packed: np.ndarray, cached: int, begun: int, prompt_tokens: int) -> np.ndarray:
+        tokens = packed + prompt_tokens
+        seen = packed * cached / max(1, texts) + prompt_tokens**2 / max(1, begun) / 2
+        moved = self.parameters * self.weight_bytes + self.cache_bytes * (cached + tokens)
+        computed = 2 * self.parameters * tokens + self.attention * seen
         by_memory = moved / (self.bandwidth * self.bandwidth_efficiency)
         by_arithmetic = computed / (self.peak * self.peak_efficiency)
-        return np.maximum(by_memory, by_arithmetic) + self.overhead_s
+        return np.asarray(np.maximum(by_memory, by_arithmetic) + self.overhead_s)
 
 
 # A 7 B model of Qwen2.5's shape (7.6 B parameters, 28 layers, 28 heads and 4 key-value heads of 128) in bf16 on an H100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -17,14 +18,14 @@ _BINS = np.linspace(0, 1, 21)
 
 # Which drafted tokens a step verifies, bool [n]: of their shares, depths and texts, [n] each, best first within a text;
 # the seconds of a pass with the first 0 to n drafted tokens, float64 [n + 1]; and the number of texts.
-Choice = Callable[[np.ndarray, np.ndarray, np.ndarray, Callable[[], np.ndarray], int], np.ndarray]
+Choice = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 
 
 def fixed_trees(max_nodes: int, min_share: float) -> Choice:
     """At most `max_nodes` tokens a text, each with at least `min_share`."""
 
     def choose(
-        shares: np.ndarray, depths: np.ndarray, owner: np.ndarray, seconds: Callable[[], np.ndarray], texts: int
+        shares: np.ndarray, depths: np.ndarray, owner: np.ndarray, seconds: np.ndarray, texts: int
     ) -> np.ndarray:
         rank = np.arange(owner.size) - owner.searchsorted(owner)
         return (rank < max_nodes) & (shares >= min_share)
@@ -36,13 +37,13 @@ def by_load(chances: Chances) -> Choice:
     """As many as make the texts grow fastest: the most expected tokens per second of the pass, over all texts."""
 
     def choose(
-        shares: np.ndarray, depths: np.ndarray, owner: np.ndarray, seconds: Callable[[], np.ndarray], texts: int
+        shares: np.ndarray, depths: np.ndarray, owner: np.ndarray, seconds: np.ndarray, texts: int
     ) -> np.ndarray:
         expected = chances.of(shares, depths)
         best = (-expected).argsort(kind="stable")
         grown = texts + np.append(0.0, expected[best].cumsum())
         chosen = np.zeros(owner.size, bool)
-        chosen[best[: int((grown / seconds()).argmax())]] = True
+        chosen[best[: int((grown / seconds).argmax())]] = True
         return chosen
 
     return choose
@@ -104,30 +105,23 @@ def replay(
     worth, price = 2.0, 1.0  # tokens and seconds of a step with drafts over one without, of late
     while True:
         begun = np.array(list(islice(waiting, batch_size - running.size)), np.int64)
-        if begun.size:
-            seconds += cost.prefill(begun.size, int(trace.prompts[begun].sum()))
-            tokens += begun.size
-            running, written = np.append(running, begun), np.append(written, np.ones(begun.size, np.int64))
-        running, written = _unfinished(trace, running, written)
+        prompt_tokens = int(trace.prompts[begun].sum())
         if not begun.size and not running.size:
             break
-        if not running.size:
-            continue
+        if not cost.together:
+            running, written = _with(trace, running, written, begun)
         cached = int((trace.prompts[running] + written).sum())
-        alone = float(cost.step(running.size, np.array([running.size]), cached)[0])
+        of_step = partial(cost.seconds, running.size, cached=cached, begun=begun.size, prompt_tokens=prompt_tokens)
+        alone = float(of_step(packed=np.array([running.size]))[0])
         growth, spent = np.ones(running.size, np.int64), alone
         pause -= 1
-        if choose is not None and pause < 0:
+        if choose is not None and pause < 0 and running.size:
             nodes, owner = trace.nodes(running, written)
-
-            def of_pass(texts: int = running.size, drafts: int = nodes.size, cached: int = cached) -> np.ndarray:
-                return cost.step(texts, np.arange(texts, texts + drafts + 1), cached)
-
-            chosen = choose(trace.shares[nodes], trace.depths[nodes], owner, of_pass, running.size)
+            seconds_of = of_step(packed=np.arange(running.size, running.size + nodes.size + 1))
+            chosen = choose(trace.shares[nodes], trace.depths[nodes], owner, seconds_of, running.size)
             growth += np.bincount(owner, chosen & trace.accepted[nodes], running.size).astype(np.int64)
-            packed = running.size + int(chosen.sum())
-            spent = float(cost.step(running.size, np.array([packed]), cached)[0]) + draft_s * running.size
-            drafted += packed - running.size
+            spent = float(seconds_of[int(chosen.sum())]) + draft_s * running.size
+            drafted += int(chosen.sum())
             worth += _PACE * (growth.mean() - worth)
             price += _PACE * (spent / alone - price)
             if pauses and price > worth:
@@ -135,11 +129,13 @@ def replay(
         before = written
         written = np.minimum(written + growth, trace.lengths[running])
         seconds, text_steps = seconds + spent, text_steps + running.size
-        tokens += int((written - before).sum())
-        running, written = _unfinished(trace, running, written)
+        tokens += int((written - before).sum()) + begun.size
+        running, written = _with(trace, running, written, begun if cost.together else begun[:0])
     return Replayed(tokens / seconds, (tokens - count) / max(1, text_steps), drafted / max(1, text_steps))
 
 
-def _unfinished(trace: Trace, running: np.ndarray, written: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _with(trace: Trace, running: np.ndarray, written: np.ndarray, begun: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The texts that are not finished, and those that have `begun` with their first tokens; tokens written of each."""
+    running, written = np.append(running, begun), np.append(written, np.ones(begun.size, np.int64))
     left = written < trace.lengths[running]
     return running[left], written[left]
