@@ -76,6 +76,12 @@ class KnowledgeModel:
             **options,
         )
 
+    def served(self, verification: str, texts_at_once: int) -> SpeculativeDecoder:
+        """The decoder of a deployment that says so: a name of `VERIFICATIONS`, or `NO_DRAFTS`."""
+        if verification == NO_DRAFTS:
+            return self.decoder(GREEDY, texts_at_once, drafter=None)
+        return self.decoder(VERIFICATIONS[verification], texts_at_once, grow=True)
+
     def request(
         self, history: Sequence[bytes] | None, item: bytes | None, max_new_tokens: int | None = None
     ) -> TextRequest:

@@ -6,6 +6,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from time import monotonic
 from typing import NamedTuple
 
@@ -29,18 +30,25 @@ class _Arrived(NamedTuple):
 class TextWriter:
     """Decodes all submitted requests together, in a thread of its own.
 
-    decoder: what decodes. decode: the text of tokens, int [n], see `Detokenizer`. log: where a defect is reported.
+    made: the decoder; it is made in that thread, and nothing of PyTorch runs in another one. OpenMP has a pool of
+    threads for each thread that computes, and with more of them than processors it no longer waits in a loop for the
+    next operation: decoding is then a third slower. decode: the text of tokens, int [n], see `Detokenizer`. log: where
+    a defect is reported. Raises what `made` raises.
     """
 
     def __init__(
-        self, decoder: SpeculativeDecoder, decode: Callable[[np.ndarray], str], log: Callable[[str], object]
+        self,
+        made: Callable[[], SpeculativeDecoder],
+        decode: Callable[[np.ndarray], str],
+        log: Callable[[str], object],
     ) -> None:
-        self._decoder, self._log = decoder, log
-        self._sender = TextSender(decode, log, room=decoder.batch_size)
+        self._decode, self._log = decode, log
         self._arrived: queue.Queue[_Arrived | None] = queue.Queue(MAX_WAITING)
         self._running: dict[int, Outgoing] = {}
-        self._thread = threading.Thread(target=self._run, name="text-writer", daemon=True)
+        begun: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(made, begun), name="text-writer", daemon=True)
         self._thread.start()
+        begun.result()
 
     def submit(self, request: TextRequest, stream: Stream, whole: bool = False) -> None:
         """Queue a request; its stream hears of everything else. Safe from any thread.
@@ -58,7 +66,14 @@ class TextWriter:
         self._thread.join()
         self._sender.close()
 
-    def _run(self) -> None:
+    def _run(self, made: Callable[[], SpeculativeDecoder], begun: Future[None]) -> None:
+        try:
+            self._decoder = made()
+        except BaseException as error:  # of whoever asked for it
+            begun.set_exception(error)
+            return
+        self._sender = TextSender(self._decode, self._log, room=self._decoder.batch_size)
+        begun.set_result(None)
         session, open_ = self._decoder.session(), True
         while open_ or session.pending:
             open_ = self._take(session, open_)

@@ -7,8 +7,8 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import GREEDY, TextRequest
-from genrec.knowledge.model import NO_DRAFTS, VERIFICATIONS, KnowledgeModel
+from genrec.knowledge.decoder import TextRequest
+from genrec.knowledge.model import KnowledgeModel
 from genrec.knowledge.sender import Reason
 from genrec.knowledge.writer import TextWriter
 from genrec.serving.step import open_folder, optional
@@ -29,16 +29,14 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self.model = KnowledgeModel(open_folder(parameters["knowledge"]))
-        verification, texts_at_once = parameters["verification"], int(parameters["texts_at_once"])
-        if verification == NO_DRAFTS:
-            self.decoder = self.model.decoder(GREEDY, texts_at_once, drafter=None)
-        else:
-            self.decoder = self.model.decoder(VERIFICATIONS[verification], texts_at_once, grow=True)
         self.texts = pb.MetricFamily(
             name="genrec_texts_total", description="Knowledge texts asked for", kind=pb.MetricFamily.COUNTER
         )
         self.outcomes = {name: self.texts.Metric(labels={"outcome": name}) for name in OUTCOMES}
-        self.writer = TextWriter(self.decoder, self.model.decode, pb.Logger.log_error)
+        verification, texts_at_once = parameters["verification"], int(parameters["texts_at_once"])
+        self.writer = TextWriter(
+            lambda: self.model.served(verification, texts_at_once), self.model.decode, pb.Logger.log_error
+        )
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
