@@ -6,7 +6,8 @@ Every round runs the library and then the server, with the same texts, as many a
 The client is a process of its own on the same processors, and its processor time is told apart:
 
 - tokens per second as the client sees them;
-- "client apart": the same without the client's share of the time, its processor seconds divided by the processors;
+- "client apart": the same in the time less the client's processor seconds. Decoding uses all processors in step, so
+  what one of them does for others holds up all: a process that burns some time costs decoding at least as much;
 - tokens per processor second, of the library's process, and of the server's with all that it started.
 """
 
@@ -59,8 +60,8 @@ class Written:
 
     @property
     def client_apart(self) -> float:
-        """Tokens per second without the client's share of the time."""
-        return self.tokens / (self.seconds - self.client_s / (os.cpu_count() or 1))
+        """Tokens per second in the time less the client's processor seconds."""
+        return self.tokens / (self.seconds - self.client_s)
 
     @property
     def per_processor_s(self) -> float:
