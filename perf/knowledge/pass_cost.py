@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 
+_KNOTS = np.array([0, 4, 16, 64, 256])  # packed tokens, between which a further one costs the same
+
 
 class Cost(Protocol):
     """Seconds of a session's steps.
@@ -34,15 +36,16 @@ class Step(NamedTuple):
     begun: int
     prompt_tokens: int
     texts: int
-    packed: int
     cached: int
+    packed: int
 
 
 @dataclass(frozen=True)
 class MeasuredCost:
     """Of this machine: seconds fitted to steps, linear in everything that `Step` counts, nothing negative.
 
-    weights: float64 [6] of a pass, texts, packed and cached tokens, a wave of prompts, and tokens of prompts.
+    weights: float64 [10], of a pass, texts, cached tokens, a wave of prompts, tokens of prompts, and of packed tokens
+    in each stretch between 0, 4, 16, 64, 256 and more: products get faster the larger they are.
     """
 
     weights: np.ndarray
@@ -51,7 +54,7 @@ class MeasuredCost:
     @classmethod
     def fitted(cls, steps: Sequence[Step]) -> MeasuredCost:
         """To the least relative error. The slowest twentieth for its size, where something else ran, is left out."""
-        terms = np.array([cls._terms(step) for step in steps])
+        terms = np.concatenate([cls._terms(*step[1:5], np.array([step.packed])) for step in steps])
         seconds = np.array([step.seconds for step in steps])
         kept = np.ones(len(steps), bool)
         for _ in range(3):
@@ -62,12 +65,13 @@ class MeasuredCost:
         return cls(weights)
 
     @staticmethod
-    def _terms(step: Step) -> tuple[float, ...]:
-        return (step.texts > 0, step.texts, step.packed, step.cached, step.begun > 0, step.prompt_tokens)
+    def _terms(begun: int, prompt_tokens: int, texts: int, cached: int, packed: np.ndarray) -> np.ndarray:
+        within = np.clip(packed[:, None] - _KNOTS, 0, np.append(np.diff(_KNOTS), np.inf))
+        told = np.array([texts > 0, texts, cached, begun > 0, prompt_tokens], float)
+        return np.column_stack([np.broadcast_to(told, (packed.size, told.size)), within])
 
     def seconds(self, texts: int, packed: np.ndarray, cached: int, begun: int, prompt_tokens: int) -> np.ndarray:
-        other = np.array([texts > 0, texts, 0, cached, begun > 0, prompt_tokens]) @ self.weights
-        return np.asarray(other + self.weights[2] * packed)
+        return np.asarray(self._terms(begun, prompt_tokens, texts, cached, packed) @ self.weights)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def timed_steps(
         drafted = sum(session.statistics.drafted_by_depth.values()) - drafted
         begun = [requests[one.index].prompt.size for one in progress if not written[one.index].size]
         cached = sum(requests[one.index].prompt.size + max(1, written[one.index].size) for one in progress)
-        steps.append(Step(seconds, len(begun), sum(begun), len(progress), len(progress) + drafted, cached))
+        steps.append(Step(seconds, len(begun), sum(begun), len(progress), cached, len(progress) + drafted))
         for one in progress:
             written[one.index] = np.append(written[one.index], one.tokens)
     return steps, written, session.statistics.tokens / sum(step.seconds for step in steps)

@@ -39,7 +39,7 @@ def test_it_takes_the_steps_of_the_decoder(written, batch_size: int) -> None:
     way = (PoolDrafter(model.pools, max_nodes=6, min_share=0.1), GREEDY)
     steps, again, _ = timed_steps(model, way, batch_size, requests)
     assert [text.tolist() for text in again] == [text.tolist() for text in texts]
-    cost = MeasuredCost(np.array([1.0, 0, 0, 0, 0, 0]))  # a second a pass
+    cost = MeasuredCost(np.eye(10)[0])  # a second a pass
     run = replay(trace, batch_size, cost, fixed_trees(6, 0.1))
     assert sum(map(len, texts)) / run.tokens_per_s == pytest.approx(len(steps))
     assert run.tokens_per_step > 1.5
@@ -67,14 +67,18 @@ def test_a_pass_costs_what_the_roofline_says() -> None:
 
 def test_costs_are_found_again_in_the_steps_that_they_explain() -> None:
     rng = np.random.default_rng(0)
-    true = np.array([0.01, 1e-4, 2e-4, 1e-6, 5e-3, 1e-4])
+    true = MeasuredCost(np.array([0.01, 1e-4, 1e-6, 5e-3, 1e-4, 4e-4, 3e-4, 3e-4, 2e-4, 1e-4]))
     steps = []
     for _ in range(300):
         texts, begun = int(rng.integers(1, 64)), int(rng.integers(0, 3))
-        step = Step(0.0, begun, begun * 70, texts, texts * int(rng.integers(1, 17)), texts * int(rng.integers(70, 200)))
-        seconds = np.array([1, texts, step.packed, step.cached, begun > 0, step.prompt_tokens]) @ true
-        steps.append(step._replace(seconds=seconds * (5 if rng.random() < 0.03 else 1)))  # something else ran
-    assert MeasuredCost.fitted(steps).weights == pytest.approx(true, rel=0.05)
+        cached, packed = texts * int(rng.integers(70, 200)), texts * int(rng.integers(1, 17))
+        seconds = float(true.seconds(texts, np.array([packed]), cached, begun, begun * 70)[0])
+        slow = 5 if rng.random() < 0.03 else 1  # something else ran
+        steps.append(Step(seconds * slow, begun, begun * 70, texts, cached, packed))
+    found = MeasuredCost.fitted(steps)
+    for packed in (10, 40, 200, 900):
+        told = (max(1, packed // 8), np.array([packed]), packed * 12, 1, 70)
+        assert found.seconds(*told) == pytest.approx(true.seconds(*told), rel=0.05)
 
 
 @given(data=st.data())
@@ -98,7 +102,7 @@ def test_the_way_through_a_tree(data: st.DataObject) -> None:
 def test_a_trace_is_kept(written, tmp_path: Path) -> None:
     *_, trace = written
     trace.save(tmp_path / "trace.npz")
-    cost = MeasuredCost(np.ones(6))
+    cost = MeasuredCost(np.ones(10))
     assert replay(Trace.load(tmp_path / "trace.npz"), 2, cost, fixed_trees(6, 0.1)) == replay(
         trace, 2, cost, fixed_trees(6, 0.1)
     )
