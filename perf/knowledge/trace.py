@@ -37,7 +37,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path) -> Trace:
-        stored = load_archive(path, "a trace of texts")
+        stored = load_archive(path, "trace of texts")
         return cls(**{field.name: stored[field.name] for field in fields(cls)})
 
     def of(self, texts: int) -> Trace:
