@@ -1,4 +1,8 @@
-"""Sends texts to whoever waits for them, in a thread of its own: decoding goes on meanwhile."""
+"""Sends texts to whoever waits for them, in a thread of its own: decoding goes on meanwhile.
+
+No other thread speaks to a requester: while one sends, Triton 2.51 ends if another asks whether somebody still waits,
+and when a text is asked about whose last piece was sent.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +113,8 @@ class TextSender:
                 now = monotonic()
                 all_due, ask = now >= self._send_at, now >= self._ask_at
                 due = [
-                    (text, self._taken(text), text.finished)
+                    # As it is now: what ends it meanwhile is sent next time, and once.
+                    (text, self._taken(text), text.finished, text.failure)
                     for text in self._texts
                     if text.finished or (text.waits and (all_due or not text.sent))
                 ]
@@ -119,12 +124,12 @@ class TextSender:
                         return
                     self._changed.wait(self._idle_s(now))
                     continue
-            for text, tokens, finished in due:
-                self._send(text, tokens, finished)
+            for text, tokens, finished, failure in due:
+                self._send(text, tokens, finished, failure)
             sent = monotonic()
             for text in running:
                 self._ask(text)
-            gone = {text for text, _, finished in due if finished}
+            gone = {text for text, _, finished, _ in due if finished}
             with self._changed:
                 self._texts = [text for text in self._texts if text not in gone]
                 self._changed.notify_all()
@@ -147,10 +152,10 @@ class TextSender:
         text.sent += tokens.size
         return tokens
 
-    def _send(self, text: Outgoing, tokens: np.ndarray, last: bool) -> None:
+    def _send(self, text: Outgoing, tokens: np.ndarray, last: bool, failure: tuple[str, Reason] | None) -> None:
         try:
-            if text.failure is not None:
-                text.stream.fail(*text.failure)
+            if failure is not None:
+                text.stream.fail(*failure)
                 return
             piece = text.detokenizer.add(tokens)
             if piece or last:

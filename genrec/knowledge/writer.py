@@ -7,7 +7,6 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from time import monotonic
 from typing import NamedTuple
 
 import numpy as np
@@ -17,14 +16,11 @@ from genrec.knowledge.decoder import Session, SpeculativeDecoder, TextRequest
 from genrec.knowledge.sender import Outgoing, Stream, TextSender
 
 MAX_WAITING = 1024
-_LONG_S = 0.1  # asking whether somebody still waits costs less than the text, but more than nothing
 
 
 class _Arrived(NamedTuple):
     request: TextRequest
-    stream: Stream
-    whole: bool
-    at: float
+    text: Outgoing
 
 
 class TextWriter:
@@ -55,10 +51,16 @@ class TextWriter:
 
         whole: whether the text is sent in one piece, which costs less than several.
         """
+        text = self._sender.open(stream, whole)
         try:
-            self._arrived.put_nowait(_Arrived(request, stream, whole, monotonic()))
+            self._arrived.put_nowait(_Arrived(request, text))
         except queue.Full:
-            stream.fail(f"{MAX_WAITING} texts are waiting: {TOO_MANY}; send fewer at once", "overloaded")
+            message = f"{MAX_WAITING} texts are waiting: {TOO_MANY}; send fewer at once"
+            self._sender.fail([text], message, "overloaded")
+
+    def refuse(self, stream: Stream, message: str) -> None:
+        """Tell a stream that there will be no text. Safe from any thread."""
+        self._sender.fail([self._sender.open(stream, whole=True)], message, "refused")
 
     def close(self) -> None:
         """Finish and send what is under way, then end the threads."""
@@ -104,13 +106,13 @@ class TextWriter:
                 return True
             if arrived is None:
                 return False
-            if monotonic() - arrived.at > _LONG_S and arrived.stream.cancelled():
-                arrived.stream.fail("cancelled", "cancelled")
+            if arrived.text.cancelled:
+                self._sender.fail([arrived.text], "cancelled", "cancelled")
                 continue
             try:
                 index = session.submit(arrived.request)
             except InvalidRequest as error:
-                arrived.stream.fail(str(error), "refused")
+                self._sender.fail([arrived.text], str(error), "refused")
             else:
-                self._running[index] = self._sender.open(arrived.stream, arrived.whole)
+                self._running[index] = arrived.text
         return open_

@@ -100,18 +100,19 @@ def test_max_new_tokens(writer: KnowledgeWriter, dataset: Dataset) -> None:
 
 
 def test_closing_a_stream_stops_its_work(server: TritonServer, writer: KnowledgeWriter, dataset: Dataset) -> None:
-    """Of many texts, of which one could be done before anybody hears that the stream is closed."""
-    messages = [build_text_request("knowledge", None, item, 192) for item in dataset.items.item_ids[:100]]
-    before, written = texts_that(server, "cancelled"), texts_that(server, "written")
+    """Of many streams, of which some could be done before anybody hears that they are closed."""
+    messages = [build_text_request("knowledge", None, item, 192) for item in dataset.items.item_ids[:60]]
+    before = texts_that(server, "cancelled")
     with grpc.insecure_channel(server.grpc_url) as channel:
-        stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter(messages), timeout=60)
-        next(stream)
-        stream.cancel()
+        ask = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer
+        streams = [ask(iter([message]), timeout=60) for message in messages]
+        next(streams[0])
+        for stream in streams:
+            stream.cancel()
     deadline = time.monotonic() + 20
-    while texts_that(server, "cancelled") + texts_that(server, "written") < before + written + len(messages):
-        assert time.monotonic() < deadline
+    while texts_that(server, "cancelled") < before + len(messages) // 4:  # some were not sent yet
+        assert time.monotonic() < deadline, texts_that(server, "cancelled") - before
         time.sleep(0.1)
-    assert texts_that(server, "cancelled") >= before + len(messages) // 2
     assert list(writer.item(dataset.items.item_ids[0], max_new_tokens=3))[-1].tokens == 3
 
 

@@ -44,7 +44,7 @@ class TritonPythonModel:
             try:
                 self.writer.submit(self._read(request), stream, whole=not streamed(request))
             except InvalidRequest as error:
-                stream.fail(str(error), "refused")
+                self.writer.refuse(stream, str(error))
 
     def finalize(self) -> None:
         self.writer.close()

@@ -16,6 +16,7 @@ from genrec.knowledge.model import KnowledgeModel
 from genrec.knowledge.token_tree import TokenTree
 from perf.knowledge.pass_cost import H100_7B, MeasuredCost, Step
 from perf.knowledge.replay import Chances, by_load, fixed_trees, replay
+from perf.knowledge.runs import Way
 from perf.knowledge.simulate import timed_steps
 from perf.knowledge.trace import Trace, on_the_way, traced
 
@@ -27,7 +28,7 @@ def written(knowledge_folder: Path) -> tuple[KnowledgeModel, list, list[np.ndarr
     model = KnowledgeModel(knowledge_folder)
     items = list(model._row)[:6]
     requests = [model.item_request(item, max_new_tokens=30 + number) for number, item in enumerate(items)]
-    way = (PoolDrafter(model.pools, max_nodes=6, min_share=0.1), GREEDY)
+    way = Way(PoolDrafter(model.pools, max_nodes=6, min_share=0.1), GREEDY)
     texts = timed_steps(model, way, 2, requests)[1]
     return model, requests, texts, traced(PoolDrafter(model.pools, max_nodes=64, min_share=0.01), requests, texts)
 
@@ -36,7 +37,7 @@ def written(knowledge_folder: Path) -> tuple[KnowledgeModel, list, list[np.ndarr
 def test_it_takes_the_steps_of_the_decoder(written, batch_size: int) -> None:
     """Of greedy texts, which do not depend on what is drafted."""
     model, requests, texts, trace = written
-    way = (PoolDrafter(model.pools, max_nodes=6, min_share=0.1), GREEDY)
+    way = Way(PoolDrafter(model.pools, max_nodes=6, min_share=0.1), GREEDY)
     steps, again, _ = timed_steps(model, way, batch_size, requests)
     assert [text.tolist() for text in again] == [text.tolist() for text in texts]
     cost = MeasuredCost(np.eye(10)[0])  # a second a pass
