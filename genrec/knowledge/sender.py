@@ -58,7 +58,7 @@ class Outgoing:
     @property
     def waits(self) -> bool:
         """Whether there is a piece to send before the text is finished."""
-        return bool(self.unsent) and not self.whole
+        return bool(self.unsent) and not self.whole and not self.cancelled
 
 
 class TextSender:
@@ -166,7 +166,7 @@ class TextSender:
 
     def _ask(self, text: Outgoing) -> None:
         try:
-            text.cancelled = text.stream.cancelled()
+            text.cancelled = text.cancelled or text.stream.cancelled()
         except Exception:
             self._log(traceback.format_exc())
             text.cancelled = True
