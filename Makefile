@@ -28,8 +28,11 @@ demo: $(INSTALLED)  ## From data to ten recommendations through a real Triton. D
 knowledge-demo: build/shop-bundle/manifest.json  ## Texts of 200 users, streamed by a real Triton, and what speculation gains.
 	$(BIN)/genrec knowledge demo build/shop build/shop-bundle build/knowledge
 
-bench-knowledge: $(INSTALLED)  ## Every way of drafting texts at every batch size, and ablations. After `make knowledge-demo`.
+bench-knowledge: $(INSTALLED)  ## Every way of drafting texts at every batch size, useless pools, long texts. After `make knowledge-demo`.
 	$(BIN)/python -m perf.knowledge.compare compare build/knowledge build/shop build/knowledge-bench
+	$(BIN)/python -m perf.knowledge.compare foreign build/knowledge build/shop
+	test -e build/knowledge-long || $(BIN)/python -m perf.knowledge.long_texts build/knowledge build/shop build/knowledge-long
+	$(BIN)/python -m perf.knowledge.compare alone build/knowledge-long build/shop
 
 ##@ Test
 

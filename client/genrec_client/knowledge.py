@@ -73,17 +73,20 @@ class KnowledgeWriter:
         """Close the connection; texts that are being written end in RecommendError with code CANCELLED."""
         self._channel.close()
 
-    def user(self, history: Iterable[ItemId], *, max_new_tokens: int | None = None) -> Iterator[TextPiece]:
+    def user(
+        self, history: Iterable[ItemId], *, max_new_tokens: int | None = None, stream: bool = True
+    ) -> Iterator[TextPiece]:
         """The text of a user. Closing the iterator (`break`, `close()`) stops the server's work on it.
 
-        history: item ids, oldest first. max_new_tokens: tokens at most, the server's limit if None. As the pieces are
-        asked for it raises RecommendError; InvalidRequest says what is wrong with the request.
+        history: item ids, oldest first. max_new_tokens: tokens at most, the server's limit if None. stream: False for
+        one piece, the whole text: that costs both sides less. As the pieces are asked for it raises RecommendError;
+        InvalidRequest says what is wrong with the request.
         """
-        return self._pieces(wire.build_text_request(self._model, history, None, max_new_tokens))
+        return self._pieces(wire.build_text_request(self._model, history, None, max_new_tokens, stream))
 
-    def item(self, item: ItemId, *, max_new_tokens: int | None = None) -> Iterator[TextPiece]:
+    def item(self, item: ItemId, *, max_new_tokens: int | None = None, stream: bool = True) -> Iterator[TextPiece]:
         """The text of an item of the catalogue; otherwise as `user`."""
-        return self._pieces(wire.build_text_request(self._model, None, item, max_new_tokens))
+        return self._pieces(wire.build_text_request(self._model, None, item, max_new_tokens, stream))
 
     def _pieces(self, message: wire.InferRequest) -> Iterator[TextPiece]:
         call = self._stub.ModelStreamInfer(iter([message]), timeout=self._timeout_s, metadata=self._metadata)

@@ -45,9 +45,7 @@ def build_request(request: RecommendRequest, model: str) -> InferRequest:
     if request.exclude is not None:
         _add_ids(message, "exclude", request.exclude)
     if request.allow_history is not None:
-        if not is_flag(request.allow_history):
-            raise _refuse("allow_history", request.allow_history, "give True or False")
-        _add(message, "allow_history", "BOOL", 1, b"\x01" if request.allow_history else b"\x00")
+        _add_flag(message, "allow_history", request.allow_history)
     if request.query is not None:
         if not isinstance(request.query, str):
             raise _refuse("query", request.query, "give text, a str")
@@ -62,9 +60,15 @@ def build_request(request: RecommendRequest, model: str) -> InferRequest:
 
 
 def build_text_request(
-    model: str, history: Iterable[ItemId] | None, item: ItemId | None, max_new_tokens: int | None
+    model: str,
+    history: Iterable[ItemId] | None,
+    item: ItemId | None,
+    max_new_tokens: int | None,
+    stream: bool = True,
 ) -> InferRequest:
     """The `ModelInferRequest` for the text of a user, by `history`, or of an item: one of them is None.
+
+    stream: whether it is to come in pieces, as it is written, or whole.
 
     Raises InvalidRequest for a value that cannot be put on the wire; limits are the server's to judge.
     """
@@ -77,6 +81,8 @@ def build_text_request(
         _add_ids(message, "item", [item])
     if max_new_tokens is not None:
         _add_int(message, "max_new_tokens", max_new_tokens)
+    if stream is not True:  # the default is left out: an older server does not know this input
+        _add_flag(message, "stream", stream)
     return message
 
 
@@ -165,6 +171,12 @@ def _add_int(message: InferRequest, name: str, value: int) -> None:
             f"{name}: {_short(number)} is not a 32-bit integer; give one from -2147483648 to 2147483647"
         ) from None
     _add(message, name, "INT32", 1, raw)
+
+
+def _add_flag(message: InferRequest, name: str, value: bool) -> None:
+    if not is_flag(value):
+        raise _refuse(name, value, "give True or False")
+    _add(message, name, "BOOL", 1, b"\x01" if value else b"\x00")
 
 
 def _add_ids(message: InferRequest, name: str, ids: Iterable[ItemId]) -> None:

@@ -37,6 +37,13 @@ def generate(
             help="relaxed, or greedy: the texts of plain greedy decoding.", callback=one_of(("relaxed", "greedy"))
         ),
     ] = "relaxed",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="On a CPU: float32, or bfloat16 where the processor has AMX or avx512_bf16: faster, other roundings.",
+            callback=one_of(("float32", "bfloat16")),
+        ),
+    ] = "float32",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at once.")] = 8,
     shard: Annotated[str, typer.Option(help="i/n: only entities whose position is i modulo n, 0 <= i < n.")] = "0/1",
     max_new_tokens: Annotated[
@@ -66,6 +73,7 @@ def generate(
     with usage():
         options = GenerationOptions(
             verification=verification,
+            precision=precision,
             batch_size=batch_size,
             shard=(int(numbers[1]), int(numbers[2])),
             max_new_tokens=max_new_tokens,

@@ -106,7 +106,8 @@ def serve(
     verification: Annotated[
         str,
         typer.Option(
-            help="How drafts of the texts are accepted: relaxed or greedy.", callback=one_of(("relaxed", "greedy"))
+            help="How drafts of the texts are accepted: relaxed or greedy; none: one token at a time, without drafts.",
+            callback=one_of(("relaxed", "greedy", "none")),
         ),
     ] = "relaxed",
     texts_at_once: Annotated[int, typer.Option(min=1, help="Texts that are written together.")] = 8,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import attrgetter
 from time import perf_counter
 
 import numpy as np
@@ -14,10 +16,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from genrec.errors import InvalidRequest
+from genrec.knowledge.budget import VerificationBudget
 from genrec.knowledge.drafter import Drafter, RunningText
-from genrec.knowledge.packed import PackedCache, PackedModel, Packing
+from genrec.knowledge.packed import Packing
+from genrec.knowledge.packed_model import PackedModel, Precision
+from genrec.knowledge.packed_trees import PackedTrees
+from genrec.knowledge.pass_cost import Pass, PassCost
 from genrec.knowledge.pools import GLOBAL
 from genrec.knowledge.token_tree import EMPTY, TokenTree
+
+# Passes that are timed at the start: texts at most, tokens that each has before, tokens of each in the pass.
+_TIMED_TEXTS = 16
+_TIMED_CONTEXT = 96
+_TIMED_SIZES = (1, 2, 3, 5, 9, 17, 33, 65)
+_TIMED_ROUNDS = 4
+_TIMING_S = 0.25  # after which no further round is begun, of one text and again of several
 
 
 @dataclass(frozen=True)
@@ -110,15 +123,17 @@ class DecodingStatistics:
 
 
 class SpeculativeDecoder:
-    """Writes texts with any causal language model of transformers with full attention (Qwen3, Llama, ...).
+    """Writes texts with a causal language model of transformers of the Qwen3 or Llama family.
 
     Greedy verification gives the tokens of plain greedy decoding. In floating point that holds up to ties: a pass over
     many tokens adds in another order than one over a single token, and two tokens whose logits differ by less than that
     rounding (1e-4 in float32, far more in bfloat16) may change places.
 
-    model: put in evaluation mode and given packed attention, see `PackedModel`. drafter: None to decode one token per
-    step. stop_tokens: end a text. batch_size: texts at once. max_length: of prompt and text, the model's own limit by
-    default. grow: whether finished texts go to the drafter, in the order in which they finish.
+    model: put in evaluation mode, its weights used as `PackedModel` says. drafter: None to decode one token per step.
+    stop_tokens: end a text. batch_size: texts at once. max_length: of prompt and text, the model's own limit by
+    default. grow: whether finished texts go to the drafter, in the order in which they finish. precision: as in
+    `PackedModel`. fixed: whether all that is drafted is verified, which is for comparisons; otherwise a
+    `VerificationBudget` says how much, for which passes of different sizes are timed here, in about a second.
     """
 
     def __init__(
@@ -131,8 +146,11 @@ class SpeculativeDecoder:
         batch_size: int = 8,
         max_length: int | None = None,
         grow: bool = False,
+        precision: Precision = "float32",
+        fixed: bool = False,
     ) -> None:
-        self.model, self.drafter, self.verification, self.grow = PackedModel(model), drafter, verification, grow
+        self.model, self.drafter = PackedModel(model, precision), drafter
+        self.verification, self.grow = verification, grow
         if verification.top_k > self.model.vocabulary_size:
             raise ValueError(f"top_k is {verification.top_k}; the vocabulary has {self.model.vocabulary_size} tokens")
         if batch_size < 1:
@@ -141,14 +159,45 @@ class SpeculativeDecoder:
         self.max_length = self.model.max_length if max_length is None else max_length
         if not 2 <= self.max_length <= self.model.max_length:
             raise ValueError(f"max_length is {max_length}; it must be 2 to the model's {self.model.max_length}")
-        self.stop_tokens = frozenset(map(int, stop_tokens))
-        for token in sorted(self.stop_tokens):
-            if not 0 <= token < self.model.vocabulary_size:
-                raise ValueError(f"stop token {token} is outside the vocabulary of {self.model.vocabulary_size}")
+        self.stops = np.zeros(self.model.vocabulary_size, bool)
+        for token in map(int, stop_tokens):
+            if not 0 <= token < self.stops.size:
+                raise ValueError(f"stop token {token} is outside the vocabulary of {self.stops.size}")
+            self.stops[token] = True
+        self.budget: VerificationBudget | None = None
+        if drafter is not None and not fixed:
+            self.budget = VerificationBudget(PassCost(self._timed_passes()))
 
     def session(self) -> Session:
         """A new session: submit requests, and step."""
         return Session(self)
+
+    def _timed_passes(self) -> list[Pass]:
+        """Passes of different sizes over one text and over several: the fastest of a few, as pauses tell nothing."""
+        decoder, fastest = copy(self), dict[Pass, float]()
+        decoder.stops, decoder.max_length, decoder.budget = np.zeros_like(self.stops), self.model.max_length, None
+        prompt = np.zeros(min(_TIMED_CONTEXT, decoder.max_length // 2), np.int64)
+        for texts in sorted({1, min(self.batch_size, _TIMED_TEXTS)}):
+            decoder.drafter = filling = _Filling()
+            session, statistics = decoder.session(), DecodingStatistics()
+            for _ in range(texts):
+                session.submit(TextRequest(prompt, max_new_tokens=decoder.max_length - prompt.size))
+            session.step()
+            # Of every text as many tokens, then of one alone: what is padded to the largest tree is told apart.
+            sizes = [(size, size) for size in _TIMED_SIZES] + [(size, 1) for size in _TIMED_SIZES[-3:] if texts > 1]
+            began = perf_counter()
+            for _ in range(_TIMED_ROUNDS):
+                if session.pending < texts or perf_counter() - began > _TIMING_S:
+                    break
+                for first, others in sizes:
+                    filling.nodes, statistics = (first - 1, others - 1), copy(session.statistics)
+                    if len(session.step()) < texts:
+                        break
+                    seconds = session.statistics.total_s - statistics.total_s
+                    seconds -= session.statistics.draft_s - statistics.draft_s
+                    size = Pass(texts, first + others * (texts - 1), first * texts, 0.0)
+                    fastest[size] = min(seconds, fastest.get(size, seconds))
+        return [size._replace(seconds=seconds) for size, seconds in fastest.items()]
 
     def generate(self, requests: Iterable[TextRequest]) -> Iterator[Generated]:
         """Texts of `requests` as they finish. Requests are taken as they are needed. Raises InvalidRequest."""
@@ -163,12 +212,28 @@ class SpeculativeDecoder:
                     yield progress.finished
 
 
+class _Filling:
+    """Drafts as many alternatives of the next token as `nodes` says, of the first text and of others: for timing."""
+
+    nodes = (0, 0)
+
+    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
+        first, others = (
+            TokenTree(np.zeros(nodes, np.int32), np.full(nodes, -1, np.int32), np.ones(nodes, np.float32))
+            for nodes in self.nodes
+        )
+        return [first, *[others] * (len(texts) - 1)]
+
+    def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
+        """Nothing."""
+
+
 @dataclass
 class _Text:
     """A text that is being written.
 
     tokens: int32 [limit], of which `size` are there; the last one is not in the cache yet. start: size of the prompt.
-    stopped: whether that is a stop token.
+    told: how many of them were reported. stopped: whether the last one is a stop token.
     """
 
     index: int
@@ -176,6 +241,7 @@ class _Text:
     tokens: np.ndarray
     start: int
     size: int
+    told: int
     stopped: bool = False
     steps: int = 0
     accepted: int = 0
@@ -190,7 +256,7 @@ class Session:
     def __init__(self, decoder: SpeculativeDecoder) -> None:
         self.statistics = DecodingStatistics()
         self._decoder, self._model = decoder, decoder.model
-        self._cache = PackedCache(decoder.model.layers, decoder.batch_size)
+        self._cache = decoder.model.cache(decoder.batch_size)
         self._submitted = 0
         self._waiting: deque[_Text] = deque()
         self._running: list[_Text] = []
@@ -222,7 +288,7 @@ class Session:
             )
         tokens = np.empty(prompt.size + request.max_new_tokens, np.int32)
         tokens[: prompt.size] = prompt
-        self._waiting.append(_Text(self._submitted, request.group, tokens, prompt.size, prompt.size))
+        self._waiting.append(_Text(self._submitted, request.group, tokens, *3 * (prompt.size,)))
         self._submitted += 1
         return self._submitted - 1
 
@@ -243,18 +309,13 @@ class Session:
     def step(self) -> list[TextProgress]:
         """Start waiting texts where there is room, then take every running one further by at least a token."""
         began = perf_counter()
-        before = {text.index: text.size for text in self._running}
-        before |= {text.index: text.start for text in self._start()}
+        self._start()
         finished = self._finish()
         if self._running:
-            trees = self._draft()
-            self._extend(trees)
+            self._advance()
             finished += self._finish()
         done = {text.index: self._generated(text) for text in finished}
-        progress = [
-            TextProgress(text.index, text.tokens[before[text.index] : text.size].copy(), done.get(text.index))
-            for text in sorted(self._running + finished, key=lambda text: text.index)
-        ]
+        progress = [self._progress(text, done) for text in sorted(self._running + finished, key=attrgetter("index"))]
         if finished and self._decoder.grow and self._decoder.drafter is not None:
             growing = perf_counter()
             self._decoder.drafter.add([done[text.index].tokens for text in finished], [text.group for text in finished])
@@ -262,135 +323,140 @@ class Session:
         self.statistics.total_s += perf_counter() - began
         return progress
 
-    def _start(self) -> list[_Text]:
+    def _start(self) -> None:
         """Prefill the prompts of as many waiting texts as there is room for, and write their first tokens."""
         first = len(self._running)
         while self._waiting and len(self._running) < self._decoder.batch_size:
             self._running.append(self._waiting.popleft())
         started = self._running[first:]
         if not started:
-            return started
-        sizes = np.array([text.start for text in started])
-        width = int(sizes.max())
+            return
         # All that the texts may come to: a cache that grows is copied, and its memory taken, again.
         self._cache.reserve(max(text.tokens.size for text in started))
-        owner = np.repeat(np.arange(sizes.size), sizes)
-        ends = np.cumsum(sizes)
-        place = np.arange(owner.size) - (ends - sizes)[owner]
-        packing = Packing(
-            first=first,
-            texts=sizes.size,
-            width=width,
-            keys=width,
-            query_rows=None if owner.size == sizes.size * width else self._tensor(owner * width + place),
-            cache_rows=self._tensor((first + owner) * self._cache.capacity + place),
-            mask=None,
-        )
+        packing = Packing.of_prompts([text.tokens[: text.start] for text in started], first, self._cache)
+        ends = np.cumsum([text.start for text in started]) - 1
         began = perf_counter()
-        tokens = np.concatenate([text.tokens[: text.start] for text in started])
-        logits = self._model.logits(
-            self._tensor(tokens), self._tensor(place), self._cache, packing, self._tensor(ends - 1)
-        )
-        chosen = logits.argmax(-1).tolist()
+        logits = self._model.logits(packing, self._cache, self._cache.tensor(ends))
+        chosen = _most_probable(logits)
         self.statistics.llm_s += perf_counter() - began
-        for text, token in zip(started, chosen, strict=True):
-            self._write(text, [token])
-        return started
+        self._write(started, chosen, np.ones(len(started), np.int64))
+
+    def _advance(self) -> None:
+        """Draft, as far as it pays, and verify."""
+        budget, began = self._decoder.budget, perf_counter()
+        if budget is None:
+            trees = self._draft()
+        elif asked := budget.asks():
+            trees = budget.cut(self._draft())
+        else:
+            trees = [EMPTY] * len(self._running)
+        drafted = perf_counter()
+        accepted = self._extend(trees)
+        if budget is not None:
+            seconds = perf_counter() - drafted
+            if asked:
+                budget.learn(accepted, seconds, drafted - began)
+            else:
+                budget.learn_plain(len(trees), seconds)
+        self.statistics.draft_s += drafted - began
 
     def _draft(self) -> list[TokenTree]:
-        drafter, began = self._decoder.drafter, perf_counter()
+        drafter, budget = self._decoder.drafter, self._decoder.budget
+        min_share = 0.0 if budget is None else budget.min_share
         trees = [EMPTY] * len(self._running)
         if drafter is None:
             return trees
         asked = {
-            at: RunningText(text.tokens[: text.size], text.start, text.group, room - 1)
+            at: RunningText(text.tokens[: text.size], text.start, text.group, room - 1, min_share)
             for at, text in enumerate(self._running)
             if (room := text.tokens.size - text.size) > 1  # besides what is drafted the model writes a token of its own
         }
         if asked:
             for at, tree in zip(asked, drafter.draft(list(asked.values())), strict=True):
                 trees[at] = tree
-        self.statistics.draft_s += perf_counter() - began
         return trees
 
-    def _extend(self, trees: list[TokenTree]) -> None:
-        """Verify `trees`, of the running texts, in one pass; write what is accepted and the model's own next tokens."""
-        packed = _Packed.of(trees, np.array([text.tokens[text.size - 1] for text in self._running]))
+    def _extend(self, trees: list[TokenTree]) -> np.ndarray:
+        """Verify `trees`, of the running texts, in one pass; write what is accepted and the model's own next tokens.
+
+        Gives bool [n], of the nodes of all trees, those that were written.
+        """
+        packed = PackedTrees.of(trees, np.array([text.tokens[text.size - 1] for text in self._running]))
         cached = np.array([text.size - 1 for text in self._running])
         self._cache.reserve(int((cached + packed.sizes).max()))  # a tree may have more nodes than its text has room
-        packing = self._packing(packed, cached)
+        packing = Packing.of_trees(packed, cached, self._cache)
         began = perf_counter()
-        logits = self._model.logits(
-            self._tensor(packed.tokens), self._tensor(cached[packed.owner] + packed.depths), self._cache, packing
-        )
-        own, accepted, probability = self._judge(logits, packed)
+        own, accepted, probability = self._judge(self._model.logits(packing, self._cache), packed)
         self.statistics.llm_s += perf_counter() - began
         path, length = packed.longest(accepted, probability)
-        kept = np.arange(path.shape[1]) < length[:, None]
         self._count(packed, length)
+        ends = np.cumsum(length)
         # The cache keeps the accepted tokens, next to each other.
-        row = np.arange(cached.size)[:, None] * self._cache.capacity + cached[:, None]
-        source, target = row + packed.node[path], row + np.arange(path.shape[1])
-        moved = kept & (source != target)
-        if moved.any():
-            self._cache.move(self._tensor(source[moved]), self._tensor(target[moved]))
-        for number, text in enumerate(self._running):
-            nodes = path[number, : length[number]]
+        owner, node = packed.owner[path], packed.node[path]
+        place = np.arange(path.size) - (ends - length)[owner]
+        if (moved := node != place).any():
+            row = (owner * self._cache.capacity + cached[owner])[moved]
+            self._cache.move(self._cache.tensor(row + node[moved]), self._cache.tensor(row + place[moved]))
+        # Behind a branch stands the model's own next token; the root was there before.
+        written = np.append(packed.tokens[path[1:]], 0)
+        written[ends - 1] = own[path[ends - 1]]
+        for text, drafted, size in zip(
+            self._running, (length - 1).tolist(), self._write(self._running, written, length), strict=True
+        ):
             text.steps += 1
-            written = self._write(text, [*packed.tokens[nodes[1:]].tolist(), int(own[nodes[-1]])])
-            text.accepted += min(written, nodes.size - 1)
+            text.accepted += min(drafted, size)
+        used = np.zeros(packed.tokens.size, bool)
+        used[path] = True
+        return used[~packed.roots]
 
-    def _packing(self, packed: _Packed, cached: np.ndarray) -> Packing:
-        """Every token sees the cached ones of its text and its own ancestors in the tree."""
-        texts, width, keys = cached.size, int(packed.sizes.max()), int((cached + packed.sizes).max())
-        mask = np.full((texts, 1, width, keys), -np.inf, np.float32)
-        np.copyto(mask, 0.0, where=(np.arange(keys) < cached[:, None])[:, None, None])
-        seen = np.arange(packed.owner.size)
-        for _ in range(int(packed.depths.max()) + 1):  # a level of the trees at a time; roots stay where they are
-            mask[packed.owner, 0, packed.node, cached[packed.owner] + packed.node[seen]] = 0.0
-            seen = packed.parents[seen]
-        return Packing(
-            first=0,
-            texts=texts,
-            width=width,
-            keys=keys,
-            query_rows=None if packed.owner.size == texts * width else self._tensor(packed.owner * width + packed.node),
-            cache_rows=self._tensor(packed.owner * self._cache.capacity + cached[packed.owner] + packed.node),
-            mask=torch.from_numpy(mask).to(self._model.device, self._model.dtype),
-        )
-
-    def _judge(self, logits: Tensor, packed: _Packed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _judge(self, logits: Tensor, packed: PackedTrees) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The model's own next token behind each packed one; which are accepted behind their parent; log-probabilities.
 
-        All [S]; roots are accepted. Log-probabilities are 0 under greedy verification, which leaves but one branch.
+        All [S]; roots are accepted. Log-probabilities are 0 where they cannot matter: in texts in which only tokens
+        that the model would write itself are accepted, which leaves but one branch.
         """
-        rule = self._decoder.verification
-        own = logits.argmax(-1)
-        tokens, parents = self._tensor(packed.tokens), self._tensor(packed.parents)
-        accepted = (own[parents] == tokens).cpu().numpy() | packed.roots
-        if rule.top_k == 1:
-            return own.cpu().numpy(), accepted, np.zeros(accepted.size)
-        scores = logits[parents, tokens].float()
-        probability = (scores - logits.float().logsumexp(-1)[parents]).double().cpu().numpy()
-        probability[packed.roots] = 0.0
+        rule, tensor = self._decoder.verification, self._cache.tensor
+        own = _most_probable(logits)
+        accepted = (own[packed.parents] == packed.tokens) | packed.roots
+        probability = np.zeros(accepted.size)
+        if rule.top_k == 1 or accepted.all():
+            return own, accepted, probability
+        scores = logits[tensor(packed.parents), tensor(packed.tokens)].float().cpu().numpy()
+        best = logits[torch.arange(own.size), tensor(own)].float().cpu().numpy()[packed.parents]
+        # A probability is at most its ratio to the largest one.
+        doubtful = ~accepted & (np.exp(scores - best) > rule.threshold)
+        if not doubtful.any():
+            return own, accepted, probability
+        branched = np.zeros(packed.sizes.size, bool)
+        branched[packed.owner[doubtful]] = True
+        asked = np.flatnonzero(doubtful | accepted & branched[packed.owner] & ~packed.roots)
+        parents, row = np.unique(packed.parents[asked], return_inverse=True)
+        found = logits.index_select(0, tensor(parents)).float()
+        probability[asked] = scores[asked] - found.logsumexp(-1).cpu().numpy()[row]
         # Ranks by counting what is more probable, and only where that can still matter: cheaper than a top-k of all.
-        doubtful = np.flatnonzero(~accepted & (np.exp(probability) > rule.threshold))
-        if doubtful.size:
-            asked = self._tensor(doubtful)
-            above = (logits[parents[asked]].float() > scores[asked, None]).sum(-1).cpu().numpy()
-            accepted[doubtful] = above < rule.top_k
-        return own.cpu().numpy(), accepted, probability
+        probable = doubtful[asked] & (np.exp(probability[asked]) > rule.threshold)
+        likely = asked[probable]
+        above = found.index_select(0, tensor(row[probable])) > torch.from_numpy(scores[likely, None]).to(found.device)
+        accepted[likely] = above.sum(-1).cpu().numpy() < rule.top_k
+        return own, accepted, probability
 
-    def _write(self, text: _Text, tokens: list[int]) -> int:
-        """Append `tokens` to `text`, up to its limit and its first stop token; how many."""
-        tokens = tokens[: text.tokens.size - text.size]
-        stop = next((place for place, token in enumerate(tokens) if token in self._decoder.stop_tokens), None)
-        if stop is not None:
-            tokens, text.stopped = tokens[: stop + 1], True
-        text.tokens[text.size : text.size + len(tokens)] = tokens
-        text.size += len(tokens)
-        self.statistics.tokens += len(tokens)
-        return len(tokens)
+    def _write(self, texts: list[_Text], tokens: np.ndarray, sizes: np.ndarray) -> list[int]:
+        """Append to each text its part of `tokens`, up to its limit and its first stop token; how many of each."""
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
+        stops = np.where(self._decoder.stops[tokens], np.arange(tokens.size), tokens.size)
+        written = []
+        for text, start, end, stop in zip(
+            texts, starts.tolist(), ends.tolist(), np.minimum.reduceat(stops, starts).tolist(), strict=True
+        ):
+            size = min(end - start, text.tokens.size - text.size)
+            if stop < start + size:
+                size, text.stopped = stop + 1 - start, True
+            text.tokens[text.size : text.size + size] = tokens[start : start + size]
+            text.size += size
+            written.append(size)
+        self.statistics.tokens += sum(written)
+        return written
 
     def _finish(self) -> list[_Text]:
         """Take the texts that are whole out of the running ones, in order of their rows."""
@@ -407,79 +473,28 @@ class Session:
             self._cache.move_row(len(self._running), number, last.size)
             self._running[number] = last
 
+    def _progress(self, text: _Text, done: dict[int, Generated]) -> TextProgress:
+        new, text.told = text.tokens[text.told : text.size].copy(), text.size
+        return TextProgress(text.index, new, done.get(text.index))
+
     def _generated(self, text: _Text) -> Generated:
         tokens = text.tokens[text.start : text.size].copy()
         return Generated(text.index, tokens, text.stopped, text.steps, text.accepted)
 
-    def _count(self, packed: _Packed, length: np.ndarray) -> None:
+    def _count(self, packed: PackedTrees, length: np.ndarray) -> None:
         statistics = self.statistics
         statistics.steps += 1
         statistics.text_steps += len(self._running)
+        if packed.width == 1:
+            return
         for depth, drafted in enumerate(np.bincount(packed.depths)[1:].tolist(), 1):
             statistics.drafted_by_depth[depth] = statistics.drafted_by_depth.get(depth, 0) + drafted
             accepted = int((length > depth).sum())
             statistics.accepted_by_depth[depth] = statistics.accepted_by_depth.get(depth, 0) + accepted
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array.astype(np.int64)).to(self._model.device)
 
-
-@dataclass(frozen=True)
-class _Packed:
-    """The token trees of several texts behind one another, each with the text's last token as its root.
-
-    sizes: int64 [texts], nodes with root. All others int64 [S]: tokens; owner: which text; node: number within its
-    tree, 0 for the root; parents: place of the parent in these arrays, a root's its own; depths: 0 for roots.
-    """
-
-    sizes: np.ndarray
-    tokens: np.ndarray
-    owner: np.ndarray
-    node: np.ndarray
-    parents: np.ndarray
-    depths: np.ndarray
-
-    @classmethod
-    def of(cls, trees: list[TokenTree], last: np.ndarray) -> _Packed:
-        """Trees of texts whose last tokens are `last`, int [texts]."""
-        sizes = np.array([tree.size for tree in trees]) + 1
-        roots = np.cumsum(sizes) - sizes
-        owner = np.repeat(np.arange(sizes.size), sizes)
-        node = np.arange(owner.size) - roots[owner]
-        drafted = node > 0
-        tokens, parents = np.empty(owner.size, np.int64), roots[owner]
-        tokens[roots] = last
-        tokens[drafted] = np.concatenate([tree.tokens for tree in trees])
-        parents[drafted] += np.concatenate([tree.parents for tree in trees]) + 1
-        depths, above = np.zeros(owner.size, np.int64), np.arange(owner.size)
-        while (inside := node[above] > 0).any():
-            depths += inside
-            above = parents[above]
-        return cls(sizes, tokens, owner, node, parents, depths)
-
-    @property
-    def roots(self) -> np.ndarray:
-        """bool [S]"""
-        return self.node == 0
-
-    def longest(self, accepted: np.ndarray, probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The longest branch whose tokens are all accepted, per text; among equals the most probable.
-
-        accepted: bool [S]. probability: float64 [S], log-probability behind the parent. Gives the branches' places,
-        int64 [texts, longest], root first, the root again behind their ends; and their lengths, int64 [texts].
-        """
-        whole, joint = accepted, probability
-        for _ in range(int(self.depths.max())):
-            whole = accepted & whole[self.parents]
-            joint = probability + joint[self.parents]
-        reached = np.where(whole, self.depths, -1)
-        ranked = np.lexsort((-self.node, joint, reached, self.owner))
-        place = ranked[np.cumsum(self.sizes) - 1]
-        length = self.depths[place] + 1
-        path = np.zeros((place.size, int(length.max())), np.int64)
-        while True:
-            path[np.arange(place.size), self.depths[place]] = place
-            if not self.node[place].any():
-                break
-            place = self.parents[place]
-        return np.where(np.arange(path.shape[1]) < length[:, None], path, path[:, :1]), length
+def _most_probable(logits: Tensor) -> np.ndarray:
+    """Tokens of the largest logits, int64 [S]. On a CPU by numpy, which takes a tenth of PyTorch's time."""
+    if logits.device.type == "cpu":
+        return logits.float().numpy().argmax(-1)
+    return logits.argmax(-1).cpu().numpy()

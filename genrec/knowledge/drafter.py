@@ -7,8 +7,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from genrec.knowledge.pool import MAX_DEPTH, MAX_NODES
-from genrec.knowledge.pools import GLOBAL, Pools
+from genrec.knowledge.continuations import MAX_DEPTH, MAX_NODES, Continuations, draft_trees
+from genrec.knowledge.pools import Pools
+from genrec.knowledge.repeats import repeats
 from genrec.knowledge.token_tree import EMPTY, TokenTree
 
 
@@ -16,13 +17,15 @@ class RunningText(NamedTuple):
     """A text that is being written.
 
     tokens: int32 [n], a prompt of `start` tokens and the text so far. group: of its entity. max_depth: tokens of a
-    draft that could still be used, at least 1; deeper trees are allowed but wasteful.
+    draft that could still be used, at least 1; deeper trees are allowed but wasteful. min_share: of tokens that are
+    worth drafting; less probable ones are allowed too.
     """
 
     tokens: np.ndarray
     start: int
     group: str
     max_depth: int
+    min_share: float = 0.0
 
 
 class Drafter(Protocol):
@@ -36,42 +39,51 @@ class Drafter(Protocol):
 
 
 class PoolDrafter:
-    """Drafts from retrieval pools, by the text without its prompt.
+    """Drafts from retrieval pools, by the text without its prompt, and from the prompt and the text themselves.
 
     The best settings depend on what a drafted token costs: next to nothing where the model waits for memory (a large
-    model, a small batch), as much as any other token where it waits for arithmetic (a CPU, a large batch).
+    model, a small batch), as much as any other token where it waits for arithmetic (a CPU, a large batch). By default
+    much is drafted, and the decoder's `VerificationBudget` says how much of it is verified.
 
-    max_nodes, max_depth, min_share, discount: as in `RetrievalPool.draft`. grouped: whether each group has its own
-    pool; without, all draft from the global one, which is how plain retrieval-based decoding does it.
+    max_nodes, max_depth, min_share, discount: as in `draft_trees`. group_weight, own_weight: how many times as much a
+    match in the group's pool, or in the prompt and the text so far, counts as one of as many tokens in the global pool;
+    0 to leave them out. Without both this is plain retrieval-based decoding; with a very large group_weight the group
+    decides wherever it knows anything, as published.
     """
 
     def __init__(
         self,
         pools: Pools,
         *,
-        max_nodes: int = 16,
+        max_nodes: int = MAX_NODES,
         max_depth: int = MAX_DEPTH,
-        min_share: float = 0.1,
-        discount: float = 0.3,
-        grouped: bool = True,
+        min_share: float = 0.01,
+        discount: float = 0.05,
+        group_weight: float = 1.3,
+        own_weight: float = 0.6,
     ) -> None:
         for name, value, limit in (("max_nodes", max_nodes, MAX_NODES), ("max_depth", max_depth, MAX_DEPTH)):
             if not 1 <= value <= limit:
                 raise ValueError(f"{name} is {value}; it must be 1 to {limit}")
         if not 0 <= min_share <= 1:
             raise ValueError(f"min_share is {min_share}; it must be 0 to 1")
-        if discount < 0:
-            raise ValueError(f"discount is {discount}; it must not be negative")
-        self._pools, self._grouped = pools, grouped
-        self._max_nodes, self._max_depth, self._min_share, self._discount = max_nodes, max_depth, min_share, discount
+        for name, number in (("discount", discount), ("group_weight", group_weight), ("own_weight", own_weight)):
+            if number < 0:
+                raise ValueError(f"{name} is {number}; it must not be negative")
+        self._pools, self._max_nodes, self._max_depth, self._min_share = pools, max_nodes, max_depth, min_share
+        self._discount, self._group_weight, self._own_weight = discount, group_weight, own_weight
 
     def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
-        return self._pools.draft(
-            [text.tokens[text.start :] for text in texts],
-            [text.group if self._grouped else GLOBAL for text in texts],
+        written, groups = [text.tokens[text.start :] for text in texts], [text.group for text in texts]
+        found = self._pools.continuations(written, groups, self._group_weight)
+        if self._own_weight:
+            own = repeats([text.tokens for text in texts], self._pools.dtype)
+            found = Continuations.joined([found, own._replace(weights=own.weights * self._own_weight)])
+        return draft_trees(
+            found,
             [min(text.max_depth, self._max_depth) for text in texts],
             max_nodes=self._max_nodes,
-            min_share=self._min_share,
+            min_share=max(self._min_share, min(text.min_share for text in texts)),
             discount=self._discount,
         )
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from genrec.errors import InvalidRequest, in_words
 from genrec.knowledge.decoder import GREEDY, SpeculativeDecoder, TextRequest, Verification
+from genrec.knowledge.detokenizer import UNFINISHED
 from genrec.knowledge.drafter import Drafter, PoolDrafter
 from genrec.knowledge.groups import GroupRouter
 from genrec.knowledge.pools import Pools
@@ -25,6 +26,7 @@ CHECKPOINT, ITEMS, ROUTER, POOLS = "model", "items.parquet", "router.npz", "pool
 # Relaxed verification as published: arXiv 2408.05676, section 3.3.
 RELAXED = Verification(top_k=2, threshold=0.1)
 VERIFICATIONS = {"greedy": GREEDY, "relaxed": RELAXED}
+NO_DRAFTS = "none"  # what a deployment says in place of a verification
 
 
 class KnowledgeModel:
@@ -74,6 +76,12 @@ class KnowledgeModel:
             **options,
         )
 
+    def served(self, verification: str, texts_at_once: int) -> SpeculativeDecoder:
+        """The decoder of a deployment that says so: a name of `VERIFICATIONS`, or `NO_DRAFTS`."""
+        if verification == NO_DRAFTS:
+            return self.decoder(GREEDY, texts_at_once, drafter=None)
+        return self.decoder(VERIFICATIONS[verification], texts_at_once, grow=True)
+
     def request(
         self, history: Sequence[bytes] | None, item: bytes | None, max_new_tokens: int | None = None
     ) -> TextRequest:
@@ -113,9 +121,14 @@ class KnowledgeModel:
         group = self.router.item_group(row, category_of(attributes))
         return self._request(item_prompt(attributes, self.settings.limits), group, max_new_tokens)
 
+    def decode(self, tokens: np.ndarray) -> str:
+        """The characters of tokens, int [n], with U+FFFD for bytes that are no whole character."""
+        # Tidying up would change what the pieces before have shown.
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def text(self, tokens: np.ndarray) -> str:
         """The text of tokens, int [n]; a character whose last bytes are not written yet is left out."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).rstrip("\N{REPLACEMENT CHARACTER}")
+        return self.decode(tokens).rstrip(UNFINISHED)
 
     def _request(self, prompt: str, group: str, max_new_tokens: int | None) -> TextRequest:
         # A title that reads like a special token stays a title.

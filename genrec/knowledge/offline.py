@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,18 @@ import pyarrow.parquet as pq
 
 from genrec.bundle import sha256_of
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import GREEDY, DecodingStatistics, Generated, Session, SpeculativeDecoder, TextRequest
+from genrec.knowledge.decoder import (
+    GREEDY,
+    DecodingStatistics,
+    Generated,
+    Session,
+    SpeculativeDecoder,
+    TextRequest,
+    Verification,
+)
 from genrec.knowledge.entities import Entities, read_entities
 from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
+from genrec.knowledge.packed_model import require_precision
 from genrec.knowledge.pools import Pools
 from genrec.reporting.kept import require_same
 from genrec.reporting.machine import Machine, Section, this_commit, this_machine
@@ -53,13 +62,15 @@ _SCHEMA = pa.schema(
 class GenerationOptions:
     """How texts are generated.
 
-    verification: a name of `VERIFICATIONS`. batch_size: texts at once. shard: (i, n), entities whose position is i
-    modulo n are written. max_new_tokens: of a text, the folder's limit by default. grow: whether finished texts go to
-    the pools. attempts: times that a text is tried alone after its batch has failed. compare: texts that are first
-    written without drafts, to tell the speed-up. save_every_s: seconds after which finished texts are saved.
+    verification: a name of `VERIFICATIONS`. precision: as in `PackedModel`. batch_size: texts at once. shard: (i,
+    n), entities whose position is i modulo n are written. max_new_tokens: of a text, the folder's limit by default.
+    grow: whether finished texts go to the pools. attempts: times that a text is tried alone after its batch has
+    failed. compare: texts that are first written without drafts, to tell the speed-up. save_every_s: seconds after
+    which finished texts are saved.
     """
 
     verification: str = "relaxed"
+    precision: str = "float32"
     batch_size: int = 8
     shard: tuple[int, int] = (0, 1)
     max_new_tokens: int | None = None
@@ -71,6 +82,7 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if self.verification not in VERIFICATIONS:
             raise ValueError(f"verification is {self.verification!r}; it must be one of {', '.join(VERIFICATIONS)}")
+        require_precision(self.precision)
         if not 0 <= self.shard[0] < self.shard[1]:
             raise ValueError(f"shard is {self.shard[0]}/{self.shard[1]}; it must be i/n with 0 <= i < n")
         for name, least in (("batch_size", 1), ("attempts", 1), ("compare", 0), ("save_every_s", 0)):
@@ -193,6 +205,7 @@ def _arguments(folder: Path, source: Path, options: GenerationOptions) -> dict[s
         "folder": f"sha256 {sha256(content.encode()).hexdigest()[:12]}",
         "entities": f"sha256 {sha256_of(source)[:12]}",
         "verification": options.verification,
+        "precision": options.precision,
         "max-new-tokens": str(options.max_new_tokens or "the folder's"),
         "grow": "yes" if options.grow else "no",
         "shard": f"{options.shard[0]}/{options.shard[1]}",
@@ -226,7 +239,7 @@ def _write(
     """Write the texts of `requests` to `store`; the errors of those that fail, by position."""
     if options.compare and store.record.autoregressive is None:
         drawn = np.random.default_rng(0).permutation(list(requests))[: options.compare].tolist()
-        plain, statistics = model.decoder(GREEDY, options.batch_size, drafter=None), DecodingStatistics()
+        plain, statistics = _decoder(model, options, GREEDY, drafter=None), DecodingStatistics()
         with track("without drafts") as task:
             for done, _ in enumerate(_decode(plain, {at: requests[at] for at in drawn}, 1, statistics), 1):
                 task(done, len(drawn), "")
@@ -236,7 +249,7 @@ def _write(
     errors: dict[int, str] = {}
     statistics = store.record.statistics
     began, before = time.monotonic(), statistics.tokens
-    decoder = model.decoder(VERIFICATIONS[options.verification], options.batch_size, grow=options.grow)
+    decoder = _decoder(model, options, VERIFICATIONS[options.verification], grow=options.grow)
     with track("generate") as task:
         for done, (position, result) in enumerate(_decode(decoder, requests, options.attempts, statistics), 1):
             if isinstance(result, Generated):
@@ -249,6 +262,12 @@ def _write(
             task(done, len(requests), rates)
     store.save()
     return errors
+
+
+def _decoder(
+    model: KnowledgeModel, options: GenerationOptions, verification: Verification, **others: Any
+) -> SpeculativeDecoder:
+    return model.decoder(verification, options.batch_size, precision=options.precision, **others)
 
 
 def _decode(
@@ -343,10 +362,10 @@ def _store(out: Path, arguments: dict[str, str]) -> Iterator[_Store]:
             record, tables = _Record(arguments=arguments, statistics=DecodingStatistics()), []
             for path in [out, *parts] if out.exists() else parts:
                 table, record = read_texts(path)
-                # The first files did not note the code format.
+                # The first files did not note the code format, nor the precision.
                 require_same(
                     path,
-                    {"code format": "1", **record.arguments},
+                    {"code format": "1", "precision": "float32", **record.arguments},
                     arguments,
                     f"repeat what it was made with to go on, name another output, or delete {out} and {folder}",
                 )

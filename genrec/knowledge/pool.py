@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from genrec.arrays import load_archive
-from genrec.knowledge.token_tree import EMPTY, TokenTree
+from genrec.knowledge.continuations import (
+    MAX_CONTEXT,
+    MAX_DEPTH,
+    MAX_NODES,
+    ROWS,
+    SHIFT,
+    Continuations,
+    draft_trees,
+)
+from genrec.knowledge.token_tree import TokenTree
 
-MAX_NODES = 64
-MAX_DEPTH = 12
-MAX_CONTEXT = 8
-
-_FORMAT = 1
-_CUT, _START, _SHIFT = 0, 1, 2  # codes: a place where a branch was cut out, the start of a text; token t is t + 2
+_FORMAT = 2  # before, suffixes of four-byte codes were in order up to 24 of them
+_CUT, _START, _SHIFT = 0, 1, SHIFT
 _LARGEST_VOCABULARY = (1 << 21) - _SHIFT - 1  # three codes to a 64-bit sort key
 _SORTED = MAX_CONTEXT + MAX_DEPTH  # suffixes are in order up to so many tokens
 _STRIDE = 16  # suffixes per search key
-_ROWS = 64  # suffixes that a tree is read from; of more, an even sample
 _SMALL = 1 << 13  # tokens that are sorted in a few ms: a segment below that is not worth keeping apart
 _GROWTH = 16
 _BRANCH = 4  # tokens of the n-grams whose frequency decides what is evicted
@@ -73,6 +76,13 @@ class RetrievalPool:
         """Memory of the pool's arrays."""
         return sum(array.nbytes for segment in self.segments for array in (segment.codes, segment.order, segment.keys))
 
+    def texts(self) -> list[np.ndarray]:
+        """What was added, int32 [n] each, oldest first, as far as it was not evicted."""
+        if not self.segments:
+            return []
+        codes = np.concatenate([segment.text for segment in self.segments]).astype(np.int32)
+        return [part[1:] - SHIFT for part in np.split(codes, (codes < SHIFT).nonzero()[0]) if part.size > 1]
+
     def add(self, texts: Sequence[np.ndarray]) -> None:
         """Add `texts`, int [any length] each; empty ones are left out.
 
@@ -108,19 +118,15 @@ class RetrievalPool:
     ) -> TokenTree:
         """What followed the longest end of `text` that the pool's texts hold: the most frequent branches as a tree.
 
-        A node of count c at depth d, below a match of count m, is ranked by its share: c / m, the product of the
-        conditional frequencies down its branch, times (c / (c + discount))^d, what those come to if each of its d
-        tokens has `discount` continuations more than were seen. So long branches of few texts are not held to be
-        certain.
-
         text: int [n], the running text from its first token on; empty to draft how texts begin. max_nodes: 1 to 64.
-        max_depth: 1 to 12. min_share: nodes below it are left out, so that a poor draft is a small tree.
+        max_depth: 1 to 24. All else as of `draft_trees`.
         """
         if not 1 <= max_nodes <= MAX_NODES:
             raise ValueError(f"max_nodes is {max_nodes}; it must be 1 to {MAX_NODES}")
         if not 1 <= max_depth <= MAX_DEPTH:
             raise ValueError(f"max_depth is {max_depth}; it must be 1 to {MAX_DEPTH}")
-        return draft_trees([self], [text], [max_depth], max_nodes, min_share, discount)[0]
+        found = continuations([self], [text], np.zeros(1, np.int64))
+        return draft_trees(found, [max_depth], max_nodes=max_nodes, min_share=min_share, discount=discount)[0]
 
     def count(self, tokens: np.ndarray) -> int:
         """How often `tokens`, int [1 to 8], stand in the pool's texts."""
@@ -148,13 +154,14 @@ class RetrievalPool:
         header = arrays.get("header")
         if header is None or header.dtype != np.int64 or header.shape != (4,):
             raise ValueError(f"{path}: is not a retrieval pool: it has no valid header")
-        if header[0] != _FORMAT:
+        if not 1 <= header[0] <= _FORMAT:
             raise ValueError(f"{path}: has pool format {header[0]}, this version reads {_FORMAT}; build the pool again")
         try:
             pool = cls(int(header[1]), int(header[2]))
             for number in range(int(header[3])):
                 text, order = arrays[f"text_{number}"], arrays[f"order_{number}"]
-                pool.segments.append(_Segment.checked(text, order, pool.dtype, pool.vocabulary_size))
+                segment = _Segment.checked(text, order, pool.dtype, pool.vocabulary_size)
+                pool.segments.append(_Segment.sort(text) if header[0] == 1 and text.itemsize == 4 else segment)
         except KeyError as error:
             raise ValueError(f"{path}: lacks the array {error}") from None
         except ValueError as error:
@@ -321,147 +328,36 @@ def _longest(
     return longest.tolist(), ranges
 
 
-class _Nodes(NamedTuple):
-    """The nodes of all texts' tries below their matches, level by level, so that parents come first: [n] each.
-
-    place: int64, of a node's first column, counted through the levels: level * columns + column. level: int64, from 0.
-    text: int64, whose node it is. size: float64, columns that it spans, suffixes that go through it.
-    """
-
-    place: np.ndarray
-    level: np.ndarray
-    text: np.ndarray
-    size: np.ndarray
-
-
-def draft_trees(
+def continuations(
     pools: Sequence[RetrievalPool],
     texts: Sequence[np.ndarray],
-    max_depths: Sequence[int],
-    max_nodes: int,
-    min_share: float,
-    discount: float,
-) -> list[TokenTree]:
-    """`RetrievalPool.draft` of many texts at once, int [any length] each, with a pool and a `max_depth` for each.
+    asked: np.ndarray,
+    weights: np.ndarray | None = None,
+    most: int = MAX_CONTEXT,
+) -> Continuations:
+    """What follows the longest end of some texts in pools of one vocabulary size; nothing where there is no match.
 
-    The pools may be the same or different ones, but of one vocabulary size.
+    texts: int [any length] each, from their first token on. pools[i] is searched for text asked[i], int64.
+    weights: float64 [pools], as in `Continuations`; 1 by default. most: tokens to match.
     """
-    parts, counts, steps = _continuations(pools, texts)
-    if not parts:
-        return [EMPTY] * len(texts)
-    columns = _columns(np.concatenate(parts), pools[0].dtype, max(max_depths))
-    nodes = _nodes(columns, counts)
-    shares = _shares(nodes, counts, steps, discount)
-    kept = _kept(nodes, shares, columns, max_depths, min_share)
-    best, owner, number = _best(nodes, shares, kept, max_nodes)
-    place, parents = _places_and_parents(nodes, best, number, columns.shape[1])
-    tokens, shares = columns.ravel().take(place), shares.take(best).astype(np.float32)
-    ends = owner.searchsorted(np.arange(len(texts)), "right").tolist()
-    return [
-        TokenTree(tokens[begin:end], parents[begin:end], shares[begin:end])
-        for begin, end in zip([0, *ends], ends, strict=False)
-    ]
-
-
-def _continuations(
-    pools: Sequence[RetrievalPool], texts: Sequence[np.ndarray]
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """What follows the longest match of each text: (suffixes, counts, steps).
-
-    suffixes: in order, bytes of `MAX_DEPTH` codes [r], of every text that has any. counts: how many these are for each
-    text. steps: every which suffix was read. Both int64 [texts].
-    """
+    dtype = pools[0].dtype
+    lengths, ranges = _longest(pools, _needles(texts, dtype)[:, asked, :most])
     parts: list[np.ndarray] = []
     counts, steps = [], []
-    for length, ranges in zip(*_longest(pools, _needles(texts, pools[0].dtype)), strict=True):
-        step = max(1, -(-sum(last - first for _, first, last in ranges) // _ROWS))
-        found = [segment.behind(first, last, step, length) for segment, first, last in ranges]
+    for length, of_match in zip(lengths, ranges, strict=True):
+        step = max(1, -(-sum(last - first for _, first, last in of_match) // ROWS))
+        found = [segment.behind(first, last, step, length) for segment, first, last in of_match]
         if len(found) > 1:  # neighbours are compared: segments must be one order
             found = [np.sort(np.concatenate(found))]
         parts += found
         counts.append(found[0].size if found else 0)
         steps.append(step)
-    return parts, np.array(counts), np.array(steps)
-
-
-def _columns(suffixes: np.ndarray, dtype: np.dtype, depth: int) -> np.ndarray:
-    """Tokens by level, a column per suffix, those of a text side by side: int32 [depth, suffixes].
-
-    Negative behind the end of a text. Levels are rows, so that a node is a run of neighbours in memory.
-    """
-    codes = suffixes.view(dtype).reshape(suffixes.size, MAX_DEPTH).T[:depth]
-    return np.subtract(codes, _SHIFT, dtype=np.int32)
-
-
-def _nodes(columns: np.ndarray, counts: np.ndarray) -> _Nodes:
-    """A node is where a column first differs from the one before it, at this level or above: suffixes are in order.
-
-    columns: as of `_columns`. counts: of each text, int64 [texts].
-    """
-    total = columns.shape[1]
-    text = np.arange(counts.size).repeat(counts)
-    differs = columns[:, 1:] != columns[:, :-1]
-    differs[0] |= text[1:] != text[:-1]  # texts share no nodes
-    begins = np.empty(columns.shape, bool)
-    begins[:, 0] = True
-    np.logical_or.accumulate(differs, axis=0, out=begins[:, 1:])
-    place = begins.ravel().nonzero()[0]
-    size = np.empty(place.size)
-    size[:-1] = place[1:] - place[:-1]  # a node ends where the next one begins, each level's last one with the level
-    size[-1] = begins.size - place[-1]
-    level, column = np.divmod(place, total)
-    return _Nodes(place, level, text.take(column), size)
-
-
-def _shares(nodes: _Nodes, counts: np.ndarray, steps: np.ndarray, discount: float) -> np.ndarray:
-    """Of the matches, those that go on to each node, lowered by `discount`: float64 [n]; see `RetrievalPool.draft`."""
-    shares = nodes.size / counts.take(nodes.text)
-    if discount:  # of a sample, where a column stands for a step of suffixes, as much smaller a part of a column
-        discounts = (discount / steps).take(nodes.text)
-        shares *= (nodes.size / (nodes.size + discounts)) ** (nodes.level + 1)
-    return shares
-
-
-def _kept(
-    nodes: _Nodes, shares: np.ndarray, columns: np.ndarray, max_depths: Sequence[int], min_share: float
-) -> np.ndarray:
-    """Which nodes may be drafted, bool [n]: likely enough, no deeper than their text may go, and within the texts."""
-    kept = shares >= min_share
-    if min(max_depths) < len(columns):
-        kept &= nodes.level < np.array(max_depths).take(nodes.text)
-    if columns.min() < 0:  # nothing follows the end of a text
-        kept &= np.logical_and.accumulate(columns >= 0, axis=0).ravel().take(nodes.place)
-    return kept
-
-
-def _best(
-    nodes: _Nodes, shares: np.ndarray, kept: np.ndarray, max_nodes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best `max_nodes` of each text's `kept` nodes: (which they are, their text, their number in its tree).
-
-    int64 [m] each, text by text.
-    """
-    best = kept.nonzero()[0]
-    # Best first within each text; among equals those nearer to the root, so that no node comes without its parent.
-    best = best.take(np.lexsort((-shares.take(best), nodes.text.take(best))))
-    owner = nodes.text.take(best)
-    number = np.arange(best.size) - owner.searchsorted(owner)
-    if best.size > max_nodes:  # else no text has too many
-        among = number < max_nodes
-        best, owner, number = best[among], owner[among], number[among]
-    return best, owner, number
-
-
-def _places_and_parents(
-    nodes: _Nodes, best: np.ndarray, number: np.ndarray, total: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of the nodes `best`: their places, int64 [m], and the numbers of their parents, int32 [m], -1 for none.
-
-    total: columns. A parent spans its child's first column: it is the last node to begin there or before, a level up.
-    """
-    numbers = np.full(nodes.place.size, -1, np.int32)
-    numbers[best] = number
-    place = nodes.place.take(best)
-    parents = numbers.take(nodes.place.searchsorted(place - total, "right") - 1)
-    parents[place < total] = -1
-    return place, parents
+    matched = np.array(lengths).nonzero()[0]
+    return Continuations(
+        texts=asked.take(matched),
+        lengths=np.array(lengths).take(matched),
+        weights=np.ones(matched.size) if weights is None else weights.take(matched),
+        counts=np.array(counts).take(matched),
+        steps=np.array(steps).take(matched),
+        suffixes=np.concatenate(parts) if parts else np.empty(0, f"S{MAX_DEPTH * dtype.itemsize}"),
+    )

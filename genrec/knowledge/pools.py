@@ -12,8 +12,8 @@ import numpy as np
 
 from genrec.errors import in_words, shown
 from genrec.json_files import read_json
-from genrec.knowledge.pool import MAX_NODES, RetrievalPool, draft_trees
-from genrec.knowledge.token_tree import TokenTree
+from genrec.knowledge.continuations import Continuations
+from genrec.knowledge.pool import RetrievalPool, continuations
 
 GLOBAL = "global"
 
@@ -24,7 +24,7 @@ _FORMAT = 1
 class Pools:
     """Retrieval pools by the group that `GroupRouter` names; `GLOBAL` holds every text.
 
-    A group drafts from its own pool, and from the global one if its pool is empty or knows not even the last token.
+    A text of a group drafts from its group's pool and from the global one.
 
     vocabulary_size: tokens are 0 to vocabulary_size - 1. max_tokens: most tokens per group. max_global_tokens: most
     tokens of all texts together. sources: names of what was added, for those who must not add it again; saved with the
@@ -35,6 +35,11 @@ class Pools:
         self.vocabulary_size, self.max_tokens = vocabulary_size, max_tokens
         self.by_group = {GLOBAL: RetrievalPool(vocabulary_size, max_global_tokens)}
         self.sources: list[str] = []
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the codes of all pools."""
+        return self.by_group[GLOBAL].dtype
 
     def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
         """Add `texts`, int [any length] each, to the pools of their `groups` and to the global one.
@@ -53,36 +58,21 @@ class Pools:
                 self.by_group[group] = RetrievalPool(self.vocabulary_size, self.max_tokens)
             self.by_group[group].add(own)
 
-    def draft(
-        self,
-        texts: Sequence[np.ndarray],
-        groups: Sequence[str],
-        max_depths: Sequence[int],
-        *,
-        max_nodes: int = MAX_NODES,
-        min_share: float = 0.0,
-        discount: float = 0.0,
-    ) -> list[TokenTree]:
-        """Token trees for running `texts`, int [any length] each, without their prompts, of `groups`.
+    def continuations(
+        self, texts: Sequence[np.ndarray], groups: Sequence[str], group_weight: float = 1.0
+    ) -> Continuations:
+        """What followed the last tokens of running `texts`, int [any length] each, without their prompts.
 
-        max_depths: 1 to 12, of each tree. All else as of `RetrievalPool.draft`.
+        groups: of the texts. Each asks the pool of its group, if there is one, and the global pool. group_weight: how
+        many times as much the group's counts as the global pool's; 0 to ask the global pool only.
         """
-        everything = self.by_group[GLOBAL]
-        pools = [self.by_group.get(group, everything) for group in groups]
-        trees = draft_trees(pools, texts, max_depths, max_nodes, min_share, discount)
-        unknown = [at for at, tree in enumerate(trees) if not tree.size and pools[at] is not everything]
-        if unknown:
-            others = draft_trees(
-                [everything] * len(unknown),
-                [texts[at] for at in unknown],
-                [max_depths[at] for at in unknown],
-                max_nodes,
-                min_share,
-                discount,
-            )
-            for at, tree in zip(unknown, others, strict=True):
-                trees[at] = tree
-        return trees
+        own = [at for at, group in enumerate(groups) if group in self.by_group and group != GLOBAL]
+        if not group_weight:
+            own = []
+        pools = [self.by_group[groups[at]] for at in own] + [self.by_group[GLOBAL]] * len(texts)
+        weights = np.ones(len(pools))
+        weights[: len(own)] = group_weight
+        return continuations(pools, texts, np.array([*own, *range(len(texts))]), weights)
 
     def save(self, folder: Path) -> None:
         """Write the pools into `folder`, which then holds either the old or the new ones, whole.

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tensorrt_llm._torch.speculative.drafter import Drafter
 
+from genrec.knowledge.continuations import MAX_DEPTH, MAX_NODES
 from genrec.knowledge.drafter import PoolDrafter, RunningText
-from genrec.knowledge.pool import MAX_DEPTH, MAX_NODES
 from genrec.knowledge.pools import GLOBAL, Pools
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ class RetrievalDrafter(Drafter):
 
     pools: a folder of pools, such as a knowledge folder's; each worker process reads it for itself. groups: the group
     of a request by its prompt, `prompt.astype(np.int32).tobytes()`; prompts that are not there draft from the pool of
-    all texts. Add to it while requests come only if the model runs in this process. max_draft_len: 1 to 12.
+    all texts. Add to it while requests come only if the model runs in this process. max_draft_len: 1 to 24.
     """
 
-    def __init__(self, pools: Path, groups: Mapping[bytes, str] | None = None, max_draft_len: int = MAX_DEPTH) -> None:
+    def __init__(self, pools: Path, groups: Mapping[bytes, str] | None = None, max_draft_len: int = 12) -> None:
         if not 1 <= max_draft_len <= MAX_DEPTH:
             raise ValueError(f"max_draft_len is {max_draft_len}; it must be 1 to {MAX_DEPTH}")
         super().__init__(max_draft_len=max_draft_len, max_total_draft_tokens=max_draft_len)

@@ -6,83 +6,96 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from concurrent.futures import Future
+from typing import NamedTuple
 
 import numpy as np
 
 from genrec.errors import TOO_MANY, InvalidRequest
-from genrec.knowledge.decoder import Session, SpeculativeDecoder, TextProgress, TextRequest
+from genrec.knowledge.decoder import Session, SpeculativeDecoder, TextRequest
+from genrec.knowledge.sender import Outgoing, Stream, TextSender
 
 MAX_WAITING = 1024
-Reason = Literal["refused", "overloaded", "cancelled", "failed"]
 
 
-class Stream(Protocol):
-    """The requester of one text. The last call is `fail`, or `write` with `last`; never two at a time."""
-
-    def cancelled(self) -> bool:
-        """Whether nobody waits any more."""
-
-    def write(self, text: str, tokens: int, last: bool) -> None:
-        """The next piece of the text, and how many tokens it has by now."""
-
-    def fail(self, message: str, reason: Reason) -> None:
-        """No text, or no more of it."""
-
-
-@dataclass
-class _Running:
-    stream: Stream
-    parts: list[np.ndarray] = field(default_factory=list)
-    sent: int = 0  # characters
+class _Arrived(NamedTuple):
+    request: TextRequest
+    text: Outgoing
 
 
 class TextWriter:
     """Decodes all submitted requests together, in a thread of its own.
 
-    decoder: what decodes. text: the text of tokens, int [n]. log: where a defect is reported.
+    made: the decoder; it is made in that thread, and nothing of PyTorch runs in another one. OpenMP has a pool of
+    threads for each thread that computes, and with more of them than processors it no longer waits in a loop for the
+    next operation: decoding is then a third slower. decode: the text of tokens, int [n], see `Detokenizer`. log: where
+    a defect is reported. Raises what `made` raises.
     """
 
     def __init__(
-        self, decoder: SpeculativeDecoder, text: Callable[[np.ndarray], str], log: Callable[[str], object]
+        self,
+        made: Callable[[], SpeculativeDecoder],
+        decode: Callable[[np.ndarray], str],
+        log: Callable[[str], object],
     ) -> None:
-        self._decoder, self._text, self._log = decoder, text, log
-        self._arrived: queue.Queue[tuple[TextRequest, Stream] | None] = queue.Queue(MAX_WAITING)
-        self._running: dict[int, _Running] = {}
-        self._thread = threading.Thread(target=self._run, name="text-writer", daemon=True)
+        self._decode, self._log = decode, log
+        self._arrived: queue.Queue[_Arrived | None] = queue.Queue(MAX_WAITING)
+        self._running: dict[int, Outgoing] = {}
+        begun: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(made, begun), name="text-writer", daemon=True)
         self._thread.start()
+        begun.result()
 
-    def submit(self, request: TextRequest, stream: Stream) -> None:
-        """Queue a request; its stream hears of everything else. Safe from any thread."""
+    def submit(self, request: TextRequest, stream: Stream, whole: bool = False) -> None:
+        """Queue a request; its stream hears of everything else. Safe from any thread.
+
+        whole: whether the text is sent in one piece, which costs less than several.
+        """
+        text = self._sender.open(stream, whole)
         try:
-            self._arrived.put_nowait((request, stream))
+            self._arrived.put_nowait(_Arrived(request, text))
         except queue.Full:
-            stream.fail(f"{MAX_WAITING} texts are waiting: {TOO_MANY}; send fewer at once", "overloaded")
+            message = f"{MAX_WAITING} texts are waiting: {TOO_MANY}; send fewer at once"
+            self._sender.fail([text], message, "overloaded")
+
+    def refuse(self, stream: Stream, message: str) -> None:
+        """Tell a stream that there will be no text. Safe from any thread."""
+        self._sender.fail([self._sender.open(stream, whole=True)], message, "refused")
 
     def close(self) -> None:
-        """Finish what is under way, then end the thread."""
+        """Finish and send what is under way, then end the threads."""
         self._arrived.put(None)
         self._thread.join()
+        self._sender.close()
 
-    def _run(self) -> None:
+    def _run(self, made: Callable[[], SpeculativeDecoder], begun: Future[None]) -> None:
+        try:
+            self._decoder = made()
+        except BaseException as error:  # of whoever asked for it
+            begun.set_exception(error)
+            return
+        self._sender = TextSender(self._decode, self._log, room=self._decoder.batch_size)
+        begun.set_result(None)
         session, open_ = self._decoder.session(), True
         while open_ or session.pending:
             open_ = self._take(session, open_)
-            for index in [index for index, running in self._running.items() if running.stream.cancelled()]:
+            for index in [index for index, text in self._running.items() if text.cancelled]:
                 session.cancel(index)
-                self._running.pop(index).stream.fail("cancelled", "cancelled")
+                self._sender.fail([self._running.pop(index)], "cancelled", "cancelled")
             if not session.pending:
                 continue
             try:
-                for progress in session.step():
-                    self._report(progress)
+                progress = session.step()
             except Exception:  # a defect: these texts fail, the next ones may not
                 self._log(traceback.format_exc())
-                for running in self._running.values():
-                    running.stream.fail("internal error, see the server's log", "failed")
+                self._sender.fail(self._running.values(), "internal error, see the server's log", "failed")
                 self._running.clear()
                 session = self._decoder.session()
+                continue
+            self._sender.add((self._running[one.index], one.tokens, one.finished is not None) for one in progress)
+            for one in progress:
+                if one.finished:
+                    del self._running[one.index]
 
     def _take(self, session: Session, open_: bool) -> bool:
         """Submit what there is room for; wait for something if there is nothing to do. False once closed."""
@@ -93,21 +106,13 @@ class TextWriter:
                 return True
             if arrived is None:
                 return False
-            request, stream = arrived
+            if arrived.text.cancelled:
+                self._sender.fail([arrived.text], "cancelled", "cancelled")
+                continue
             try:
-                self._running[session.submit(request)] = _Running(stream)
+                index = session.submit(arrived.request)
             except InvalidRequest as error:
-                stream.fail(str(error), "refused")
+                self._sender.fail([arrived.text], str(error), "refused")
+            else:
+                self._running[index] = arrived.text
         return open_
-
-    def _report(self, progress: TextProgress) -> None:
-        running = self._running[progress.index]
-        running.parts.append(progress.tokens)
-        tokens = np.concatenate(running.parts)
-        text = self._text(tokens)
-        last = progress.finished is not None
-        if last:
-            del self._running[progress.index]
-        if last or len(text) > running.sent:
-            running.stream.write(text[running.sent :], tokens.size, last)
-            running.sent = len(text)

@@ -40,7 +40,7 @@ class Deployment:
     device: of a torch engine, as torch names it; "" for a GPU if there is one. buckets: of one on a GPU, the shapes
     that it records, as of `Buckets.of`.
     knowledge: a knowledge folder, whose texts the model `knowledge` then writes, `texts_at_once` of them together;
-    verification: of their drafts, "greedy" or "relaxed".
+    verification: of their drafts, "greedy" or "relaxed"; "none": no drafts, one token of a text at a time.
     catalog: the folder that a live catalogue is published in; None for the bundle's own catalogue.
     rules: that hold for every request, as JSON; "" for none. rules_memory_mb: MiB for the masks of rules, per engine.
     log_requests: which single requests the steps log, of `genrec.serving.request_log.LOGGED`. log_messages: also why

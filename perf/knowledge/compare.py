@@ -2,6 +2,8 @@
 
 python -m perf.knowledge.compare compare build/knowledge build/shop build/knowledge-bench   # against its baselines
 python -m perf.knowledge.compare equality build/knowledge build/shop                        # with plain greedy decoding
+python -m perf.knowledge.compare foreign build/knowledge build/shop                         # with useless pools
+python -m perf.knowledge.compare alone build/knowledge-long build/shop                      # DARE's authors' protocol
 python -m perf.knowledge.compare pool build/knowledge build/shop                            # of a million texts
 
 Texts are those of held-out users and items of the demo shop: none of them is in the folder's pools.
@@ -26,13 +28,29 @@ from genrec.knowledge.decoder import GREEDY, TextRequest
 from genrec.knowledge.drafter import PoolDrafter
 from genrec.knowledge.model import RELAXED, KnowledgeModel
 from genrec.knowledge.pool import RetrievalPool
-from genrec.knowledge.pools import GLOBAL
+from genrec.knowledge.pools import GLOBAL, Pools
 from genrec.reporting.machine import provenance
 from genrec_builders.data import read_dataset
 from genrec_builders.knowledge.texts import split_texts, user_texts
+from perf.knowledge.calibration import calibration, calibration_table, plot_calibration
 from perf.knowledge.comparison import compare_runs, comparison_tables, plot
 from perf.knowledge.pool import AT_ONCE, lookup_lines, lookup_ms, many_texts
-from perf.knowledge.runs import BASELINE, DARE, Of, best_runs, held_out_requests, measure, run_ablations, run_ways
+from perf.knowledge.runs import (
+    BASELINE,
+    DARE,
+    OURS,
+    RESD,
+    SUFFIX,
+    Of,
+    Way,
+    best_runs,
+    foreign,
+    held_out_requests,
+    measure,
+    run_ablations,
+    run_ways,
+    ways,
+)
 
 app = typer.Typer(help=__doc__)
 console = Console()
@@ -47,35 +65,40 @@ def compare(
     data: Data,
     out: Annotated[Path, typer.Argument(help="Folder of the results.")],
     entities: Annotated[int, typer.Option(min=2, help="Users and items whose texts are written, together.")] = 128,
-    batch_sizes: Annotated[str, typer.Option(help="Texts at once, commas between.")] = "8,32,64",
+    batch_sizes: Annotated[str, typer.Option(help="Texts at once, commas between.")] = "1,8,32,64",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures everything once, in turn.")] = 3,
     threads: Threads = 0,
     of: Annotated[Of, typer.Option(help="Whose texts are written.")] = Of.both,
     ablate: Annotated[bool, typer.Option(help="Ablations too, at the best batch size.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the draw of users and items.")] = 0,
 ) -> None:
-    """Measure every way of drafting at every batch size, in turn, each to be judged at its best; then DARE's ablations.
+    """Measure every way of drafting at every batch size, in turn; then ablations, and how well chances are predicted.
 
-    Prints tables and writes tables.md, results.json and speed.svg. Harder texts are those of a folder built so.
+    Prints tables and writes tables.md, results.json, speed.svg and calibration.svg. Harder texts are those of a folder
+    built so.
     """
     if threads:
         torch.set_num_threads(threads)
     model = KnowledgeModel(folder)
     requests = held_out_requests(model, data, entities, of, seed)
-    runs = run_ways(model, requests, [int(size) for size in batch_sizes.split(",")], rounds)
+    sizes = [int(size) for size in batch_sizes.split(",")]
+    runs = run_ways(model, ways(model), requests, sizes, rounds)
     best, changed = best_runs(runs), {}
     if ablate:
-        changed = run_ablations(model, requests, best[DARE].batch_size, best[BASELINE].batch_size, rounds)
+        changed = run_ablations(model, requests, best[OURS].batch_size, best[BASELINE].batch_size, rounds)
     everything = model.pools.by_group[GLOBAL]
     lookups = {at_once: lookup_ms(everything, runs[BASELINE][0].texts, at_once) for at_once in AT_ONCE}
 
     comparison = compare_runs(runs, changed)
-    tables = "\n".join([*comparison_tables(comparison, len(requests)), *lookup_lines(everything, lookups)])
+    predicted = {size: calibration(model, requests, size) for size in (sizes[0], sizes[-1])}
+    lines = [*comparison_tables(comparison), *calibration_table(predicted), *lookup_lines(everything, lookups)]
+    tables = "\n".join(lines)
     print(tables)
 
     results = {
         **comparison.as_json(),
         "lookup_ms": lookups,
+        "calibration": predicted,
         "pool_tokens": everything.tokens,
         "texts": len(requests),
         "rounds": rounds,
@@ -86,8 +109,58 @@ def compare(
     }
     out.mkdir(parents=True, exist_ok=True)
     plot(comparison, out / "speed.svg")
+    plot_calibration(predicted, out / "calibration.svg")
     (out / "tables.md").write_text(tables + "\n")
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+@app.command("foreign")
+def useless_pools(
+    folder: Folder,
+    data: Data,
+    entities: Annotated[int, typer.Option(min=2, help="Users and items whose texts are written, together.")] = 128,
+    batch_sizes: Annotated[str, typer.Option(help="Texts at once, commas between.")] = "1,8,64",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures everything once, in turn.")] = 3,
+    threads: Threads = 0,
+) -> None:
+    """Compare decoding with drafts from empty pools, of random tokens and of shuffled texts with decoding without."""
+    if threads:
+        torch.set_num_threads(threads)
+    model = KnowledgeModel(folder)
+    requests = held_out_requests(model, data, entities)
+    sizes = [int(size) for size in batch_sizes.split(",")]
+    print("\n".join(comparison_tables(compare_runs(run_ways(model, foreign(model), requests, sizes, rounds), {}))))
+
+
+@app.command()
+def alone(
+    folder: Annotated[Path, typer.Argument(help="A folder of `python -m perf.knowledge.long_texts`.")],
+    data: Data,
+    entities: Annotated[int, typer.Option(min=2, help="Users whose texts are written.")] = 24,
+    pool_texts: Annotated[str, typer.Option(help="Texts in the pools, commas between.")] = "300,1000",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; each measures everything once, in turn.")] = 3,
+    threads: Threads = 0,
+) -> None:
+    """The protocol of DARE's authors: one long text at a time, pools of different sizes."""
+    if threads:
+        torch.set_num_threads(threads)
+    model = KnowledgeModel(folder)
+    requests = held_out_requests(model, data, entities, Of.users)
+    everything, by_group = model.pools.by_group[GLOBAL].texts(), dict(model.pools.by_group)
+    for count in map(int, pool_texts.split(",")):
+        chosen = everything[:count]
+        known = {text.tobytes() for text in chosen}
+        pools = Pools(model.pools.vocabulary_size)
+        pools.add(chosen, [GLOBAL] * len(chosen))
+        for group, pool in by_group.items():
+            if group != GLOBAL and (own := [text for text in pool.texts() if text.tobytes() in known]):
+                pools.by_group[group] = RetrievalPool(pools.vocabulary_size)
+                pools.by_group[group].add(own)
+        model.pools = pools
+        names = [BASELINE, RESD, SUFFIX.format(2), DARE, OURS]
+        compared = {name: way for name, way in ways(model).items() if name in names}
+        found = compare_runs(run_ways(model, compared, requests, [1], rounds), {})
+        print(f"Pools of {len(chosen)} texts:\n", "\n".join(comparison_tables(found)), sep="\n")
 
 
 @torch.inference_mode()
@@ -136,7 +209,7 @@ def equality(
     console.print(f"{len(plain)} texts, {sum(map(len, plain))} tokens by plain greedy decoding")
     failed = False
     for size in map(int, batch_sizes.split(",")):
-        run = measure(model, (PoolDrafter(model.pools), GREEDY), size, requests)
+        run = measure(model, Way(PoolDrafter(model.pools), GREEDY, fixed=False), size, requests)
         pairs = zip(requests, plain, run.texts, strict=True)
         leads = [abs(lead(model, request, one, two)) for request, one, two in pairs if one != two]
         console.print(

@@ -10,74 +10,98 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from genrec.reporting.page import markdown_table
-from perf.knowledge.runs import BASELINE, DARE, RESD, Run, best_runs
+from perf.knowledge.runs import BASELINE, OURS, SUFFIX, Run, best_runs
 
-_COLUMNS = ("", "batch", "tokens/s", "speed-up", "tokens/step", "accepted", "outside model", "texts differ")
+_COLUMNS = (
+    "",
+    "tokens/s",
+    "speed-up",
+    "over its best",
+    "tokens/step",
+    "drafted/step",
+    "accepted",
+    "outside model",
+    "texts differ",
+)
 
 
 class Compared(NamedTuple):
-    """A run, how many times as fast as the baseline it is, and how many of its texts are not the baseline's."""
+    """A run, and how many of its texts are not the baseline's.
+
+    speed_up: over the baseline at the same batch size; over_best: over the baseline at its best one.
+    """
 
     run: Run
     speed_up: float
+    over_best: float
     texts_differ: int
 
     def as_json(self) -> dict[str, Any]:
         """Without the texts."""
         measured = {name: value for name, value in vars(self.run).items() if name != "texts"}
-        return measured | {"speed_up": self.speed_up, "texts_differ": self.texts_differ}
+        return measured | self._asdict() | {"run": None}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """runs: by name of a way, one for each batch size. best: the fastest of each. ablations: by name, measured apart.
+    """runs: by name of a way, one for each batch size. ablations: by name, measured apart.
 
-    dare_against_resd: how many times as fast, both at their best.
+    against: how many times as fast ours is, by batch size and name of the other way; the best of SuffixDecoding's.
     """
 
     runs: dict[str, list[Compared]]
-    best: dict[str, Compared]
     ablations: dict[str, Compared]
-    dare_against_resd: float
+    against: dict[int, dict[str, float]]
 
     def as_json(self) -> dict[str, Any]:
-        """runs and ablations."""
         return {
             "runs": {name: [one.as_json() for one in found] for name, found in self.runs.items()},
             "ablations": {name: one.as_json() for name, one in self.ablations.items()},
+            "against": self.against,
         }
 
 
 def compare_runs(runs: Mapping[str, Sequence[Run]], ablations: Mapping[str, Run]) -> Comparison:
-    """Speed-ups are over the baseline at its best, the ablations' over the baseline that was measured with them.
+    """Speed-ups of the ablations are over the baseline that was measured with them.
 
     Texts are compared token for token, with the baseline's of the same batch size.
     """
-    plain = {run.batch_size: run.texts for run in runs[BASELINE]}
+    plain = {run.batch_size: run for run in runs[BASELINE]}
+    best = best_runs(runs)[BASELINE]
 
-    def compared(run: Run, base: Run) -> Compared:
-        texts = zip(run.texts, plain[run.batch_size], strict=True)
-        return Compared(run, run.speed_up(base), sum(text != other for text, other in texts))
+    def compared(run: Run, base: Run, best: Run) -> Compared:
+        texts = zip(run.texts, plain[run.batch_size].texts, strict=True)
+        differ = sum(text != other for text, other in texts)
+        return Compared(run, run.speed_up(base), run.speed_up(best), differ)
 
-    best = best_runs(runs)
-    base = best[BASELINE]
+    against = {}
+    if OURS in runs:
+        for ours, *others in zip(runs[OURS], *(found for name, found in runs.items() if name != OURS), strict=True):
+            names = [name for name in runs if name != OURS]
+            ratios = {name: ours.speed_up(other) for name, other in zip(names, others, strict=True)}
+            suffix = [ratios.pop(name) for name in names if name.startswith(SUFFIX.partition(",")[0])]
+            against[ours.batch_size] = ratios | ({SUFFIX.partition(",")[0]: min(suffix)} if suffix else {})
     return Comparison(
-        runs={name: [compared(run, base) for run in found] for name, found in runs.items()},
-        best={name: compared(run, base) for name, run in best.items()},
-        ablations={name: compared(run, ablations[BASELINE]) for name, run in ablations.items()},
-        dare_against_resd=best[DARE].speed_up(best[RESD]),
+        runs={name: [compared(run, plain[run.batch_size], best) for run in found] for name, found in runs.items()},
+        ablations={name: compared(run, ablations[BASELINE], ablations[BASELINE]) for name, run in ablations.items()},
+        against=against,
     )
 
 
-def comparison_tables(comparison: Comparison, texts: int) -> list[str]:
-    """The lines of its Markdown tables. texts: how many were written."""
-    lines = _table(f"{texts} texts, each way at its best batch size", comparison.best)
+def comparison_tables(comparison: Comparison) -> list[str]:
+    """The lines of its Markdown tables."""
+    lines: list[str] = []
     for of_size in zip(*comparison.runs.values(), strict=True):
-        title = f"{of_size[0].run.batch_size} at once"
+        run = of_size[0].run
+        title = f"{len(run.texts)} texts, {run.batch_size} at once"
         lines += _table(title, dict(zip(comparison.runs, of_size, strict=True)))
     if comparison.ablations:
-        lines += _table("DARE with one thing changed, measured again with its baseline", comparison.ablations)
-    return [*lines, f"DARE against ReSD: {comparison.dare_against_resd:.2f}."]
+        lines += _table("Ours with one thing changed, measured again with the baseline", comparison.ablations)
+    if comparison.against:
+        names = list(next(iter(comparison.against.values())))
+        rows = [(size, *(f"{ratios[name]:.2f}" for name in names)) for size, ratios in comparison.against.items()]
+        lines += ["Ours, times as fast as:", "", *markdown_table(("texts at once", *names), rows), ""]
+    return lines
 
 
 def _table(title: str, rows: Mapping[str, Compared]) -> list[str]:
@@ -85,13 +109,14 @@ def _table(title: str, rows: Mapping[str, Compared]) -> list[str]:
 
 
 def _cells(rows: Mapping[str, Compared]) -> Iterable[Sequence[object]]:
-    for name, (run, speed_up, texts_differ) in rows.items():
+    for name, (run, speed_up, over_best, texts_differ) in rows.items():
         yield (
             name,
-            run.batch_size,
             f"{run.tokens_per_s:.0f}",
             f"{speed_up:.2f}",
+            f"{over_best:.2f}",
             f"{run.tokens_per_step:.2f}",
+            f"{run.drafted / max(1, run.text_steps):.1f}",
             f"{run.accepted / max(1, run.drafted):.2f}",
             f"{run.outside_model:.0%}",
             texts_differ,

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from genrec.knowledge.pool import RetrievalPool, draft_trees
+from genrec.knowledge.continuations import MAX_DEPTH, draft_trees
+from genrec.knowledge.pool import RetrievalPool, continuations
 from genrec_builders.knowledge.texts import KnowledgeText
 
 AT_ONCE = (1, 16)  # lookups together
@@ -22,7 +23,8 @@ def lookup_ms(pool: RetrievalPool, texts: Sequence[Sequence[int]], at_once: int)
     for begin in range(0, len(running) - at_once + 1, at_once):
         drawn = [running[at] for at in order[begin : begin + at_once].tolist()]
         began = time.perf_counter()
-        draft_trees([pool] * at_once, drawn, [12] * at_once, max_nodes=16, min_share=0.1, discount=0.3)
+        found = continuations([pool] * at_once, drawn, np.arange(at_once))
+        draft_trees(found, [MAX_DEPTH] * at_once, max_nodes=16, min_share=0.1, discount=0.05)
         times.append(1e3 * (time.perf_counter() - began) / at_once)
     return {f"p{q}": round(float(np.percentile(times, q)), 3) for q in (50, 95, 99)}
 

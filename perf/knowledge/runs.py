@@ -8,20 +8,36 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from genrec.knowledge.decoder import GREEDY, Generated, TextRequest, Verification
 from genrec.knowledge.drafter import Drafter, PoolDrafter, PromptLookupDrafter
 from genrec.knowledge.model import RELAXED, KnowledgeModel
+from genrec.knowledge.pools import GLOBAL, Pools
 from genrec.reporting.timing import in_turn, median_ratio
 from genrec_builders.data import read_dataset
 from genrec_builders.knowledge.folder import training_histories
 from genrec_builders.knowledge.texts import item_texts, split_texts, user_texts
+from perf.knowledge.suffix_decoding import SuffixDecodingDrafter
 
-BASELINE, RESD, DARE = "autoregressive", "global pool, greedy (ReSD)", "group pools, relaxed (DARE)"
-Way = tuple[Drafter | None, Verification]
+BASELINE, RESD, DARE = "one token at a time", "global pool, greedy (ReSD)", "group pools, relaxed (DARE)"
+SUFFIX, OURS = "SuffixDecoding, alpha {}", "all sources, budget, relaxed (ours)"
+TEXTS_ALONE = 32  # at most so many times the batch size are written, so that one text at a time takes no hours
+
+
+class Way(NamedTuple):
+    """How texts are decoded. fixed: all that is drafted is verified, without a budget."""
+
+    drafter: Drafter | None
+    verification: Verification
+    fixed: bool = True
+
+
 Cell = tuple[str, int]  # name of a way, batch size
+# Trees as before the budget, with the settings that were best for them.
+_TREES: dict[str, Any] = {"max_nodes": 16, "max_depth": 12, "min_share": 0.1, "discount": 0.3, "own_weight": 0.0}
 
 
 class Of(str, Enum):
@@ -32,10 +48,11 @@ class Of(str, Enum):
 
 @dataclass(frozen=True)
 class Run:
-    """A way at a batch size, over all requests.
+    """A way at a batch size, over all requests, or an even part of them where few are written at once.
 
     tokens_per_s, outside_model: speed, and the share of the time outside the language model; medians over the rounds.
-    rates: tokens per second of every round. drafted, accepted: draft tokens. texts: the tokens of each request's.
+    rates: tokens per second of every round. drafted, accepted: draft tokens. text_steps: passes, once for each
+    text. texts: the tokens of each request's.
     """
 
     batch_size: int
@@ -43,6 +60,7 @@ class Run:
     tokens_per_step: float
     outside_model: float
     drafted: int
+    text_steps: int
     accepted: int
     accepted_by_depth: dict[int, int]
     drafted_by_depth: dict[int, int]
@@ -58,26 +76,47 @@ def ways(model: KnowledgeModel) -> dict[str, Way]:
     """What is compared, by name."""
     pools = model.pools
     return {
-        BASELINE: (None, GREEDY),
-        "prompt lookup, greedy": (PromptLookupDrafter(), GREEDY),
-        RESD: (PoolDrafter(pools, grouped=False), GREEDY),
-        "group pools, greedy": (PoolDrafter(pools), GREEDY),
-        DARE: (PoolDrafter(pools), RELAXED),
+        BASELINE: Way(None, GREEDY),
+        "prompt lookup, greedy": Way(PromptLookupDrafter(), GREEDY),
+        RESD: Way(PoolDrafter(pools, group_weight=0.0, **_TREES), GREEDY),
+        **{SUFFIX.format(factor): Way(SuffixDecodingDrafter(pools, factor), GREEDY) for factor in (1, 2)},
+        DARE: Way(PoolDrafter(pools, group_weight=1e9, **_TREES), RELAXED),
+        "all sources, budget, greedy": Way(PoolDrafter(pools), GREEDY, fixed=False),
+        OURS: Way(PoolDrafter(pools), RELAXED, fixed=False),
     }
 
 
 def ablations(model: KnowledgeModel) -> dict[str, Way]:
-    """DARE with one thing changed."""
+    """Ours with one thing changed."""
     pools = model.pools
-    changed: dict[str, Way] = {"one global pool": (PoolDrafter(pools, grouped=False), RELAXED)}
-    changed |= {
-        f"k {k}, threshold {threshold}": (PoolDrafter(pools), Verification(k, threshold))
-        for k, threshold in ((2, 0.05), (2, 0.2), (2, 0.3), (3, 0.1))
+    changed: dict[str, dict[str, Any]] = {
+        "without the text itself": {"own_weight": 0.0},
+        "without group pools": {"group_weight": 0.0},
+        "group pools first": {"group_weight": 1e9},
+        "branches up to 12": {"max_depth": 12},
+        "discount 0.3": {"discount": 0.3},
     }
-    changed |= {f"trees of {nodes}": (PoolDrafter(pools, max_nodes=nodes), RELAXED) for nodes in (4, 8, 32, 64)}
-    return changed | {
-        f"share at least {share}": (PoolDrafter(pools, min_share=share), RELAXED) for share in (0.0, 0.05, 0.2, 0.4)
+    found = {name: Way(PoolDrafter(pools, **options), RELAXED, fixed=False) for name, options in changed.items()}
+    found["all of trees of 64, without the budget"] = Way(PoolDrafter(pools), RELAXED)
+    found["all of trees of 16, without the budget"] = Way(PoolDrafter(pools, max_nodes=16), RELAXED)
+    return found
+
+
+def foreign(model: KnowledgeModel) -> dict[str, Way]:
+    """Ours with pools that are of no use, next to the baseline."""
+    everything = model.pools.by_group[GLOBAL]
+    size, draw = everything.tokens, np.random.default_rng(0)
+    contents: dict[str, list[np.ndarray]] = {
+        "pools empty": [],
+        "pools of random tokens": np.split(draw.integers(0, everything.vocabulary_size, size), range(80, size, 80)),
+        "pools of shuffled texts": [draw.permutation(text) for text in everything.texts()],
     }
+    found = {BASELINE: Way(None, GREEDY)}
+    for name, texts in contents.items():
+        pools = Pools(everything.vocabulary_size)
+        pools.add(texts, [GLOBAL] * len(texts))
+        found[name] = Way(PoolDrafter(pools), RELAXED, fixed=False)
+    return found
 
 
 def held_out_requests(
@@ -100,8 +139,9 @@ def held_out_requests(
 
 def measure(model: KnowledgeModel, way: Way, batch_size: int, requests: Sequence[TextRequest]) -> Run:
     """One round over all requests."""
-    drafter, verification = way
-    session = model.decoder(verification, batch_size, drafter=drafter).session()
+    decoder = model.decoder(way.verification, batch_size, drafter=way.drafter, fixed=way.fixed)
+    requests = requests[:: -(-len(requests) // (TEXTS_ALONE * batch_size))]
+    session = decoder.session()
     for request in requests:
         session.submit(request)
     done: dict[int, Generated] = {}
@@ -117,6 +157,7 @@ def measure(model: KnowledgeModel, way: Way, batch_size: int, requests: Sequence
         tokens_per_step=statistics.tokens_per_step,
         outside_model=1 - statistics.llm_s / seconds,
         drafted=sum(statistics.drafted_by_depth.values()),
+        text_steps=statistics.text_steps,
         accepted=sum(statistics.accepted_by_depth.values()),
         accepted_by_depth=statistics.accepted_by_depth,
         drafted_by_depth=statistics.drafted_by_depth,
@@ -146,21 +187,24 @@ def in_rounds(
 
 
 def run_ways(
-    model: KnowledgeModel, requests: Sequence[TextRequest], sizes: Sequence[int], rounds: int
+    model: KnowledgeModel,
+    compared: Mapping[str, Way],
+    requests: Sequence[TextRequest],
+    sizes: Sequence[int],
+    rounds: int,
 ) -> dict[str, list[Run]]:
-    """Every way of `ways` at every batch size of `sizes`, in turn: by name, a run for each size."""
-    compared = ways(model)
-    measure(model, compared[DARE], sizes[-1], requests[: sizes[-1]])  # warm-up
+    """Every way of `compared` at every batch size of `sizes`, in turn: by name, a run for each size."""
+    measure(model, compared[BASELINE], sizes[-1], requests[: sizes[-1]])  # warm-up
     cells = in_rounds(model, {(name, size): compared[name] for size in sizes for name in compared}, requests, rounds)
     return {name: [cells[name, size] for size in sizes] for name in compared}
 
 
 def run_ablations(
-    model: KnowledgeModel, requests: Sequence[TextRequest], dare_size: int, baseline_size: int, rounds: int
+    model: KnowledgeModel, requests: Sequence[TextRequest], size: int, baseline_size: int, rounds: int
 ) -> dict[str, Run]:
-    """DARE and its `ablations` at `dare_size` at once, and the baseline again at `baseline_size`, in turn: by name."""
+    """Ours and its `ablations` at `size` at once, and the baseline again at `baseline_size`, in turn: by name."""
     compared = ways(model)
-    changed = {(name, dare_size): way for name, way in ({DARE: compared[DARE]} | ablations(model)).items()}
+    changed = {(name, size): way for name, way in ({OURS: compared[OURS]} | ablations(model)).items()}
     changed[BASELINE, baseline_size] = compared[BASELINE]
     return {name: run for (name, _), run in in_rounds(model, changed, requests, rounds).items()}
 

@@ -11,6 +11,22 @@ import psutil
 _EVERY_S = 1.0  # reading proportional sizes costs CPU
 
 
+def processes(pid: int) -> list[psutil.Process]:
+    """The process `pid` and its descendants."""
+    root = psutil.Process(pid)
+    return [root, *root.children(recursive=True)]
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time that `pid` and its descendants have had, those that have ended left out."""
+    total = 0.0
+    for process in processes(pid):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
 class Usage:
     """Watches the process `pid` and its descendants while the block runs.
 
@@ -18,36 +34,25 @@ class Usage:
     """
 
     def __init__(self, pid: int) -> None:
-        self._root = psutil.Process(pid)
+        self._pid = pid
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self.cores = self.peak_mb = 0.0
 
     def __enter__(self) -> Usage:
-        self._began, self._before = time.monotonic(), self._seconds()
+        self._began, self._before = time.monotonic(), processor_seconds(self._pid)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.cores = (self._seconds() - self._before) / (time.monotonic() - self._began)
-
-    def _tree(self) -> list[psutil.Process]:
-        return [self._root, *self._root.children(recursive=True)]
-
-    def _seconds(self) -> float:
-        total = 0.0
-        for process in self._tree():
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
-        return total
+        self.cores = (processor_seconds(self._pid) - self._before) / (time.monotonic() - self._began)
 
     def _watch(self) -> None:
         while True:
             used = 0
-            for process in self._tree():
+            for process in processes(self._pid):
                 with contextlib.suppress(psutil.Error):
                     used += process.memory_full_info().pss
             self.peak_mb = max(self.peak_mb, used / 1e6)

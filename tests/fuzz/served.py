@@ -61,7 +61,7 @@ INPUTS = {
     "rules": "BYTES",
 }
 KNOWLEDGE = "knowledge"
-OF_TEXTS = {"history": "BYTES", "item": "BYTES", "max_new_tokens": "INT32"}  # inputs of that model
+OF_TEXTS = {"history": "BYTES", "item": "BYTES", "max_new_tokens": "INT32", "stream": "BOOL"}  # inputs of that model
 OUTPUTS = ("item_ids", "scores", "source", "counts", "version", "explanation")
 PARAMETERS = (
     "classification", "binary_data", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end",

@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2_grpc
 from genrec.bundle import Bundle
 from genrec.knowledge.decoder import GREEDY
 from genrec.knowledge.model import KnowledgeModel
-from genrec.serving.repository import Deployment
+from genrec.serving.repository import Deployment, render_repository
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonServer
 from genrec_builders.data import Dataset
@@ -80,8 +80,18 @@ def test_streamed_texts_are_the_librarys(
         items = askers.map(lambda item: list(writer.item(item)), dataset.items.item_ids[:10])
         pieces = [*users, *items]
     assert {number: "".join(piece.text for piece in pieces[number]) for number in clear} == clear
-    assert all(len(text) > 1 for text in pieces), "a text came whole, not as a stream"
+    assert any(len(text) > 1 for text in pieces), "all texts came whole, not as streams"
     assert all(one.tokens < two.tokens for text in pieces for one, two in pairwise(text))
+
+
+def test_a_text_comes_whole_on_request(
+    writer: KnowledgeWriter, histories: list[list[str]], clear: dict[int, str]
+) -> None:
+    user = min(clear)
+    pieces = list(writer.user(histories[user]))
+    assert len(pieces) > 1
+    (whole,) = writer.user(histories[user], stream=False)
+    assert whole.text == clear[user] == "".join(piece.text for piece in pieces) and whole.tokens == pieces[-1].tokens
 
 
 def test_max_new_tokens(writer: KnowledgeWriter, dataset: Dataset) -> None:
@@ -90,14 +100,19 @@ def test_max_new_tokens(writer: KnowledgeWriter, dataset: Dataset) -> None:
 
 
 def test_closing_a_stream_stops_its_work(server: TritonServer, writer: KnowledgeWriter, dataset: Dataset) -> None:
+    """Of many streams, of which some could be done before anybody hears that they are closed."""
+    messages = [build_text_request("knowledge", None, item, 192) for item in dataset.items.item_ids[:60]]
     before = texts_that(server, "cancelled")
-    stream = writer.user(dataset.items.item_ids[:3])
-    next(stream)
-    stream.close()
-    deadline = time.monotonic() + 10
-    while texts_that(server, "cancelled") == before and time.monotonic() < deadline:
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        ask = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer
+        streams = [ask(iter([message]), timeout=60) for message in messages]
+        next(streams[0])
+        for stream in streams:
+            stream.cancel()
+    deadline = time.monotonic() + 20
+    while texts_that(server, "cancelled") < before + len(messages) // 4:  # some were not sent yet
+        assert time.monotonic() < deadline, texts_that(server, "cancelled") - before
         time.sleep(0.1)
-    assert texts_that(server, "cancelled") == before + 1
     assert list(writer.item(dataset.items.item_ids[0], max_new_tokens=3))[-1].tokens == 3
 
 
@@ -174,3 +189,16 @@ def memory_of(server: TritonServer) -> int:
         with contextlib.suppress(OSError):
             resident += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return resident
+
+
+def test_a_server_without_drafts_writes_the_same(
+    bundle: Bundle, knowledge_folder: Path, tmp_path: Path, histories: list[list[str]], clear: dict[int, str]
+) -> None:
+    deployment = Deployment(threads=1, knowledge=knowledge_folder, verification="none")
+    repository = render_repository(bundle, tmp_path / "models", deployment)
+    user = min(clear)
+    with (
+        TritonServer(repository, ["knowledge"], log_path=tmp_path / "triton.log") as plain,
+        KnowledgeWriter(plain.grpc_url, timeout_s=60.0) as asker,
+    ):
+        assert "".join(piece.text for piece in asker.user(histories[user])) == clear[user]

@@ -8,8 +8,9 @@ import triton_python_backend_utils as pb
 
 from genrec.errors import InvalidRequest
 from genrec.knowledge.decoder import TextRequest
-from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
-from genrec.knowledge.writer import Reason, TextWriter
+from genrec.knowledge.model import KnowledgeModel
+from genrec.knowledge.sender import Reason
+from genrec.knowledge.writer import TextWriter
 from genrec.serving.step import open_folder, optional
 
 # By name: the module has its classes only once a model is being made. With the status as gRPC names it, which a stream
@@ -28,22 +29,22 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self.model = KnowledgeModel(open_folder(parameters["knowledge"]))
-        self.decoder = self.model.decoder(
-            VERIFICATIONS[parameters["verification"]], int(parameters["texts_at_once"]), grow=True
-        )
         self.texts = pb.MetricFamily(
             name="genrec_texts_total", description="Knowledge texts asked for", kind=pb.MetricFamily.COUNTER
         )
         self.outcomes = {name: self.texts.Metric(labels={"outcome": name}) for name in OUTCOMES}
-        self.writer = TextWriter(self.decoder, self.model.text, pb.Logger.log_error)
+        verification, texts_at_once = parameters["verification"], int(parameters["texts_at_once"])
+        self.writer = TextWriter(
+            lambda: self.model.served(verification, texts_at_once), self.model.decode, pb.Logger.log_error
+        )
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             stream = _Stream(request.get_response_sender(), self.outcomes)
             try:
-                self.writer.submit(self._read(request), stream)
+                self.writer.submit(self._read(request), stream, whole=not streamed(request))
             except InvalidRequest as error:
-                stream.fail(str(error), "refused")
+                self.writer.refuse(stream, str(error))
 
     def finalize(self) -> None:
         self.writer.close()
@@ -55,8 +56,13 @@ class TritonPythonModel:
         return self.model.request(history, item, most)
 
 
+def streamed(request: Any) -> bool:
+    """Whether the text is to come in pieces."""
+    return bool(optional(request, "stream", lambda array: array[0, 0], True))
+
+
 class _Stream:
-    """Where the pieces of one text go; see `genrec.knowledge.writer.Stream`."""
+    """Where the pieces of one text go; see `genrec.knowledge.sender.Stream`."""
 
     def __init__(self, sender: Any, outcomes: dict[str, Any]) -> None:
         self._sender, self._outcomes = sender, outcomes

@@ -119,7 +119,7 @@ def test_every_entity_gets_its_text_in_order(
     assert not whole[0].with_name("texts.parquet.parts").exists()
     assert (report.entities, report.texts, report.failures) == (USERS, USERS, [])
     assert report.tokens == sum(len(row["tokens"]) for row in rows)
-    assert report.tokens_per_step > 1 and 0 < report.acceptance_by_depth[1] < 1
+    assert report.tokens_per_step > 1 and 0 < report.acceptance_by_depth[1] <= 1
     assert report.autoregressive_tokens_per_s and report.speed_up
     assert json.loads(whole[0].with_name("texts.parquet.json").read_text()) == json.loads(report.model_dump_json())
 

@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec.knowledge import pool as pool_module
-from genrec.knowledge.pool import MAX_CONTEXT, MAX_NODES, RetrievalPool, draft_trees
+from genrec.knowledge.continuations import MAX_CONTEXT, MAX_DEPTH, MAX_NODES, ROWS, draft_trees
+from genrec.knowledge.drafter import PoolDrafter, RunningText
+from genrec.knowledge.pool import RetrievalPool, continuations
 from genrec.knowledge.pools import GLOBAL, Pools
+from genrec.knowledge.repeats import repeats
 from genrec.knowledge.token_tree import TokenTree
 
 VOCABULARY = 4
@@ -52,14 +55,14 @@ def counted(written: list[list[int]], text: list[int], depth: int) -> tuple[int,
     return 0, Counter()
 
 
-@given(texts, running, st.integers(1, 12), st.integers(1, MAX_NODES))
+@given(texts, running, st.integers(1, MAX_DEPTH), st.integers(1, MAX_NODES))
 def test_branches_and_frequencies_are_those_of_the_longest_match(
     written: list[list[int]], text: list[int], depth: int, nodes: int
 ) -> None:
     tree = filled(written).draft(np.array(text, np.int32), max_nodes=nodes, max_depth=depth)
     matches, expected = counted(written, text, depth)
     found = branches(tree)
-    if matches > 64:
+    if matches > ROWS:
         return  # sampled, see below
     assert len(found) == min(nodes, len(expected))
     for branch, share in found.items():
@@ -78,14 +81,14 @@ def test_of_many_matches_an_even_sample_is_read() -> None:
     matches, expected = counted(written, [0], 1)
     assert matches == 3000
     for branch, count in expected.items():
-        assert abs(found.get(branch, 0.0) - count / matches) < 1 / 64 + 1e-6
+        assert abs(found.get(branch, 0.0) - count / matches) < 1 / ROWS + 1e-6
 
 
 @given(texts, running)
 def test_a_discount_shortens_what_few_texts_support(written: list[list[int]], text: list[int]) -> None:
-    matches, expected = counted(written, text, 12)
+    matches, expected = counted(written, text, MAX_DEPTH)
     tree = filled(written).draft(np.array(text, np.int32), discount=0.5)
-    if matches <= 64:
+    if matches <= ROWS:
         for branch, share in branches(tree).items():
             count = expected[branch]
             assert share == pytest.approx(count / matches * (count / (count + 0.5)) ** len(branch))
@@ -105,14 +108,14 @@ def test_growing_in_batches_equals_building_at_once(batches: list[list[list[int]
     whole = RetrievalPool(VOCABULARY)
     whole.add([np.array(tokens, np.int32) for batch in batches for tokens in batch])
     assert grown.tokens == whole.tokens
-    if counted([tokens for batch in batches for tokens in batch], text, 1)[0] <= 64:
+    if counted([tokens for batch in batches for tokens in batch], text, 1)[0] <= ROWS:
         for ours, other in zip(grown.draft(np.array(text)), whole.draft(np.array(text)), strict=True):
             np.testing.assert_array_equal(ours, other)
 
 
 @given(
     st.lists(texts, min_size=1, max_size=3),
-    st.lists(st.tuples(running, st.integers(0, 2), st.integers(1, 12)), min_size=1, max_size=9),
+    st.lists(st.tuples(running, st.integers(0, 2), st.integers(1, MAX_DEPTH)), min_size=1, max_size=9),
     st.integers(1, MAX_NODES),
     st.sampled_from([0.0, 0.1, 0.4]),
     st.sampled_from([0.0, 0.3]),
@@ -130,8 +133,9 @@ def test_drafting_many_texts_at_once_equals_one_by_one(
         patch.setattr(pool_module, "_GROWTH", 1)
         pools = [filled(of_one) for of_one in written]
     chosen = [pools[number % len(pools)] for _, number, _ in asked]
+    found = continuations(chosen, [np.array(text, np.int32) for text, _, _ in asked], np.arange(len(asked)))
     together = draft_trees(
-        chosen, [np.array(text, np.int32) for text, _, _ in asked], [d for *_, d in asked], nodes, min_share, discount
+        found, [depth for *_, depth in asked], max_nodes=nodes, min_share=min_share, discount=discount
     )
     for pool, (text, _, depth), tree in zip(chosen, asked, together, strict=True):
         alone = pool.draft(
@@ -265,7 +269,7 @@ def test_what_is_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="token -1"):
         pool.add([np.array([-1])])
     assert pool.tokens == 4
-    for budget in ({"max_nodes": 0}, {"max_nodes": 65}, {"max_depth": 0}, {"max_depth": 13}):
+    for budget in ({"max_nodes": 0}, {"max_nodes": 65}, {"max_depth": 0}, {"max_depth": 25}):
         ((name, value),) = budget.items()
         with pytest.raises(ValueError, match=f"{name} is {value}; it must be 1 to"):
             pool.draft(np.array([0]), **budget)
@@ -277,17 +281,115 @@ def test_what_is_out_of_range_is_refused() -> None:
         RetrievalPool(4, max_tokens=1)
 
 
-def test_a_group_drafts_from_its_own_pool_first() -> None:
+def drafted(pools: Pools, text: list[int], group: str, **options: float) -> dict[tuple[int, ...], float]:
+    """By its branches, what is drafted behind `text`, of which the first token is the prompt."""
+    drafter = PoolDrafter(pools, **{"discount": 0.0, "min_share": 0.0, **options})
+    (tree,) = drafter.draft([RunningText(np.array(text, np.int32), 1, group, MAX_DEPTH)])
+    return branches(tree)
+
+
+def test_a_group_drafts_from_its_own_pool_and_from_all_texts() -> None:
     pools = Pools(10)
     pools.add([np.array([1, 2]), np.array([1, 3]), np.array([7, 8])], ["a", "b", "b"])
-    one, seven = np.array([1]), np.array([7])
-    # Group a does not know token 7; nobody has heard of group c.
-    texts, groups = [one, one, one, seven, one], ["a", "b", GLOBAL, "a", "c"]
-    found = [branches(tree) for tree in pools.draft(texts, groups, [12, 12, 12, 12, 1])]
     both = {(2,): 0.5, (3,): 0.5}
-    assert found == [{(2,): 1.0}, {(3,): 1.0}, both, {(8,): 1.0}, both]
+    assert drafted(pools, [9, 1], GLOBAL) == drafted(pools, [9, 1], "c") == both  # nobody has heard of group c
+    assert drafted(pools, [9, 1], "a") == pytest.approx({(2,): (1.3 + 0.5) / 2.3, (3,): 0.5 / 2.3})
+    assert drafted(pools, [9, 1], "a", group_weight=0) == both
+    assert drafted(pools, [9, 1], "a", group_weight=1e9) == pytest.approx({(2,): 1.0, (3,): 0.0}, abs=1e-8)
+    assert drafted(pools, [9, 7], "a") == {(8,): 1.0}  # which group a does not know
     with pytest.raises(ValueError, match="2 texts were given with 1 groups"):
         pools.add([np.array([1]), np.array([2])], ["a"])
+
+
+def test_longer_matches_count_more() -> None:
+    pools = Pools(10)
+    pools.add([np.array([1, 2, 3, 4]), np.array([5, 3, 6])], ["a", "b"])
+    # Start, 1 and 3 match two tokens (2, 3) in group a and all texts, and one in group b.
+    text = [9, 5, 2, 3]
+    assert drafted(pools, text, "b") == pytest.approx({(4,): 4 / 5.3, (6,): 1.3 / 5.3})
+
+
+def by_hand(text: list[int], least: int) -> list[list[int]]:
+    """What followed the longest earlier occurrences of the end of `text` in it, by a slow search."""
+    for length in range(min(MAX_CONTEXT, len(text) - 1), least - 1, -1):
+        ends = [end for end in range(length, len(text)) if text[end - length : end] == text[-length:]]
+        if ends:
+            return [text[end : end + MAX_DEPTH] for end in ends[-ROWS:]]
+    return []
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=50), min_size=1, max_size=5), st.integers(1, 3))
+def test_what_texts_repeat_of_themselves(asked: list[list[int]], least: int) -> None:
+    found = repeats([np.array(text, np.int32) for text in asked], np.dtype(">u2"), least)
+    ends = found.counts.cumsum()
+    rows = found.suffixes.view(">u2").reshape(-1, MAX_DEPTH).astype(np.int64) - 2
+    for number, text in enumerate(asked):
+        at = (found.texts == number).nonzero()[0]
+        follows = by_hand(text, least)
+        assert at.size == bool(follows)
+        if follows:
+            own = rows[ends[at[0]] - found.counts[at[0]] : ends[at[0]]].tolist()
+            assert own == sorted([*tail, *[-2] * (MAX_DEPTH - len(tail))] for tail in follows)
+
+
+def test_the_prompt_and_the_text_itself_are_drafted_from() -> None:
+    pools = Pools(100)
+    assert drafted(pools, [1, 40, 41, 42, 43, 7, 40, 41], GLOBAL, max_depth=3) == {
+        (42,): 1.0,
+        (42, 43): 1.0,
+        (42, 43, 7): 1.0,
+    }
+    assert drafted(pools, [1, 40, 41, 42, 7, 40, 41], GLOBAL, own_weight=0) == {}
+    pools.add([np.array([40, 41, 50])], ["a"])
+    assert set(drafted(pools, [40, 41, 42, 7, 40, 41], GLOBAL, max_depth=1)) == {(42,), (50,)}
+
+
+@given(texts, st.lists(st.tuples(running, st.booleans()), min_size=1, max_size=6), st.sampled_from([0.0, 0.05, 0.3]))
+def test_shares_of_several_sources_are_their_mean(
+    written: list[list[int]], asked: list[tuple[list[int], bool]], min_share: float
+) -> None:
+    """Against joining the sources' branches by hand; parents come before children, whatever is left out."""
+    pools = Pools(VOCABULARY)
+    kept = [text for text in written if text]
+    pools.add([np.array(text) for text in kept], ["ab"[number % 2] for number in range(len(kept))])
+    drafter = PoolDrafter(pools, discount=0.0, min_share=min_share, max_nodes=MAX_NODES)
+    runnings = [RunningText(np.array([0, *text], np.int32), 1, "ab"[group], 6) for text, group in asked]
+    for (text, _), one, tree in zip(asked, runnings, drafter.draft(runnings), strict=True):
+        sources = []  # weight, count, branches
+        for group, weight in ((one.group, 1.3), (GLOBAL, 1.0)):
+            of_group = [t for n, t in enumerate(kept) if group == GLOBAL or "ab"[n % 2] == group]
+            matches, expected = counted(of_group, text, 6)
+            length = next((n for n in range(MAX_CONTEXT, 0, -1) if occurs(of_group, text, n)), 0)
+            if matches and (group == GLOBAL or group in pools.by_group):
+                sources.append((weight * length**2, matches, expected))
+        whole = [0, *text]
+        if follows := by_hand(whole, 2):
+            length = next(n for n in range(min(MAX_CONTEXT, len(whole) - 1), 1, -1) if by_hand(whole, n))
+            tails = Counter(tuple(tail[:size]) for tail in follows for size in range(1, min(6, len(tail)) + 1))
+            sources.append((0.6 * length**2, len(follows), tails))
+        if any(count > ROWS for _, count, _ in sources):
+            continue
+        total = sum(weight for weight, *_ in sources)
+        shares: Counter[tuple[int, ...]] = Counter()
+        for weight, count, of_source in sources:
+            for branch, times in of_source.items():
+                shares[branch] += weight / total * times / count
+        found = branches(tree)
+        assert len(found) == tree.size <= MAX_NODES
+        for branch, share in found.items():
+            assert shares[branch] - min_share / 4 - 1e-6 < share < shares[branch] + 1e-6
+        missing = [share for branch, share in shares.items() if branch not in found]
+        if missing and tree.size < MAX_NODES:
+            assert max(missing) < 1.25 * min_share + 1e-9
+
+
+def occurs(written: list[list[int]], text: list[int], length: int) -> bool:
+    """Whether the last `length` codes, starts counted, stand in `written`."""
+    context = [START, *text]
+    starting = [[START, *tokens] for tokens in written if tokens]
+    return length <= len(context) and any(
+        tokens[at : at + length] == context[-length:] for tokens in starting for at in range(len(tokens) - length + 1)
+    )
 
 
 def test_pools_are_saved_and_loaded_with_any_group_names(tmp_path: Path) -> None:
@@ -296,8 +398,8 @@ def test_pools_are_saved_and_loaded_with_any_group_names(tmp_path: Path) -> None
     pools.save(tmp_path / "pools")
     loaded = Pools.load(tmp_path / "pools")
     assert loaded.max_tokens == 500
-    (tree,) = loaded.draft([np.array([1])], ["user:category:DIY & más/.."], [12])
-    assert branches(tree) == {(2,): 1.0}
+    assert set(drafted(loaded, [9, 1], "user:category:DIY & más/..")) == {(2,), (3,)}
+    assert "user:category:DIY & más/.." in loaded.by_group
     assert loaded.by_group[GLOBAL].tokens == 6 and not loaded.sources
     loaded.sources.append("a file")
     for _ in range(2):  # what is saved takes the place of what was there

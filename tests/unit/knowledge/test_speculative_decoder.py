@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import Generated, SpeculativeDecoder, TextRequest, Verification, _Packed
+from genrec.knowledge.decoder import Generated, SpeculativeDecoder, TextRequest, Verification
 from genrec.knowledge.drafter import PoolDrafter, PromptLookupDrafter, RunningText
-from genrec.knowledge.packed import PackedCache, PackedModel
+from genrec.knowledge.packed import PackedCache
+from genrec.knowledge.packed_model import PackedModel
+from genrec.knowledge.packed_trees import PackedTrees
 from genrec.knowledge.pools import Pools
 from genrec.knowledge.token_tree import EMPTY, TokenTree
 
@@ -148,11 +150,14 @@ def test_greedy_verification_gives_plain_greedy_decoding(
         "mixed": Scripted(mixed),
         "prompt lookup": PromptLookupDrafter(),
         "pools": PoolDrafter(pools, max_nodes=64, min_share=0.0),
-        "global pool": PoolDrafter(pools, grouped=False),
+        "global pool": PoolDrafter(pools, group_weight=0, own_weight=0),
     }
     steps = {}
     for name, drafter in drafters.items():
-        texts = generate(SpeculativeDecoder(model, drafter, batch_size=batch_size, grow=True), requests)
+        # However much of the drafts is verified.
+        decoder = SpeculativeDecoder(model, drafter, batch_size=batch_size, grow=True)
+        assert [text.tokens.tolist() for text in generate(decoder, requests)] == expected, name
+        texts = generate(SpeculativeDecoder(model, drafter, batch_size=batch_size, grow=True, fixed=True), requests)
         assert [text.tokens.tolist() for text in texts] == expected, name
         assert not any(text.stopped for text in texts)
         # A token comes with the prompt; at the limit a step may have no room for the model's own.
@@ -169,8 +174,8 @@ def test_tree_attention_equals_a_separate_pass_per_branch(model: PreTrainedModel
     rng = np.random.default_rng(2)
     asked = prompts(5)
     trees = [random_tree(rng, 30) for _ in asked]
-    seen: list[tuple[_Packed, torch.Tensor]] = []
-    decoder = SpeculativeDecoder(model, Scripted(lambda number, text: trees[number]), batch_size=5)
+    seen: list[tuple[PackedTrees, torch.Tensor]] = []
+    decoder = SpeculativeDecoder(model, Scripted(lambda number, text: trees[number]), batch_size=5, fixed=True)
     session = decoder.session()
     judge = session._judge
     session._judge = lambda logits, packed: (seen.append((packed, logits.clone())), judge(logits, packed))[1]  # type: ignore
@@ -246,7 +251,7 @@ def test_verification_accepts_what_the_rule_says(qwen: PreTrainedModel, top_k: i
             tails.append([*tail, token])
         trees.append(tree_of(*nodes))
     decoder = SpeculativeDecoder(
-        qwen, Scripted(lambda number, text: trees[number]), verification=rule, batch_size=len(texts)
+        qwen, Scripted(lambda number, text: trees[number]), verification=rule, batch_size=len(texts), fixed=True
     )
     session = decoder.session()
     for number, text in enumerate(texts):
@@ -268,18 +273,19 @@ def test_among_branches_of_one_length_the_more_probable_wins() -> None:
     #        1     2
     #        3     4  5 6  5 hangs below 2, and 6 below 5
     trees = [tree_of((10, -1), (11, -1), (12, 0), (13, 1), (14, 1), (15, 4)), EMPTY]
-    packed = _Packed.of(trees, np.array([1, 2]))
+    packed = PackedTrees.of(trees, np.array([1, 2]))
     accepted = np.array([True] * 6 + [False, True])
     scores = np.array([0, -0.5, -0.4, -0.1, -0.3, -0.1, 0, 0])
-    path, length = packed.longest(accepted, scores)
-    assert length.tolist() == [3, 1]
-    assert packed.tokens[path[0]].tolist() == [1, 11, 14]
+
+    def branches() -> list[list[int]]:
+        path, length = packed.longest(accepted, scores)
+        return [part.tolist() for part in np.split(packed.tokens[path], np.cumsum(length)[:-1])]
+
+    assert branches() == [[1, 11, 14], [2]]
     accepted[6] = True
-    path, length = packed.longest(accepted, scores)
-    assert packed.tokens[path[0]].tolist() == [1, 11, 14, 15]
+    assert branches() == [[1, 11, 14, 15], [2]]
     accepted[2] = False  # nothing below a refused token counts
-    path, length = packed.longest(accepted, scores)
-    assert packed.tokens[path[0, : length[0]]].tolist() == [1, 10, 12]
+    assert branches() == [[1, 10, 12], [2]]
 
 
 @cache
@@ -297,7 +303,9 @@ def test_slots_limits_and_cancellation_do_not_change_other_texts(
     model, expected = lone()
     asked = prompts(8)
     rng = np.random.default_rng(0)
-    decoder = SpeculativeDecoder(model, Scripted(lambda number, text: random_tree(rng)), batch_size=batch_size)
+    decoder = SpeculativeDecoder(
+        model, Scripted(lambda number, text: random_tree(rng)), batch_size=batch_size, fixed=True
+    )
     session = decoder.session()
     for number, limit in enumerate(limits):
         assert session.submit(TextRequest(asked[number], str(number), limit)) == number
@@ -331,7 +339,7 @@ def test_a_text_ends_with_its_stop_token(qwen: PreTrainedModel) -> None:
     stops = {plain[0][5], plain[1][0]}
     expected = [text[: next((place + 1 for place, token in enumerate(text) if token in stops), NEW)] for text in plain]
     for drafter in (None, Scripted(lambda number, text: TokenTree.chain(np.array(plain[number][text.size :][:9])))):
-        decoder = SpeculativeDecoder(qwen, drafter, stop_tokens=stops, batch_size=3)
+        decoder = SpeculativeDecoder(qwen, drafter, stop_tokens=stops, batch_size=3, fixed=True)
         texts = generate(decoder, [TextRequest(prompt, str(n), NEW) for n, prompt in enumerate(asked)])
         assert [text.tokens.tolist() for text in texts] == expected
         assert [text.stopped for text in texts] == [text[-1] in stops for text in expected]
@@ -341,11 +349,11 @@ def test_finished_texts_go_to_the_drafter_only_if_it_is_to_grow(qwen: PreTrained
     requests = [TextRequest(prompt, str(n), 3 + n % 3) for n, prompt in enumerate(prompts(7))]
     for grow in (False, True):
         drafter = Scripted(lambda number, text: EMPTY)
-        texts = list(SpeculativeDecoder(qwen, drafter, batch_size=3, grow=grow).generate(requests))
+        texts = list(SpeculativeDecoder(qwen, drafter, batch_size=3, grow=grow, fixed=True).generate(requests))
         assert drafter.added == ([(text.tokens.tolist(), str(text.index)) for text in texts] if grow else [])
     # With pools, the second time around the texts are known.
     pools = Pools(VOCABULARY)
-    decoder = SpeculativeDecoder(qwen, PoolDrafter(pools), batch_size=3, grow=True)
+    decoder = SpeculativeDecoder(qwen, PoolDrafter(pools), batch_size=3, grow=True, fixed=True)
     requests = [TextRequest(prompt, "a", NEW) for prompt in prompts(5)]
     first, second = (sum(text.steps for text in generate(decoder, requests)) for _ in range(2))
     assert second < first // 3
@@ -359,7 +367,7 @@ def test_statistics_count_by_depth(qwen: PreTrainedModel) -> None:
     drafter = Scripted(
         lambda n, text: TokenTree.chain((np.array(plain[n][text.size :][:2]) + [0, 1][: NEW - text.size]) % 50)
     )
-    session = SpeculativeDecoder(qwen, drafter, batch_size=2).session()
+    session = SpeculativeDecoder(qwen, drafter, batch_size=2, fixed=True).session()
     for number, prompt in enumerate(asked):
         session.submit(TextRequest(prompt, str(number), 9))
     while session.pending:
@@ -422,7 +430,7 @@ def test_settings_out_of_range_are_refused(qwen: PreTrainedModel) -> None:
     pools = Pools(VOCABULARY)
     for options, message in (
         ({"max_nodes": 65}, "max_nodes is 65; it must be 1 to 64"),
-        ({"max_depth": 0}, "max_depth is 0; it must be 1 to 12"),
+        ({"max_depth": 0}, "max_depth is 0; it must be 1 to 24"),
         ({"min_share": 1.1}, "min_share is 1.1"),
         ({"discount": -1}, "discount is -1"),
     ):
@@ -454,9 +462,9 @@ def test_the_model_stays_usable_for_others(qwen: PreTrainedModel) -> None:
 
 
 def test_a_cache_that_grows_keeps_what_it_holds() -> None:
-    cache = PackedCache(layers=1, rows=2)
+    cache = PackedCache(layers=1, rows=2, heads=2, size=4, dtype=torch.float32)
     cache.reserve(10)
-    cache._states = torch.randn(1, 2, 2, cache.capacity, 2, 4)
+    cache._states.normal_()
     before, capacity = cache._states.clone(), cache.capacity
     cache.reserve(capacity)
     assert cache.capacity == capacity

@@ -145,8 +145,8 @@ def test_a_worker_process_gets_a_copy_that_drafts_the_same(
 
 
 def test_bad_arguments_are_refused(made: Callable[..., Any], folder: Path) -> None:
-    with pytest.raises(ValueError, match="max_draft_len is 13; it must be 1 to 12"):
-        made(folder, max_draft_len=13)
+    with pytest.raises(ValueError, match="max_draft_len is 25; it must be 1 to 24"):
+        made(folder, max_draft_len=25)
     with pytest.raises(ValueError, match="cannot be read as an index of retrieval pools"):
         made(folder / "none")
 

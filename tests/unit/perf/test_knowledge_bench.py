@@ -14,7 +14,9 @@ from genrec.knowledge.model import KnowledgeModel
 from genrec_builders.data import Dataset, write_dataset
 from perf.knowledge import downstream
 from perf.knowledge.compare import app
-from perf.knowledge.runs import BASELINE, DARE, Of, held_out_requests
+from perf.knowledge.runs import BASELINE, OURS, Of, held_out_requests
+
+PLOTS = ("speed.svg", "calibration.svg")
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +32,30 @@ def test_compare_writes_tables_and_a_plot(folders: list[str], tmp_path: Path) ->
     result = CliRunner().invoke(app, ["compare", *folders, str(tmp_path / "out"), *options])
     assert result.exit_code == 0, result.output
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["texts"] == 4 and results["of"] == "items" and len(results["ablations"]) == 15
+    assert results["texts"] == 4 and results["of"] == "items" and len(results["ablations"]) == 9
     assert all(len(cells) == 2 for cells in results["runs"].values())
-    base = next(cell for cell in results["runs"][BASELINE] if cell["speed_up"] == 1)
+    assert {cell["speed_up"] for cell in results["runs"][BASELINE]} == {1}
     for cells in results["runs"].values():
-        for cell in cells:
+        for cell, base in zip(cells, results["runs"][BASELINE], strict=True):
             assert len(cell["rates"]) == 2 and min(cell["rates"]) <= cell["tokens_per_s"] <= max(cell["rates"])
             ratios = [ours / theirs for ours, theirs in zip(cell["rates"], base["rates"], strict=True)]
             assert min(ratios) <= cell["speed_up"] <= max(ratios)
     tables = (tmp_path / "out" / "tables.md").read_text()
-    assert tables.count(f"| {BASELINE} |") == tables.count(f"| {DARE} |") == 4
-    assert "DARE with one thing changed" in tables and "16 at once, ms for each: p50" in tables
-    assert (tmp_path / "out" / "speed.svg").stat().st_size > 1000
+    assert tables.count(f"| {BASELINE} |") == 1 + tables.count(f"| {OURS} |") == 4  # once as a column
+    assert "Ours with one thing changed" in tables and "16 at once, ms for each: p50" in tables
+    assert re.search(r"texts at once \|.*SuffixDecoding \|", tables) and "predicted chance" in tables
+    assert results["calibration"]["1"] and all((tmp_path / "out" / plot).stat().st_size > 1000 for plot in PLOTS)
+
+
+@pytest.mark.slow
+def test_useless_pools_and_texts_alone_are_measured(folders: list[str]) -> None:
+    options = ["--entities", "4", "--rounds", "1", "--threads", "1"]
+    result = CliRunner().invoke(app, ["foreign", *folders, *options, "--batch-sizes", "2"])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("| pools of random tokens |") == 1
+    result = CliRunner().invoke(app, ["alone", *folders, *options, "--pool-texts", "5,10"])
+    assert result.exit_code == 0, result.output
+    assert "Pools of 10 texts" in result.output and result.output.count(f"| {OURS} |") == 2
 
 
 @pytest.mark.slow
