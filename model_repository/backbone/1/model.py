@@ -73,7 +73,7 @@ class TritonPythonModel(Step[Prompt]):
         written = self.engine.update_rules if self.engine.copies_masks else None
         self.narrowing = Narrowing(self.bundle.space, masks, written)
         self.in_flight = InFlight()
-        self.follow()  # a live catalogue's masks may be larger: what is recorded for them is recorded before this is ready
+        self.follow()  # a live catalogue's masks may be larger: those are recorded before this is ready
         if not isinstance(self.engine, InFlightEngine):  # that one has no batches whose pace could be told
             one_s, full_s = (self.seconds(golden["prompt"], batch) for batch in (1, self.max_batch_size))
             self.pace = Pace(waiting_file(os.getppid()), self.instance, one_s, full_s, self.max_batch_size)
