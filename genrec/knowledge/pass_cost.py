@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_KNOTS = np.array([0, 4, 16, 64, 256, 1024])  # packed tokens, between which a further one costs the same
+# Packed tokens, between which a further one costs the same; behind the last one, too, where several passes are timed.
+_KNOTS = np.array([0, 4, 16, 64, 256])
 _KEPT = 128  # running passes that the fit looks at
 _OFTEN = 16  # passes from one fit to the next
 _FADING = 64  # passes after which those of the start count half, then a third, ...

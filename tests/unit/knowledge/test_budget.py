@@ -188,3 +188,15 @@ def test_the_cost_of_a_pass_is_fitted_and_pauses_tell_nothing() -> None:
         took = 3 * seconds(texts, packed) * (20 if rng.random() < 0.05 else 1)
         cost.learn(Pass(texts, packed, packed, took))
     assert error(cost, lambda texts, packed: 3 * seconds(texts, packed)) < 0.2
+
+
+def test_passes_larger_than_those_that_were_timed_are_not_held_to_be_cheap() -> None:
+    """By one timed pass alone a stretch may seem free, and then a budget grows into it."""
+    sizes = [16 * size for size in (1, 2, 3, 5, 9, 17, 33, 65)]
+    for seed in range(30):
+        noise = np.random.default_rng(seed).uniform(0.97, 1.03, len(sizes))
+        cost = PassCost(
+            [Pass(16, size, size, (0.003 + 4e-5 * size) * by) for size, by in zip(sizes, noise.tolist(), strict=True)]
+        )
+        few, many = cost.seconds(16, np.array([1040, 2080]), np.array([1040, 2080]))
+        assert 0.8 * 0.0416 < many - few < 1.2 * 0.0416
