@@ -16,6 +16,7 @@ from genrec.knowledge.model import RELAXED, KnowledgeModel
 from genrec.reporting.page import markdown_table
 
 _BINS = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0])
+_LEAST = 20  # tokens of a bin that is plotted
 Bins = list[dict[str, float]]
 
 
@@ -65,13 +66,13 @@ def calibration_table(found: Mapping[int, Bins]) -> list[str]:
 
 
 def plot_calibration(found: Mapping[int, Bins], path: Path) -> None:
-    """Accepted over predicted, a line per batch size."""
+    """Accepted over predicted, a line per batch size; without bins of very few tokens."""
     figure = Figure(figsize=(4.5, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="gray", linestyle="--", label="perfect")
     for size, bins in found.items():
-        predicted, accepted = [one["predicted"] for one in bins], [one["accepted"] for one in bins]
-        axes.plot(predicted, accepted, marker="o", label=f"{size} at once")
+        told = [(one["predicted"], one["accepted"]) for one in bins if one["tokens"] > _LEAST]
+        axes.plot(*zip(*told, strict=True), marker="o", label=f"{size} at once")
     axes.set(xlabel="predicted chance to survive", ylabel="accepted share")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
