@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from genrec.knowledge.drafter import PoolDrafter, RunningText
 from genrec.knowledge.groups import GroupRouter
 from genrec.knowledge.pools import Pools
 from genrec.knowledge.settings import SETTINGS, KnowledgeSettings
@@ -55,7 +56,7 @@ def pools(scratch: Path) -> Iterator[Feed]:
             else:
                 (folder / name).write_bytes(npz(rng, files[name]))
             found = Pools.load(folder)
-            found.draft(texts[:1], ["a"], [4])
+            PoolDrafter(found).draft([RunningText(texts[0], 0, "a", 4)])
         finally:
             (folder / name).write_bytes(whole[name])
 
