@@ -179,7 +179,7 @@ class SpeculativeDecoder:
         prompt = np.zeros(min(_TIMED_CONTEXT, decoder.max_length // 2), np.int64)
         for texts in sorted({1, min(self.batch_size, _TIMED_TEXTS)}):
             decoder.drafter = filling = _Filling()
-            session, statistics = decoder.session(), DecodingStatistics()
+            session = decoder.session()
             for _ in range(texts):
                 session.submit(TextRequest(prompt, max_new_tokens=decoder.max_length - prompt.size))
             session.step()

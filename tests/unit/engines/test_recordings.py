@@ -14,13 +14,14 @@ from genrec.bundle import Bundle
 from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines import open_engine
 from genrec.engines.buckets import Buckets
-from genrec.engines.graphs import Call, call_again
+from genrec.engines.graphs import call_again
 from genrec.engines.torch import TorchEngine, device_of
 from genrec.golden import check_drafts
 from genrec.model.masks import Masks
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
 from genrec_builders.config import BackboneShape
+from tests.captures import Counting
 from tests.near import assert_same_drafts
 
 SPACE = SemanticIdSpace((40, 50, 7))
@@ -42,15 +43,6 @@ def model_of() -> NezhaModel:
 def prompts_of(items: list[int]) -> list[np.ndarray]:
     rng = np.random.default_rng(len(items))
     return [LAYOUT.encode(rng.integers(0, SPACE.levels, (count, 3))) for count in items]
-
-
-class Counting:
-    def __init__(self) -> None:
-        self.recordings = 0
-
-    def __call__(self, call: Call) -> Call:
-        self.recordings += 1
-        return call_again(call)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from genrec.bundle import Bundle
 from genrec.catalog import PrefixTable, SemanticIdSpace
 from genrec.engines import open_engine
 from genrec.engines.buckets import Buckets
-from genrec.engines.graphs import Call, CudaGraphs, RecordedDraft, call_again
+from genrec.engines.graphs import CudaGraphs, RecordedDraft, call_again
 from genrec.engines.torch import TorchEngine
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel
@@ -27,6 +27,7 @@ from genrec.model.masks import Masks, Rules
 from genrec.model.nezha import NezhaModel
 from genrec.prompt import PromptLayout
 from genrec_builders.config import BackboneShape
+from tests.captures import Counting
 from tests.near import assert_same_drafts
 
 SPACE = SemanticIdSpace((9, 12, 7))
@@ -57,17 +58,6 @@ def layout_of(decoder: str) -> PromptLayout:
 def prompts_of(decoder: str, items: list[int], seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [layout_of(decoder).encode(rng.integers(0, SPACE.levels, (count, 3))) for count in items]
-
-
-class Counting:
-    """Records nothing, as `call_again`, and counts how often it was asked to."""
-
-    def __init__(self) -> None:
-        self.recordings = 0
-
-    def __call__(self, call: Call) -> Call:
-        self.recordings += 1
-        return call_again(call)
 
 
 @given(st.integers(1, 6000), st.integers(1, 40), st.data())
