@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
 from time import perf_counter
@@ -21,105 +20,10 @@ from genrec.knowledge.drafter import Drafter, RunningText
 from genrec.knowledge.packed import Packing
 from genrec.knowledge.packed_model import PackedModel, Precision
 from genrec.knowledge.packed_trees import PackedTrees
-from genrec.knowledge.pass_cost import Pass, PassCost
-from genrec.knowledge.pools import GLOBAL
+from genrec.knowledge.pass_cost import PassCost
+from genrec.knowledge.texts import GREEDY, DecodingStatistics, Generated, TextProgress, TextRequest, Verification
+from genrec.knowledge.timed_passes import timed_passes
 from genrec.knowledge.token_tree import EMPTY, TokenTree
-
-# Passes that are timed at the start: texts at most, tokens that each has before, tokens of each in the pass.
-_TIMED_TEXTS = 16
-_TIMED_CONTEXT = 96
-_TIMED_SIZES = (1, 2, 3, 5, 9, 17, 33, 65)
-_TIMED_ROUNDS = 4
-_TIMING_S = 0.25  # after which no further round is begun, of one text and again of several
-
-
-@dataclass(frozen=True)
-class Verification:
-    """When a drafted token is accepted: DARE (arXiv 2408.05676), relaxed verification.
-
-    It is accepted if it is the model's most probable token, which the model would write itself, or if it is among the
-    `top_k` most probable ones and its probability exceeds `threshold`. The defaults are greedy verification: the text
-    is the one that plain greedy decoding gives.
-    """
-
-    top_k: int = 1
-    threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1, which is greedy verification")
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold is {self.threshold}; it must be at least 0 and below 1")
-
-
-GREEDY = Verification()
-
-
-@dataclass(frozen=True)
-class TextRequest:
-    """A text to be written.
-
-    prompt: int [p], at least one token. group: of the entity, as `GroupRouter` names it. max_new_tokens: most tokens to
-    write, a stop token included.
-    """
-
-    prompt: np.ndarray
-    group: str = GLOBAL
-    max_new_tokens: int = 128
-
-
-@dataclass(frozen=True)
-class Generated:
-    """A finished text.
-
-    index: which request, in order of submission from 0. tokens: int32 [n], without the prompt, with the stop token if
-    `stopped`; otherwise it ended at its limit. steps: forward passes after the prompt's. accepted: its drafted tokens.
-    """
-
-    index: int
-    tokens: np.ndarray
-    stopped: bool
-    steps: int
-    accepted: int
-
-
-@dataclass(frozen=True)
-class TextProgress:
-    """What a step wrote of one text: tokens int32 [n], n >= 1; `finished` once it is whole."""
-
-    index: int
-    tokens: np.ndarray
-    finished: Generated | None
-
-
-@dataclass
-class DecodingStatistics:
-    """Of all the texts of a session.
-
-    tokens: written. steps: forward passes after the prompts'. text_steps: the same, counted once for each text in them.
-    drafted_by_depth, accepted_by_depth: {depth from 1: draft tokens}. llm_s: seconds in the model, prompts included;
-    draft_s: in the drafter; total_s: in all of `step`.
-    """
-
-    texts: int = 0
-    tokens: int = 0
-    steps: int = 0
-    text_steps: int = 0
-    drafted_by_depth: dict[int, int] = field(default_factory=dict)
-    accepted_by_depth: dict[int, int] = field(default_factory=dict)
-    llm_s: float = 0.0
-    draft_s: float = 0.0
-    total_s: float = 0.0
-
-    @property
-    def other_s(self) -> float:
-        """Seconds in neither the model nor the drafter."""
-        return self.total_s - self.llm_s - self.draft_s
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Tokens that a forward pass adds to a text; 1 without drafts. A text's first token comes with its prompt."""
-        return (self.tokens - self.texts) / max(1, self.text_steps)
 
 
 class SpeculativeDecoder:
@@ -166,38 +70,11 @@ class SpeculativeDecoder:
             self.stops[token] = True
         self.budget: VerificationBudget | None = None
         if drafter is not None and not fixed:
-            self.budget = VerificationBudget(PassCost(self._timed_passes()))
+            self.budget = VerificationBudget(PassCost(timed_passes(self)))
 
     def session(self) -> Session:
         """A new session: submit requests, and step."""
         return Session(self)
-
-    def _timed_passes(self) -> list[Pass]:
-        """Passes of different sizes over one text and over several: the fastest of a few, as pauses tell nothing."""
-        decoder, fastest = copy(self), dict[Pass, float]()
-        decoder.stops, decoder.max_length, decoder.budget = np.zeros_like(self.stops), self.model.max_length, None
-        prompt = np.zeros(min(_TIMED_CONTEXT, decoder.max_length // 2), np.int64)
-        for texts in sorted({1, min(self.batch_size, _TIMED_TEXTS)}):
-            decoder.drafter = filling = _Filling()
-            session = decoder.session()
-            for _ in range(texts):
-                session.submit(TextRequest(prompt, max_new_tokens=decoder.max_length - prompt.size))
-            session.step()
-            # Of every text as many tokens, then of one alone: what is padded to the largest tree is told apart.
-            sizes = [(size, size) for size in _TIMED_SIZES] + [(size, 1) for size in _TIMED_SIZES[-3:] if texts > 1]
-            began = perf_counter()
-            for _ in range(_TIMED_ROUNDS):
-                if session.pending < texts or perf_counter() - began > _TIMING_S:
-                    break
-                for first, others in sizes:
-                    filling.nodes, statistics = (first - 1, others - 1), copy(session.statistics)
-                    if len(session.step()) < texts:
-                        break
-                    seconds = session.statistics.total_s - statistics.total_s
-                    seconds -= session.statistics.draft_s - statistics.draft_s
-                    size = Pass(texts, first + others * (texts - 1), first * texts, 0.0)
-                    fastest[size] = min(seconds, fastest.get(size, seconds))
-        return [size._replace(seconds=seconds) for size, seconds in fastest.items()]
 
     def generate(self, requests: Iterable[TextRequest]) -> Iterator[Generated]:
         """Texts of `requests` as they finish. Requests are taken as they are needed. Raises InvalidRequest."""
@@ -210,22 +87,6 @@ class SpeculativeDecoder:
             for progress in session.step():
                 if progress.finished:
                     yield progress.finished
-
-
-class _Filling:
-    """Drafts as many alternatives of the next token as `nodes` says, of the first text and of others: for timing."""
-
-    nodes = (0, 0)
-
-    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
-        first, others = (
-            TokenTree(np.zeros(nodes, np.int32), np.full(nodes, -1, np.int32), np.ones(nodes, np.float32))
-            for nodes in self.nodes
-        )
-        return [first, *[others] * (len(texts) - 1)]
-
-    def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
-        """Nothing."""
 
 
 @dataclass

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from genrec.catalog.kinds import texts_among
 from genrec.errors import DataError
-from genrec.knowledge.decoder import TextRequest
 from genrec.knowledge.model import KnowledgeModel
+from genrec.knowledge.texts import TextRequest
 
 _INTERACTION = ("user_id", "item_id", "timestamp")
 _FORMS = (

@@ -14,13 +14,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from genrec.errors import InvalidRequest, in_words
-from genrec.knowledge.decoder import GREEDY, SpeculativeDecoder, TextRequest, Verification
+from genrec.knowledge.decoder import SpeculativeDecoder
 from genrec.knowledge.detokenizer import UNFINISHED
 from genrec.knowledge.drafter import Drafter, PoolDrafter
 from genrec.knowledge.groups import GroupRouter
 from genrec.knowledge.pools import Pools
 from genrec.knowledge.prompt import item_prompt, user_prompt
 from genrec.knowledge.settings import KnowledgeSettings
+from genrec.knowledge.texts import GREEDY, TextRequest, Verification
+from genrec.reporting.machine import usable_cores
 
 CHECKPOINT, ITEMS, ROUTER, POOLS = "model", "items.parquet", "router.npz", "pools"
 # Relaxed verification as published: arXiv 2408.05676, section 3.3.
@@ -65,7 +67,11 @@ class KnowledgeModel:
         return Pools.load(self.folder / POOLS)
 
     def decoder(self, verification: Verification, batch_size: int, **options: Any) -> SpeculativeDecoder:
-        """A decoder that drafts from the pools, unless `options` name another `drafter`."""
+        """A decoder that drafts from the pools, unless `options` name another `drafter`.
+
+        PyTorch gets no more threads than a container has processors: it does not know of quotas.
+        """
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         drafter: Drafter | None = options.pop("drafter") if "drafter" in options else PoolDrafter(self.pools)
         return SpeculativeDecoder(
             self.language_model,

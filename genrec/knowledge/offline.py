@@ -21,19 +21,12 @@ import pyarrow.parquet as pq
 
 from genrec.bundle import sha256_of
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import (
-    GREEDY,
-    DecodingStatistics,
-    Generated,
-    Session,
-    SpeculativeDecoder,
-    TextRequest,
-    Verification,
-)
+from genrec.knowledge.decoder import Session, SpeculativeDecoder
 from genrec.knowledge.entities import Entities, read_entities
 from genrec.knowledge.model import VERIFICATIONS, KnowledgeModel
 from genrec.knowledge.packed_model import require_precision
 from genrec.knowledge.pools import Pools
+from genrec.knowledge.texts import GREEDY, DecodingStatistics, Generated, TextRequest, Verification
 from genrec.reporting.kept import require_same
 from genrec.reporting.machine import Machine, Section, this_commit, this_machine
 from genrec.reporting.outputs import Output, require_output

@@ -75,7 +75,11 @@ class PassCost:
                 weights[term] = max(0.0, weights[term] + left / diagonal[term])
 
 
+def stretches(packed: np.ndarray) -> np.ndarray:
+    """How many of the packed tokens, int [n], are in each stretch between knots: float64 [n, 5]."""
+    return np.asarray(np.clip(packed[:, None] - _KNOTS, 0, np.append(np.diff(_KNOTS), np.inf)))
+
+
 def _terms(texts: np.ndarray, packed: np.ndarray, padded: np.ndarray) -> np.ndarray:
     """float64 [n, terms]: one, texts, padded tokens, and the packed tokens within each stretch between knots."""
-    within = np.clip(packed[:, None] - _KNOTS, 0, np.append(np.diff(_KNOTS), np.inf))
-    return np.column_stack([np.ones(packed.size), texts, padded, within])
+    return np.column_stack([np.ones(packed.size), texts, padded, stretches(packed)])

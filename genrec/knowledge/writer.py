@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from genrec.errors import TOO_MANY, InvalidRequest
-from genrec.knowledge.decoder import Session, SpeculativeDecoder, TextRequest
+from genrec.knowledge.decoder import Session, SpeculativeDecoder
 from genrec.knowledge.sender import Outgoing, Stream, TextSender
+from genrec.knowledge.texts import TextRequest
 
 MAX_WAITING = 1024
 

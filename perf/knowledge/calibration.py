@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from genrec.knowledge.budget import VerificationBudget
-from genrec.knowledge.decoder import TextRequest
 from genrec.knowledge.drafter import PoolDrafter
 from genrec.knowledge.model import RELAXED, KnowledgeModel
+from genrec.knowledge.texts import TextRequest
 from genrec.reporting.page import markdown_table
 
 _BINS = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0])

@@ -24,11 +24,11 @@ import torch
 import typer
 from rich.console import Console
 
-from genrec.knowledge.decoder import GREEDY, TextRequest
 from genrec.knowledge.drafter import PoolDrafter
 from genrec.knowledge.model import RELAXED, KnowledgeModel
 from genrec.knowledge.pool import RetrievalPool
 from genrec.knowledge.pools import GLOBAL, Pools
+from genrec.knowledge.texts import GREEDY, TextRequest
 from genrec.reporting.machine import provenance
 from genrec_builders.data import read_dataset
 from genrec_builders.knowledge.texts import split_texts, user_texts

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 
-_KNOTS = np.array([0, 4, 16, 64, 256])  # packed tokens, between which a further one costs the same
+from genrec.knowledge.pass_cost import stretches
 
 
 class Cost(Protocol):
@@ -45,7 +45,7 @@ class MeasuredCost:
     """Of this machine: seconds fitted to steps, linear in everything that `Step` counts, nothing negative.
 
     weights: float64 [10], of a pass, texts, cached tokens, a wave of prompts, tokens of prompts, and of packed tokens
-    in each stretch between 0, 4, 16, 64, 256 and more: products get faster the larger they are.
+    in each of `stretches`: products get faster the larger they are.
     """
 
     weights: np.ndarray
@@ -66,9 +66,8 @@ class MeasuredCost:
 
     @staticmethod
     def _terms(begun: int, prompt_tokens: int, texts: int, cached: int, packed: np.ndarray) -> np.ndarray:
-        within = np.clip(packed[:, None] - _KNOTS, 0, np.append(np.diff(_KNOTS), np.inf))
         told = np.array([texts > 0, texts, cached, begun > 0, prompt_tokens], float)
-        return np.column_stack([np.broadcast_to(told, (packed.size, told.size)), within])
+        return np.column_stack([np.broadcast_to(told, (packed.size, told.size)), stretches(packed)])
 
     def seconds(self, texts: int, packed: np.ndarray, cached: int, begun: int, prompt_tokens: int) -> np.ndarray:
         return np.asarray(self._terms(begun, prompt_tokens, texts, cached, packed) @ self.weights)

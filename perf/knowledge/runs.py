@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from genrec.knowledge.decoder import GREEDY, Generated, TextRequest, Verification
 from genrec.knowledge.drafter import Drafter, PoolDrafter, PromptLookupDrafter
 from genrec.knowledge.model import RELAXED, KnowledgeModel
 from genrec.knowledge.pools import GLOBAL, Pools
+from genrec.knowledge.texts import GREEDY, Generated, TextRequest, Verification
 from genrec.reporting.timing import in_turn, median_ratio
 from genrec_builders.data import read_dataset
 from genrec_builders.knowledge.folder import training_histories

@@ -23,9 +23,9 @@ import numpy as np
 import typer
 from matplotlib.figure import Figure
 
-from genrec.knowledge.decoder import GREEDY, TextRequest
 from genrec.knowledge.drafter import PoolDrafter, RunningText
 from genrec.knowledge.model import RELAXED, KnowledgeModel
+from genrec.knowledge.texts import GREEDY, TextRequest
 from genrec.reporting.machine import provenance
 from genrec.reporting.page import markdown_table
 from genrec.reporting.timing import in_turn

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from genrec.arrays import load_archive
-from genrec.knowledge.decoder import TextRequest
 from genrec.knowledge.drafter import Drafter, RunningText
+from genrec.knowledge.texts import TextRequest
 from genrec.knowledge.token_tree import TokenTree
 
 

@@ -17,8 +17,8 @@ import pytest
 from tritonclient.grpc import service_pb2_grpc
 
 from genrec.bundle import Bundle
-from genrec.knowledge.decoder import GREEDY
 from genrec.knowledge.model import KnowledgeModel
+from genrec.knowledge.texts import GREEDY
 from genrec.serving.repository import Deployment, render_repository
 from genrec.serving.serve import serve_bundle
 from genrec.serving.triton import TritonServer

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from genrec.bundle import Bundle
-from genrec.knowledge.decoder import GREEDY
 from genrec.knowledge.model import KnowledgeModel
+from genrec.knowledge.texts import GREEDY
 from genrec.pipeline import Pipeline
 from genrec.reporting.progress import Track
 from genrec.serving.repository import MODEL, Deployment, render_repository

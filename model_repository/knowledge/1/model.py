@@ -7,9 +7,9 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import TextRequest
 from genrec.knowledge.model import KnowledgeModel
 from genrec.knowledge.sender import Reason
+from genrec.knowledge.texts import TextRequest
 from genrec.knowledge.writer import TextWriter
 from genrec.serving.step import open_folder, optional
 

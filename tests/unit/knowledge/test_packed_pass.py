@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from genrec.knowledge.decoder import SpeculativeDecoder, TextRequest
+from genrec.knowledge.decoder import SpeculativeDecoder
 from genrec.knowledge.packed import Packing
 from genrec.knowledge.packed_model import PackedModel
 from genrec.knowledge.packed_trees import PackedTrees
+from genrec.knowledge.texts import TextRequest
 from genrec.knowledge.token_tree import TokenTree
 from tests.unit.knowledge.test_speculative_decoder import VOCABULARY, greedy, prompts, tiny
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from genrec.errors import InvalidRequest
-from genrec.knowledge.decoder import Generated, SpeculativeDecoder, TextRequest, Verification
+from genrec.knowledge.decoder import SpeculativeDecoder
 from genrec.knowledge.drafter import PoolDrafter, PromptLookupDrafter, RunningText
 from genrec.knowledge.packed import PackedCache
 from genrec.knowledge.packed_model import PackedModel
 from genrec.knowledge.packed_trees import PackedTrees
 from genrec.knowledge.pools import Pools
+from genrec.knowledge.texts import Generated, TextRequest, Verification
 from genrec.knowledge.token_tree import EMPTY, TokenTree
 
 VOCABULARY = 50

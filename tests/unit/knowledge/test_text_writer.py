@@ -15,8 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from genrec.knowledge import sender
 from genrec.knowledge import writer as texts
-from genrec.knowledge.decoder import Session, SpeculativeDecoder, TextRequest
+from genrec.knowledge.decoder import Session, SpeculativeDecoder
 from genrec.knowledge.sender import Outgoing, TextSender
+from genrec.knowledge.texts import TextRequest
 from genrec.knowledge.writer import TextWriter
 from tests.near import NEAR, narrowest_choice
 

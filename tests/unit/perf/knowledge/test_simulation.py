@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec.knowledge.decoder import GREEDY
 from genrec.knowledge.drafter import PoolDrafter
 from genrec.knowledge.model import KnowledgeModel
+from genrec.knowledge.texts import GREEDY
 from genrec.knowledge.token_tree import TokenTree
 from perf.knowledge.pass_cost import H100_7B, MeasuredCost, Step
 from perf.knowledge.replay import Chances, by_load, fixed_trees, replay
