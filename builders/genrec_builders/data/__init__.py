@@ -25,6 +25,8 @@ from genrec_builders.data.split import (
     sample,
     sample_queries,
     sample_users,
+    split_by_time,
+    split_interactions,
     split_leave_one_out,
     user_sample,
 )
@@ -43,6 +45,8 @@ __all__ = [
     "sample",
     "sample_queries",
     "sample_users",
+    "split_by_time",
+    "split_interactions",
     "split_leave_one_out",
     "user_sample",
     "write_dataset",

@@ -8,10 +8,8 @@ import pyarrow.compute as pc
 from genrec.catalog import SemanticIdSpace
 from genrec.prompt import PromptLayout
 from genrec_builders.data.found import Found, some
-from genrec_builders.data.split import Split, popularity, split_leave_one_out
+from genrec_builders.data.split import TESTED_FROM, Split, popularity, split_leave_one_out
 from genrec_builders.data.tables import Dataset, Interactions, ItemTable
-
-TESTED_FROM = 3  # interactions: the last is the test item, the one before the validation item
 
 
 def summary(dataset: Dataset, found: Found) -> list[str]:

@@ -220,7 +220,7 @@ def test_attributes_fill_gaps_and_leave_out_nested(tmp_path: Path, caplog: pytes
     [
         ({"id": ["x"]}, {}, r"items\.parquet: no column 'item_id' \(columns: id\)"),
         ({}, {"timestamp": None}, r"interactions\.parquet: no column 'timestamp'"),
-        ({}, {"item_id": ["x", "q"]}, r"data row 2 has item_id 'q', which items\.parquet does not list"),
+        ({}, {"item_id": ["x", "q"]}, r"user 'u' has item 'q', which items\.parquet does not list \(1 of 2"),
         ({}, {"item_id": ["x", None]}, "data row 2 has no item_id"),
         ({}, {"user_id": ["", "u"]}, "user_id id '' has 0 bytes"),
         ({}, {"user_id": ["u" * 129, "u"]}, "129 bytes"),
