@@ -84,9 +84,9 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     data, beams, positions, disk.
 
     Of every user the last item is held out for testing and the one before for validation, or with config.split_at the
-    next items after that moment. The metrics of the test items (all users, or config.evaluate_users of them) go into the
-    manifest, and how they were held out. Under `torchrun` all processes
-    train, the main one writes the bundle, and the others get None.
+    next items from that moment on. The metrics of the test items (all users, or config.evaluate_users of them) and how
+    they were held out go into the manifest. Under `torchrun` all processes train, the main one writes the bundle, and
+    the others get None.
     """
     if config.max_query and dataset.interactions.queries is None:
         raise ValueError("max_query is set, but the interactions have no column `query` to train with")

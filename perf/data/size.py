@@ -60,9 +60,10 @@ def generate(
     pq.write_table(pa.table({"item_id": _ids("i", np.arange(items)), "sid": sids}), out / "items.parquet")
     schema = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("timestamp", pa.int64())])
     path = out / f"interactions.{form}"
-    with track("generate") as task, (
-        pq.ParquetWriter(path, schema) if form == "parquet" else pa_csv.CSVWriter(path, schema)
-    ) as writer:
+    with (
+        track("generate") as task,
+        pq.ParquetWriter(path, schema) if form == "parquet" else pa_csv.CSVWriter(path, schema) as writer,
+    ):
         for first in range(0, interactions, _CHUNK):
             count = min(_CHUNK, interactions - first)
             times = _FIRST + (first + np.sort(rng.random(count)) * count) / interactions * _SECONDS
@@ -86,7 +87,11 @@ def measure(
         _reset_peak()
         started = time.monotonic()
         yield
-        stages[name] = {"seconds": time.monotonic() - started, "peak_rss_gib": _memory("VmHWM"), "then": _memory("VmRSS")}
+        stages[name] = {
+            "seconds": time.monotonic() - started,
+            "peak_rss_gib": _memory("VmHWM"),
+            "then": _memory("VmRSS"),
+        }
         figures = stages[name]
         console.print(f"{name:16}{figures['seconds']:8.1f} s {figures['peak_rss_gib']:7.2f} GiB at most")
 

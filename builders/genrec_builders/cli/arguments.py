@@ -26,7 +26,7 @@ AttributeTypes = Annotated[
 SplitAt = Annotated[
     Optional[str],
     typer.Option(
-        help="Train on what lies before this moment and hold out users' next purchases, instead of the last two of each "
+        help="Train on what lies before this moment and hold out users' next items, instead of the last two of each "
         "user: 2024-05-01 or 2024-05-01T12:00 (UTC), or a number as the timestamps are written."
     ),
 ]

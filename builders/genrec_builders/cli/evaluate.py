@@ -90,7 +90,7 @@ def compare(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Compare models on the test split that they were built with: quality, valid drafts, time, and intervals of the differences.
+    """Compare models on the test split of their build: quality, valid drafts, time, and intervals of the differences.
 
     Every bundle ranks at every beam width, with prefix masks and without, history excluded and not.
     """

@@ -45,8 +45,8 @@ EXPECTED = (
 class DataFiles:
     """The files of a dataset, each the only one of its kind. At least one of the last three is there.
 
-    index: semantic IDs by item, the catalogue if it is there; embeddings: the catalogue otherwise. others: names of what
-    is not read, hidden files left out.
+    index: semantic IDs by item, the catalogue if it is there; embeddings: the catalogue otherwise. others: names of
+    what is not read, hidden files left out.
     """
 
     interactions: Path

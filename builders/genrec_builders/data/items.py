@@ -102,10 +102,9 @@ def with_index(items: ItemTable, items_path: Path, index: ItemTable, index_path:
             f"{index.item_ids[0]!r} there); write the ids in one way"
         )
     if unlisted := len(items) - (len(rows) - missing):
-        other = np.setdiff1d(np.arange(len(items)), rows)[0]
+        other = items.item_ids[np.setdiff1d(np.arange(len(items)), rows)[0]]
         found.left_out.append(
-            f"{unlisted} items of {items_path.name}, such as {items.item_ids[other]!r}, that {index_path.name} does not "
-            "list"
+            f"{unlisted} items of {items_path.name}, such as {other!r}, that {index_path.name} does not list"
         )
     embeddings = items.embeddings
     if embeddings is not None and missing:

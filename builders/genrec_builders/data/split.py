@@ -63,18 +63,18 @@ def split_leave_one_out(interactions: Interactions) -> Split:
 
 
 def split_by_time(interactions: Interactions, moment: str) -> Split:
-    """What lies before `moment` trains; each user's next purchase is the validation target, the one after it the test's.
+    """What lies before `moment` trains; each user's next item is the validation target, the one after it the test's.
 
-    The test history contains the validation item, as in `split_leave_one_out`. A user without a purchase before the
-    moment is in no part but training's, where the history is empty; later purchases than two are in none.
+    The test history contains the validation item, as in `split_leave_one_out`. A user without an item before the
+    moment is in no part but training's, where the history is empty; later items than these two are in none.
 
     moment: a date in ISO 8601 (UTC), or a number as the file writes its timestamps. Raises DataError for interactions
     without times, a moment that is none, and one with nothing before or nothing after it.
     """
     if interactions.times is None:
         raise DataError(
-            f"a split at {moment} needs to know when interactions were, and these have no timestamps but only an order; "
-            "add the timestamps, or split without a moment, which holds out the last two items of each user"
+            f"cannot split at {moment}: these interactions have no timestamps, only an order; add the timestamps, or "
+            "split without a moment, which holds out the last two items of each user"
         )
     times, lengths = interactions.times, np.diff(interactions.offsets).astype(np.int64)
     try:
@@ -84,8 +84,8 @@ def split_by_time(interactions: Interactions, moment: str) -> Split:
     if before.all() or not before.any():
         first, last = as_moments(np.array([times.min(), times.max()])) if times.size else ("nothing", "nothing")
         raise DataError(
-            f"cannot split at {moment}: all interactions lie {'before' if before.all() else 'at or after'} it; they are "
-            f"of {first} to {last} (UTC)"
+            f"cannot split at {moment}: all interactions lie {'before' if before.all() else 'at or after'} it; they "
+            f"are of {first} to {last} (UTC)"
         )
     counts = np.concatenate([[0], np.cumsum(before, dtype=np.int64)])
     kept = counts[interactions.offsets[1:]] - counts[interactions.offsets[:-1]]

@@ -104,9 +104,7 @@ def open_delimited(
         return pa_csv.ConvertOptions(column_types=text, include_columns=None if columns is None else named)
 
     def read(columns: Sequence[str] | None) -> pa.Table:
-        return pa_csv.read_csv(
-            path, read_options=options, parse_options=parsing, convert_options=converting(columns)
-        )
+        return pa_csv.read_csv(path, read_options=options, parse_options=parsing, convert_options=converting(columns))
 
     def batches(columns: Sequence[str]) -> Batches:
         streaming = pa_csv.ReadOptions(
@@ -202,7 +200,10 @@ def _open_json_lines(path: Path) -> TableFile:
     types = types_of_lines(path)
 
     def batches(columns: Sequence[str]) -> Batches:
-        with opened(path) as (stream, tell), open_json_lines_at(stream, {name: types[name] for name in columns}) as reader:
+        with (
+            opened(path) as (stream, tell),
+            open_json_lines_at(stream, {name: types[name] for name in columns}) as reader,
+        ):
             for batch in reader:
                 yield pa.Table.from_batches([batch]), tell()
 
