@@ -100,7 +100,7 @@ class Manifest(_Section):
 
     @property
     def split_at(self) -> str | None:
-        """The moment at which its data was split into training and test; None for leave-one-out, or if none is noted."""
+        """The moment at which its data was split into training and test; None for leave-one-out, or if unknown."""
         split = self.training.get("split")
         at = split.get("at") if isinstance(split, dict) else None
         return None if at is None else str(at)

@@ -29,8 +29,8 @@ _NAMES = {
 # How well-known datasets call them: MovieLens, and Amazon Reviews 2023, whose file of a category's items names those of
 # its reviews. Read where no file has one of the names above.
 _WELL_KNOWN = {
-    "interactions": (r"ratings\.(csv|dat)(\.gz)?",),
-    "items": (r"movies\.(csv|dat)(\.gz)?", r"meta_(?P<category>\w+)\.jsonl(\.gz)?"),
+    "interactions": (r"ratings\.(dat|csv(\.gz)?)",),
+    "items": (r"movies\.(dat|csv(\.gz)?)", r"meta_(?P<category>\w+)\.jsonl(\.gz)?"),
 }
 _REVIEWS = r"{category}\.(jsonl|csv)(\.gz)?"
 _PART = re.compile(r"(^|\.)(train|valid|validation|test)$")

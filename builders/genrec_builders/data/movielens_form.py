@@ -34,12 +34,10 @@ def open_movies(path: Path) -> TableFile:
         text = data.decode()
     except UnicodeDecodeError:
         text = data.decode("latin-1")
-    rows = [line.split("::") for line in text.splitlines() if line]
+    rows = [line.split("::") for line in text.replace("\r\n", "\n").split("\n") if line]
     for number, row in enumerate(rows, 1):
         if len(row) != len(_MOVIES):
-            raise DataError(
-                f"{path}: line {number} has {len(row)} values with '::' between; expected id, title, genres"
-            )
+            raise DataError(f"{path}: line {number} has {len(row)} values between '::'; expected id, title, genres")
     columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
     table = pa.table({name: pa.array(column, pa.large_string()) for name, column in zip(_MOVIES, columns, strict=True)})
 

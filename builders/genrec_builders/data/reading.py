@@ -43,8 +43,8 @@ def read_dataset(
     is read.
 
     Raises DataError for missing, ambiguous, unreadable or empty files; missing columns; ids that are empty, duplicated,
-    not UTF-8 or over 128 bytes; interactions mostly with unknown items; negative or ragged semantic IDs; embeddings that
-    are ragged or not finite; queries that are not text; attributes that are not of the kinds asked for.
+    not UTF-8 or over 128 bytes; interactions mostly with unknown items; negative or ragged semantic IDs; embeddings
+    that are ragged or not finite; queries that are not text; attributes that are not of the kinds asked for.
     """
     dataset, found = load(Path(path), attribute_types, track)
     read, *unused = summary(dataset, found)

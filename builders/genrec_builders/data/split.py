@@ -80,7 +80,7 @@ def split_by_time(interactions: Interactions, moment: str) -> Split:
     try:
         before = times < moment_among(moment, times)
     except ValueError as error:
-        raise DataError(f"cannot split at {error}") from error
+        raise DataError(str(error)) from error
     if before.all() or not before.any():
         first, last = as_moments(np.array([times.min(), times.max()])) if times.size else ("nothing", "nothing")
         raise DataError(

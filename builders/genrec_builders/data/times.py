@@ -78,19 +78,22 @@ def moment_among(text: str, times: np.ndarray) -> np.generic:
     """
     if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", text):
         if times.dtype.kind == "M":
-            raise ValueError(f"{text!r} is a number, and the timestamps are dates; write one such as 2024-05-01")
+            raise ValueError(
+                f"cannot split at {text}: it is a number, and the timestamps are dates; write one such as 2024-05-01"
+            )
         return np.int64(text) if text.lstrip("+-").isdigit() and len(text) < 19 else np.float64(text)
     read = _read_text(pa.array([text]))
     if not _is_moment(read.type):
         raise ValueError(
-            f"{text!r} is no moment; write a date such as 2024-05-01 or 2024-05-01T12:00, or a number as in the file"
+            f"cannot split at {text!r}: it is no moment; write a date such as 2024-05-01 or 2024-05-01T12:00, or a "
+            "number as in the file"
         )
-    moment = np.datetime64(read.cast(pa.int64())[0].as_py(), "us")
+    moment = read.to_numpy(zero_copy_only=False)[0]
     if times.dtype.kind == "M":
         return moment
     unit = np.datetime_data(as_moments(times).dtype)[0]
     if times.dtype.kind == "f":
-        return np.float64(moment.astype(np.int64) / (np.timedelta64(1, unit) / np.timedelta64(1, "us")))
+        return np.float64((moment - np.datetime64(0, "s")) / np.timedelta64(1, unit))
     whole = moment.astype(f"M8[{unit}]")  # rounded down; whole units lie before it or not before the next one
     return np.int64(whole.astype(np.int64) + int(whole < moment))
 
