@@ -14,7 +14,9 @@ from genrec.catalog.kinds import check_kinds
 from genrec.cli.arguments import usage
 
 console = Console()
-DataPath = Annotated[Path, typer.Argument(help="A dataset folder: inter.json + index.json, or interactions and items.")]
+DataPath = Annotated[
+    Path, typer.Argument(help="A dataset folder, with interactions and items in any form of docs/data.md.")
+]
 AttributeTypes = Annotated[
     Optional[list[str]],
     typer.Option(

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 
 _BLOCK = 64 << 20  # a line, such as a user with a long history, has to fit
-_HEAD = 1000  # lines that say what the columns hold
+_HEAD = 10_000  # lines that say what the columns hold
 _PART = 5000  # lines that are objects of Python at a time
 _NESTED: pa.DataType = pa.struct([])  # of values that are objects, or lists of objects: no column can be made of them
 

@@ -15,6 +15,7 @@ import pytest
 
 from genrec.errors import DataError
 from genrec_builders.data import Dataset, read_dataset
+from genrec_builders.data.json_lines import read_records
 
 PAGE = (Path(__file__).parents[4] / "docs/data.md").read_text()
 SEQUENCES = {"1": ["20", "10", "30"], "2": ["10", "20"]}
@@ -152,6 +153,32 @@ def test_embeddings_in_two_places_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"item_id": ["10"], "embedding": [[1.0]]}), tmp_path / "embeddings.parquet")
     with pytest.raises(DataError, match=r"both items\.jsonl and embeddings\.parquet have embeddings; drop one"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.5, True], ["1.5", "true"]),
+        ([1, "a"], ["1", "a"]),
+        ([[1], "a"], ["[1]", "a"]),
+        ([1, 2.5], [1.0, 2.5]),
+        ([["a"], [], None], [["a"], [], None]),
+        ([float("nan"), None, "é"], [None, None, "é"]),
+        ([2**70, 1], [str(2**70), "1"]),
+        (["2024-05-01", "2024-05-02"], ["2024-05-01", "2024-05-02"]),
+        ([{"a": 1}, "a"], [None, None]),
+        ([[{"a": 1}], []], [None, None]),
+    ],
+)
+@pytest.mark.parametrize("part", [1, 5000])
+def test_lines_of_a_catalogue_need_not_agree(
+    values: list[Any], expected: list[Any], part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also not where they are read in parts."""
+    monkeypatch.setattr("genrec_builders.data.json_lines._PART", part)
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps({"item_id": str(i), "x": value}) + "\n" for i, value in enumerate(values)))
+    assert read_records(path).column("x").to_pylist() == expected
 
 
 IDS: dict[str, Any] = {
