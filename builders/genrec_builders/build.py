@@ -91,9 +91,10 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     if config.max_query and dataset.interactions.queries is None:
         raise ValueError("max_query is set, but the interactions have no column `query` to train with")
     require_places(out, [config.checkpoint])
-    fingerprint = build_fingerprint(dataset, config)
-    require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
-    split = split_interactions(dataset.interactions, config.split_at)
+    with track("split"):
+        fingerprint = build_fingerprint(dataset, config)
+        require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
+        split = split_interactions(dataset.interactions, config.split_at)
     print_line(require_data(dataset, split, config))
     if config.checkpoint is not None and not (config.checkpoint / MANIFEST).exists():  # else it is a bundle
         facts = read_facts(config.checkpoint)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -138,8 +138,9 @@ def _skewed(rng: np.random.Generator, many: int, count: int, power: float) -> np
 
 
 def _reset_peak() -> None:
-    """The largest resident set counts from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
+    """The largest resident set counts from now on; from the start of the process where Linux does not allow that."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _memory(name: str) -> float:

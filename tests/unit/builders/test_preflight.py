@@ -33,9 +33,9 @@ from tests.tensorrt_llm_double import exported_for_double
 
 @contextmanager
 def no_stage(title: str) -> Iterator[Task]:
-    """A progress bar that no work may reach."""
-    raise AssertionError(f"reached {title}")
-    yield
+    """A progress bar that no work may reach; what is checked first takes a split."""
+    assert title == "split", f"reached {title}"
+    yield lambda done, total, note: None
 
 
 @contextmanager
