@@ -49,7 +49,7 @@ from genrec.reporting.kept import Fingerprint, require_same
 from genrec.reporting.outputs import require_replaceable, require_space
 from genrec.reporting.progress import Task, Track
 from genrec_builders.config import BuildConfig
-from genrec_builders.data import Dataset, Split, popularity, sample_queries, sample_users, split_leave_one_out
+from genrec_builders.data import Dataset, Split, popularity, sample_queries, sample_users, split_interactions
 from genrec_builders.export.int8 import quantize_backbone
 from genrec_builders.export.onnx import export_onnx
 from genrec_builders.fingerprint import build_fingerprint
@@ -83,16 +83,18 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     for an `out` that holds anything else, for a state in `<out>.work` of other data or settings, and for what it lacks:
     data, beams, positions, disk.
 
-    Of every user the last item is held out for testing and the one before for validation. The metrics of the test
-    items (all users, or config.evaluate_users of them) go into the manifest. Under `torchrun` all processes
-    train, the main one writes the bundle, and the others get None.
+    Of every user the last item is held out for testing and the one before for validation, or with config.split_at the
+    next items from that moment on. The metrics of the test items (all users, or config.evaluate_users of them) and how
+    they were held out go into the manifest. Under `torchrun` all processes train, the main one writes the bundle, and
+    the others get None.
     """
     if config.max_query and dataset.interactions.queries is None:
         raise ValueError("max_query is set, but the interactions have no column `query` to train with")
     require_places(out, [config.checkpoint])
-    fingerprint = build_fingerprint(dataset, config)
-    require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
-    split = split_leave_one_out(dataset.interactions)
+    with track("split"):
+        fingerprint = build_fingerprint(dataset, config)
+        require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
+        split = split_interactions(dataset.interactions, config.split_at)
     print_line(require_data(dataset, split, config))
     if config.checkpoint is not None and not (config.checkpoint / MANIFEST).exists():  # else it is a bundle
         facts = read_facts(config.checkpoint)
@@ -151,6 +153,7 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
                 "parameters": parameters,
                 "curves": asdict(curves) | {"best_epoch": curves.best_epoch},
                 "semantic_ids": asdict(collision_report(sids)),
+                "split": split_record(split, config.split_at),
                 "quality": quality,
                 "fingerprint": fingerprint,
             },
@@ -265,6 +268,17 @@ def evaluate_split(
             rank(["queried_by_query_alone"], asked, queries=queries, histories=[histories[user][:0] for user in asked])
     quality["popularity"] = metrics(rank_popular(pipeline.verifier, histories), targets)
     return quality
+
+
+def split_record(split: Split, split_at: str | None) -> dict[str, Any]:
+    """How a split was made, and how much it holds, for a manifest."""
+    return {
+        "protocol": split.protocol,
+        "at": split_at,
+        "training_interactions": len(split.train.rows),
+        "validation_users": len(split.validation),
+        "test_users": len(split.test),
+    }
 
 
 def _train(

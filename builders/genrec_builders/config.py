@@ -92,7 +92,8 @@ class BuildConfig:
     former, its tokenizer's SID tokens per level, "{}" standing for the code, e.g. ("<a_{}>", "<b_{}>"); tokens that it
     lacks are added. decoder: a draft head, of the sizes `head`, or beam search over the backbone, the baseline.
     max_query: tokens kept of a text query, 0 to train without queries. validation_users: whose validation items choose
-    the best epoch, 0 for none.
+    the best epoch, 0 for none. split_at: the moment before which interactions train, see `split_by_time`; None for
+    leave-one-out.
     """
 
     levels: tuple[int, ...] = (128, 128, 128)
@@ -107,4 +108,5 @@ class BuildConfig:
     sid_tokens: tuple[str, ...] | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation_users: int = 0
+    split_at: str | None = None
     evaluate_users: int | None = None

@@ -24,6 +24,7 @@ _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_mod
 def build_fingerprint(dataset: Dataset, config: BuildConfig) -> Fingerprint:
     """All that decides what a build of `dataset` makes; how many users it evaluates does not."""
     without = ["evaluate_users", "checkpoint"]
+    without += ["split_at"]
     without += ["levels"] if dataset.items.sids is not None else []
     without += ["sid_tokens"] if config.checkpoint is None else ["shape"]
     settings = {name: value for name, value in asdict(config).items() if name not in without}
@@ -34,7 +35,16 @@ def build_fingerprint(dataset: Dataset, config: BuildConfig) -> Fingerprint:
         **_kinds(dataset.items.typed),
         "checkpoint": "none" if config.checkpoint is None else checkpoint_fingerprint(config.checkpoint),
         **flat(settings),
+        **_split(dataset, config.split_at),
     }
+
+
+def _split(dataset: Dataset, split_at: str | None) -> Fingerprint:
+    """By the moment; nothing for leave-one-out, which needs no times, as when it was not noted."""
+    times = dataset.interactions.times
+    if split_at is None or times is None:
+        return {}
+    return {"split at": f"{split_at} ({digest([_bytes(times)])})"}
 
 
 def data_fingerprint(dataset: Dataset) -> Fingerprint:

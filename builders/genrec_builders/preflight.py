@@ -72,8 +72,8 @@ def require_data(dataset: Dataset, split: Split, config: BuildConfig) -> str:
     validated = min(config.validation_users, len(split.validation))
     few = f" ({config.validation_users:,} were asked for)" if validated < config.validation_users else ""
     return (
-        f"split: {training_targets(split):,} targets to train on{queries}, {validated:,} users to validate with{few}, "
-        f"{len(split.test):,} to test with"
+        f"split {split.protocol}: {training_targets(split):,} targets to train on{queries}, {validated:,} users to "
+        f"validate with{few}, {len(split.test):,} to test with"
     )
 
 

@@ -99,6 +99,13 @@ class Manifest(_Section):
         )
 
     @property
+    def split_at(self) -> str | None:
+        """The moment at which its data was split into training and test; None for leave-one-out, or if unknown."""
+        split = self.training.get("split")
+        at = split.get("at") if isinstance(split, dict) else None
+        return None if at is None else str(at)
+
+    @property
     def untrained(self) -> str:
         """That it was trained on nothing, and why, in words; empty if it was, or nothing is recorded."""
         curves = self.training.get("curves")

@@ -55,7 +55,7 @@ class UserSample:
 
     name: the dataset's. item_ids: of its catalogue, by row. user_ids: E ids. histories: E int32 arrays of catalogue
     rows, oldest first. targets: int32 [E], the item that each user took next. test_users: of how many they were drawn,
-    with `seed`.
+    with `seed`. protocol: how the test split was made, in words.
     """
 
     name: str
@@ -65,6 +65,7 @@ class UserSample:
     targets: np.ndarray
     test_users: int
     seed: int
+    protocol: str = "leave-one-out"
 
 
 # An engine over a bundle's files that drafts so many beams.
@@ -132,7 +133,7 @@ def compare(
     _require_same_availability([bundle for group in bundles.values() for bundle in group])
     results = _opened(out, _described(users, next(iter(bundles.values()))[0]), settings.engine)
     if not users.histories:
-        raise ValueError(f"{users.name}: no user has the 3 interactions that testing needs")
+        raise ValueError(f"{users.name}: no user has the interactions that testing needs")
     run = this_run(settings.engine, settings.device, settings.batch, settings.threads)
     if not results.record.popularity:
         _rank_popular(results, next(iter(bundles.values()))[0], users)
@@ -251,6 +252,7 @@ def _described(users: UserSample, bundle: Bundle) -> DataSection:
         test_users=users.test_users,
         users=len(users.user_ids),
         sample_seed=users.seed,
+        protocol=users.protocol,
         catalog=digest(item_id.encode() for item_id in users.item_ids),
         sampled=digest(
             part

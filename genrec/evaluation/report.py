@@ -44,7 +44,7 @@ def _summary(results: Results) -> str:
     data = results.record.data
     everyone = "all" if data.users == data.test_users else "drawn at random"
     text = (
-        f"Test split (last item of each user, leave-one-out) of `{data.name}`: {data.users:,} of {data.test_users:,} "
+        f"Test split ({data.protocol}) of `{data.name}`: {data.users:,} of {data.test_users:,} "
         f"users ({everyone}), {data.items:,} items. The numbers are in `{RECORD}`."
     )
     if len({trained.semantic_ids for trained in results.record.models}) > 1:

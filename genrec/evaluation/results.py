@@ -44,7 +44,8 @@ POOLED = "pooled"
 class DataSection(Section):
     """What was ranked. catalog, sampled: digests of the items, and of the users with histories and targets.
 
-    available: a digest of which items the bundles have available; None in files of before it was noted.
+    available: a digest of which items the bundles have available; None in files of before it was noted. protocol: how
+    the test split was made.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DataSection(Section):
     catalog: str
     sampled: str
     available: str | None = None
+    protocol: str = "leave-one-out"
 
 
 class Run(Section):

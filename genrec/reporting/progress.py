@@ -17,6 +17,12 @@ _LINE_EVERY_S = 15.0
 
 
 @contextmanager
+def untracked(title: str) -> Iterator[Task]:
+    """A `Track` that shows nothing."""
+    yield lambda done, total, note: None
+
+
+@contextmanager
 def track(title: str) -> Iterator[Task]:
     """A titled task; call what it yields with (done, total, note)."""
     started = time.monotonic()

@@ -14,13 +14,22 @@ from genrec.catalog.kinds import check_kinds
 from genrec.cli.arguments import usage
 
 console = Console()
-DataPath = Annotated[Path, typer.Argument(help="A dataset folder: inter.json + index.json, or interactions and items.")]
+DataPath = Annotated[
+    Path, typer.Argument(help="A dataset folder, with interactions and items in any form of docs/data.md.")
+]
 AttributeTypes = Annotated[
     Optional[list[str]],
     typer.Option(
         "--attribute-type",
         help="NAME=KIND of an attribute that rules filter by, where its column's own type is not meant, as in CSV: "
         f"{', '.join(KINDS)}. Repeatable.",
+    ),
+]
+SplitAt = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Train on what lies before this moment and hold out users' next items, instead of the last two of each "
+        "user: 2024-05-01 or 2024-05-01T12:00 (UTC), or a number as the timestamps are written."
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]

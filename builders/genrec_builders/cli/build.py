@@ -12,7 +12,7 @@ from genrec.bundle.checkpoint_shapes import DECODERS, FAMILIES, HeadShape
 from genrec.catalog import SemanticIdSpace
 from genrec.cli.arguments import numbers, one_of, usage
 from genrec.prompt import Limits
-from genrec_builders.cli.arguments import AttributeTypes, DataPath, Seed, attribute_types, print_quality
+from genrec_builders.cli.arguments import AttributeTypes, DataPath, Seed, SplitAt, attribute_types, print_quality
 from genrec_builders.config import DROPOUTS, BackboneShape, BuildConfig, TrainingConfig
 
 
@@ -48,6 +48,7 @@ def build(
         Optional[int], typer.Option(min=1, help="Test users to evaluate; all by default.")
     ] = None,
     attribute_type: AttributeTypes = None,
+    split_at: SplitAt = None,
     seed: Seed = 0,
     family: Annotated[
         str, _backbone("Family to train from scratch: qwen3 or llama.", callback=one_of(FAMILIES))
@@ -149,6 +150,7 @@ def build(
         checkpoint=checkpoint,
         training=training,
         validation_users=validation_users,
+        split_at=split_at,
         evaluate_users=evaluate_users,
     )
 
@@ -162,7 +164,7 @@ def build(
     from genrec_builders.build import build_bundle, is_built
     from genrec_builders.data import read_dataset
 
-    dataset = read_dataset(data, typer.echo, kinds)
+    dataset = read_dataset(data, typer.echo, kinds, track)
     if keep and is_built(dataset, out, config):
         typer.echo(f"{out} is kept: it was built of the same data and settings")
         return

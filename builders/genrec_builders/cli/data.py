@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from genrec_builders.cli.arguments import AttributeTypes, DataPath, Seed, attribute_types
+from genrec_builders.cli.arguments import AttributeTypes, DataPath, Seed, SplitAt, attribute_types
 
 
 def demo_shop(
@@ -28,16 +28,18 @@ def demo_shop(
     typer.echo(f"{items} items and {users} users in {out}")
 
 
-def check(data: DataPath, attribute_type: AttributeTypes = None) -> None:
+def check(data: DataPath, attribute_type: AttributeTypes = None, split_at: SplitAt = None) -> None:
     """Print what a build would make of a dataset: the files it reads, what it drops and why it would refuse it."""
     from genrec.errors import DataError
-    from genrec_builders.data import split_leave_one_out
+    from genrec.reporting.progress import track
+    from genrec_builders.data import split_interactions
     from genrec_builders.data.reading import load
     from genrec_builders.data.report import describe, problems
 
-    dataset, found = load(data, attribute_types(attribute_type))
-    for what, text in describe(dataset, found):
+    dataset, found = load(data, attribute_types(attribute_type), track)
+    split = split_interactions(dataset.interactions, split_at)
+    for what, text in describe(dataset, found, split):
         typer.echo(f"{what:<14}{text}")
-    if refused := problems(dataset, split_leave_one_out(dataset.interactions)):
+    if refused := problems(dataset, split):
         raise DataError(f"{data}: a build would refuse this: {'; '.join(refused)}")
     typer.echo("ok: a build would take this")

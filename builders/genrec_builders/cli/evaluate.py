@@ -33,7 +33,7 @@ def evaluate(
     server: Annotated[Optional[str], typer.Option(help="Also rank through this server (host:port, gRPC).")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Hit@K and NDCG@K on the test split (last item of each user), offline and through a server."""
+    """Hit@K and NDCG@K on the test split that the bundle was built with, offline and through a server."""
     if server is not None:
         from genrec_client.channel import split_urls
 
@@ -46,16 +46,18 @@ def evaluate(
     from genrec.evaluation.ranker import Ranker, require_catalog
     from genrec.pipeline import Pipeline
     from genrec.reporting.progress import track
-    from genrec_builders.data import read_dataset, sample_users, split_leave_one_out
+    from genrec_builders.data import read_dataset, sample_users, split_interactions
 
     bundle = Bundle(bundle_path)
     if server is not None:
         _require_ready(server)
-    dataset = read_dataset(data)
+    dataset = read_dataset(data, track=track)
     require_catalog(bundle, dataset.items.item_ids)
-    histories, targets = sample_users(split_leave_one_out(dataset.interactions).test, users, seed)
+    split = split_interactions(dataset.interactions, bundle.manifest.split_at)
+    typer.echo(f"split {split.protocol}, as the bundle was built")
+    histories, targets = sample_users(split.test, users, seed)
     if not histories:
-        raise DataError(f"{data}: no user has the 3 interactions that testing needs; add longer histories")
+        raise DataError(f"{data}: no user has the interactions that testing needs; add longer histories")
     with track("rank") as task:
         offline = Ranker(Pipeline.open(bundle, engine), masked=masked).rank(
             histories,
@@ -88,7 +90,7 @@ def compare(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Compare models on the test split: quality, valid drafts, time, and intervals of the differences.
+    """Compare models on the test split of their build: quality, valid drafts, time, and intervals of the differences.
 
     Every bundle ranks at every beam width, with prefix masks and without, history excluded and not.
     """
@@ -118,7 +120,8 @@ def compare(
         bundles = models_of(model)
     require_output(out, COMPARISON, [data, *(path for paths in bundles.values() for path in paths)])
     _require_device(device)
-    sample = user_sample(data.resolve().name, read_dataset(data), users, seed)
+    split_at = _common_split([path for paths in bundles.values() for path in paths])
+    sample = user_sample(data.resolve().name, read_dataset(data, track=track), users, seed, split_at)
     results = compare_models(sample, bundles, out, settings, opener(settings, track), track, references)
     typer.echo(f"{len(results.record.cells)} rankings; report in {write_report(results, out)}")
 
@@ -142,6 +145,19 @@ def compare_report(
     require_nothing_lost(out, results)
     results.save(out)
     typer.echo(f"{len(results.record.cells)} rankings; report in {write_report(results, out)}")
+
+
+def _common_split(bundles: Sequence[Path]) -> str | None:
+    """The moment at which the data of all bundles was split. Raises ValueError if it is not one."""
+    from genrec.bundle import Bundle
+
+    found = {path: Bundle(path).manifest.split_at for path in bundles}
+    first, *others = found
+    for path in others:
+        if found[path] != found[first]:
+            one, other = (f"at {at}" if at else "leaving one out" for at in (found[first], found[path]))
+            raise ValueError(f"{first} was built by a split {one}, {path} {other}; compare bundles of one split")
+    return found[first]
 
 
 def _require_device(device: str) -> None:

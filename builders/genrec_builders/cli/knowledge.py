@@ -18,7 +18,9 @@ def _training(text: str, **limits: Any) -> Any:
 
 
 def build(
-    data: Annotated[Path, typer.Argument(help="A dataset folder: inter.json + index.json, or interactions and items.")],
+    data: Annotated[
+        Path, typer.Argument(help="A dataset folder, with interactions and items in any form of docs/data.md.")
+    ],
     out: Annotated[Path, typer.Argument(help="Where the knowledge folder goes; one that is there is replaced.")],
     checkpoint: Annotated[
         Optional[Path],

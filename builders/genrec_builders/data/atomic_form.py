@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 
 from genrec.errors import DataError
-from genrec_builders.data.table_files import READ_ERRORS, TableFile
+from genrec_builders.data.table_files import TableFile, guarded, open_delimited
 
 _TYPES = {"token": pa.large_string(), "float": pa.float64()}
 _FIELD = r"([^:,;]+):(token|token_seq|float|float_seq)"
@@ -21,14 +19,9 @@ def open_atomic(path: Path) -> TableFile:
 
     Raises DataError if it cannot be read, or a column has no type.
     """
-    parsing = pa_csv.ParseOptions(delimiter="\t")
-    try:
-        with pa_csv.open_csv(path, parse_options=parsing) as reader:
-            written = reader.schema.names
-    except READ_ERRORS as error:
-        raise _failed(path, error) from error
+    table = guarded(path, lambda each: open_delimited(each, "\t", types=_type, newlines=False))
     fields = {}
-    for name in written:
+    for name in table.schema.names:
         match = re.fullmatch(_FIELD, name)
         if match is None:
             raise DataError(
@@ -38,22 +31,8 @@ def open_atomic(path: Path) -> TableFile:
         if match[1] in fields:
             raise DataError(f"{path}: column {match[1]!r} occurs more than once; rename or drop one")
         fields[match[1]] = name
-    types = {name: _TYPES.get(fields[name].rpartition(":")[2], pa.large_string()) for name in fields}
-
-    def read(columns: Sequence[str] | None) -> pa.Table:
-        names = list(fields) if columns is None else list(columns)
-        convert = pa_csv.ConvertOptions(
-            column_types={fields[name]: types[name] for name in names},
-            include_columns=[fields[name] for name in names],
-        )
-        try:
-            table = pa_csv.read_csv(path, parse_options=parsing, convert_options=convert)
-        except READ_ERRORS as error:
-            raise _failed(path, error) from error
-        return table.rename_columns(names)
-
-    return TableFile(path, pa.schema(types.items()), read)
+    return table.renamed(fields)
 
 
-def _failed(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: cannot be read as a tab-separated file ({error}); write the file again")
+def _type(name: str) -> pa.DataType:
+    return _TYPES.get(name.rpartition(":")[2], pa.large_string())

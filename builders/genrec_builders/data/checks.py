@@ -46,8 +46,8 @@ def common_length(path: Path, lengths: np.ndarray, item_ids: list[str], what: st
 
 
 def look_up(values: pa.Array, item_ids: pa.Array) -> np.ndarray:
-    """int64 [n]: the place of every value in `item_ids`, -1 if it is not there."""
-    return pc.index_in(values, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    """int32 [n]: the place of every value in `item_ids`, -1 if it is not there."""
+    return pc.index_in(values, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
 def check_id_sizes(path: Path, ids: pa.Array, what: str) -> None:

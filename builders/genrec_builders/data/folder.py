@@ -24,25 +24,35 @@ _NAMES = {
         rf"{_PREFIX}(items|item)\.(parquet|(csv|tsv|jsonl)(\.gz)?)",
     ),
     "index": (rf"{_PREFIX}index\.json(\.gz)?",),
+    "embeddings": (rf"{_PREFIX}embeddings\.(parquet|(csv|tsv|jsonl)(\.gz)?)",),
 }
+# How well-known datasets call them: MovieLens, and Amazon Reviews 2023, whose file of a category's items names those of
+# its reviews. Read where no file has one of the names above.
+_WELL_KNOWN = {
+    "interactions": (r"ratings\.(dat|csv(\.gz)?)",),
+    "items": (r"movies\.(dat|csv(\.gz)?)", r"meta_(?P<category>\w+)\.jsonl(\.gz)?"),
+}
+_REVIEWS = r"{category}\.(jsonl|csv)(\.gz)?"
 _PART = re.compile(r"(^|\.)(train|valid|validation|test)$")
 _ALMOST = re.compile(rf"{_PREFIX}(?P<stem>interactions|inter|items|item)\.(?P<end>.+)")
 EXPECTED = (
-    "inter.json and index.json, interactions and items as .parquet, .csv, .tsv or .jsonl, or RecBole's NAME.inter "
-    "and NAME.item"
+    "inter.json and index.json, interactions and items as .parquet, .csv, .tsv or .jsonl, RecBole's NAME.inter and "
+    "NAME.item, Amazon's NAME.jsonl and meta_NAME.jsonl, or MovieLens' ratings and movies as .csv or .dat"
 )
 
 
 @dataclass(frozen=True)
 class DataFiles:
-    """The files of a dataset, each the only one of its kind. At least one of `items` and `index` is there.
+    """The files of a dataset, each the only one of its kind. At least one of the last three is there.
 
-    index: semantic IDs by item, the catalogue if it is there. others: names of what is not read, hidden files left out.
+    index: semantic IDs by item, the catalogue if it is there; embeddings: the catalogue otherwise. others: names of
+    what is not read, hidden files left out.
     """
 
     interactions: Path
     items: Path | None
     index: Path | None
+    embeddings: Path | None
     others: list[str]
 
 
@@ -66,6 +76,11 @@ def find_files(folder: Path) -> DataFiles:
                 prefixes.setdefault(prefix, path.name)
         elif not path.name.startswith("."):
             others.append(path.name + "/" * path.is_dir())
+    for kind in _WELL_KNOWN:
+        if not found[kind]:
+            found[kind] = [path for path in map(folder.joinpath, others) if _is_well_known(kind, path, others)]
+    read = {path.name for paths in found.values() for path in paths}
+    others = [name for name in others if name not in read]
     for kind, paths in found.items():
         if len(paths) > 1:
             raise DataError(
@@ -75,11 +90,12 @@ def find_files(folder: Path) -> DataFiles:
     if len(prefixes) > 1:
         one, other, *_ = prefixes.values()
         raise DataError(f"{folder}: holds two datasets, of {one} and of {other}; give each a folder of its own")
-    interactions, items, index = (paths[0] if paths else None for paths in found.values())
-    if interactions is None or (items is None and index is None):
-        _refuse_missing(folder, interactions, items or index, others)
+    interactions, items, index, embeddings = (paths[0] if paths else None for paths in found.values())
+    catalogue = items or index or embeddings
+    if interactions is None or catalogue is None:
+        _refuse_missing(folder, interactions, catalogue, others)
         raise AssertionError("unreachable")
-    return DataFiles(interactions, items, index, others)
+    return DataFiles(interactions, items, index, embeddings, others)
 
 
 def _kind(path: Path) -> tuple[str | None, str | None]:
@@ -92,8 +108,16 @@ def _kind(path: Path) -> tuple[str | None, str | None]:
     return None, None
 
 
+def _is_well_known(kind: str, path: Path, names: list[str]) -> bool:
+    patterns = list(_WELL_KNOWN[kind])
+    if kind == "interactions":
+        metas = (re.fullmatch(_WELL_KNOWN["items"][1], name) for name in names)
+        patterns += [_REVIEWS.format(category=re.escape(meta["category"])) for meta in metas if meta]
+    return path.is_file() and any(re.fullmatch(pattern, path.name) for pattern in patterns)
+
+
 def _holds(kind: str) -> str:
-    return {"interactions": "interactions", "items": "items", "index": "semantic IDs"}[kind]
+    return {"index": "semantic IDs"}.get(kind, kind)
 
 
 def _refuse_missing(folder: Path, interactions: Path | None, catalogue: Path | None, others: list[str]) -> None:

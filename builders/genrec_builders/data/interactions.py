@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,29 +11,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genrec.errors import DataError
-from genrec_builders.data.checks import look_up, short
-from genrec_builders.data.columns import encode_ids, is_list, is_text, one_array, refuse_nulls
+from genrec.reporting.progress import Task, Track, untracked
+from genrec_builders.data.checks import look_up
+from genrec_builders.data.columns import is_list, is_text, one_array, refuse_nulls
 from genrec_builders.data.found import Found, some
+from genrec_builders.data.ids import IdEncoder, encode_ids
 from genrec_builders.data.lists import text_lists
-from genrec_builders.data.table_files import TableFile, check_columns
+from genrec_builders.data.table_files import Batches, TableFile, check_columns
 from genrec_builders.data.tables import Interactions, ItemTable, taken
+from genrec_builders.data.times import joined_times, read_times
 
 # A column of lists by one of these names holds a user's items; by the first two, RecBole's, also beside `item_id`.
 SEQUENCES = ("item_id_list", "item_seq", "item_ids", "items", "sequence", "history")
 _RECBOLE = SEQUENCES[:2]
+_ROWS = 1 << 20  # of a table of events, at a time; more of them where there are more ids
 _TIMES, _QUERIES = ("timestamps", "timestamp_list", "timestamp"), ("queries", "query_list", "query")
 
 
-def interactions_of_table(source: TableFile, items: ItemTable, catalogue: str, found: Found) -> Interactions:
+def interactions_of_table(
+    source: TableFile, items: ItemTable, catalogue: str, found: Found, track: Track = untracked
+) -> Interactions:
     """The interactions of a table, one row per interaction or one row per user.
 
-    catalogue: name of the file that lists the items. What is left out of the table goes into `found`.
+    catalogue: name of the file that lists the items. What is left out of the table goes into `found`. Only a table with
+    a row per interaction is read bit by bit.
     """
     sequence = _sequence_column(source)
-    if sequence is not None:
-        found.used[source.path.name] += ", one row per user"
-        return _of_sequences(source, sequence, items, catalogue, found)
-    return _of_events(source, items, catalogue, found)
+    with track(f"read {source.path.name}") as task:
+        if sequence is not None:
+            found.used[source.path.name] += ", one row per user"
+            return _of_sequences(source, sequence, items, catalogue, found)
+        return _of_events(source, items, catalogue, found, task)
 
 
 def interactions_of_lists(
@@ -51,30 +60,60 @@ def interactions_of_lists(
     large_string [N], likewise.
     """
     offsets, values = lists.offsets.to_numpy().astype(np.int64), lists.flatten()
-    offsets = offsets - offsets[0]
-    owner = np.repeat(np.arange(len(user_ids)), np.diff(offsets))
+    owner = np.repeat(np.arange(len(user_ids), dtype=np.int32), np.diff(offsets))
     if values.null_count:
         at = int(owner[np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]])
         raise DataError(f"{path}: user {user_ids[at]!r} has an empty value among the items; fill it in or drop it")
-    rows = look_up(values.cast(pa.large_string()), pa.array(items.item_ids, pa.large_string()))
-    if not len(rows):
+    if not len(values):
         raise DataError(f"{path}: no interactions; every user's list is empty")
+    rows = look_up(values.cast(pa.large_string()), pa.array(items.item_ids, pa.large_string()))
+    return _in_order(path, user_ids, owner, rows, times, queries, lambda at: values[at].as_py(), catalogue, found)
+
+
+def _in_order(
+    path: Path,
+    user_ids: list[str],
+    users: np.ndarray,
+    rows: np.ndarray,
+    times: np.ndarray | None,
+    queries: pa.Array | None,
+    item: Callable[[int], object],
+    catalogue: str,
+    found: Found,
+) -> Interactions:
+    """Interactions from users [N], rows [N] with -1 for items that the catalogue lacks, and times [N].
+
+    Users by first appearance, each one's interactions by time and, where times are equal or unknown, by place.
+    item: the id of an interaction's item, as it was written.
+    """
     unknown = np.flatnonzero(rows < 0)
     if unknown.size:
-        raise DataError(
-            f"{path}: user {user_ids[int(owner[unknown[0]])]!r} has item {values[int(unknown[0])].as_py()!r}, which "
-            f"{catalogue} does not list ({unknown.size} such interactions); add the item there or drop the interaction"
+        at = int(unknown[0])
+        user = user_ids[int(users[at])]
+        if 2 * unknown.size >= rows.size:
+            raise DataError(
+                f"{path}: user {user!r} has item {item(at)!r}, which {catalogue} does not list ({unknown.size:,} of "
+                f"{rows.size:,} interactions are such); add the items there, or write the ids of both files in one way"
+            )
+        found.left_out.append(
+            f"{unknown.size:,} interactions of {path.name} with items that {catalogue} does not list, such as "
+            f"{item(at)!r} of user {user!r}"
         )
+        known = rows >= 0
+        users, rows = users[known], rows[known]
+        times = None if times is None else times[known]
+        queries = None if queries is None else queries.filter(pa.array(known))
+    lengths = np.bincount(users, minlength=len(user_ids))
     if times is not None:
-        order = np.lexsort((times, owner))  # stable: equal times keep the order of the list
-        rows, queries = rows[order], taken(queries, order)
-    keep = np.diff(offsets) > 0
-    if not keep.all():
-        without = [user for user, kept in zip(user_ids, keep.tolist(), strict=True) if not kept]
-        found.left_out.append(f"{len(without)} users of {path.name} without interactions ({some(without)})")
-        user_ids = [user for user, kept in zip(user_ids, keep.tolist(), strict=True) if kept]
-        offsets = np.concatenate([offsets[:1], offsets[1:][keep]])
-    return Interactions(user_ids=user_ids, offsets=offsets, rows=rows.astype(np.int32), queries=queries)
+        order = np.lexsort((times, users))  # stable: equal times keep the order of the file
+        rows, times, queries = rows[order], times[order], taken(queries, order)
+    if not lengths.all():
+        named = [user_ids[user] for user in np.flatnonzero(lengths == 0).tolist()]
+        found.left_out.append(f"{len(named)} users of {path.name} without interactions ({some(named)})")
+        user_ids, lengths = [user_ids[user] for user in np.flatnonzero(lengths).tolist()], lengths[lengths > 0]
+    offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return Interactions(user_ids, offsets, rows, queries, times)
 
 
 def _sequence_column(source: TableFile) -> str | None:
@@ -91,34 +130,61 @@ def _sequence_column(source: TableFile) -> str | None:
     return named[0] if named else None
 
 
-def _of_events(source: TableFile, items: ItemTable, catalogue: str, found: Found) -> Interactions:
+def _of_events(source: TableFile, items: ItemTable, catalogue: str, found: Found, task: Task) -> Interactions:
     path, needed = source.path, ("user_id", "item_id", "timestamp")
     names = source.schema.names
     check_columns(path, names, needed)
     used = [*needed, *(name for name in ("query",) if name in names)]
     _leave_out(source, used, found)
-    table = source.read(used)
-    if not table.num_rows:
-        raise DataError(f"{path}: no rows; there is nothing to learn from")
-
-    users, user_ids = encode_ids(path, table.column("user_id"), "user_id")
-    codes, seen = encode_ids(path, table.column("item_id"), "item_id")
-    rows = look_up(seen, pa.array(items.item_ids, type=pa.large_string()))[codes]
-    unknown = np.flatnonzero(rows < 0)
-    if unknown.size:
-        at = int(unknown[0])
-        raise DataError(
-            f"{path}: data row {at + 1} has item_id {seen[int(codes[at])].as_py()!r}, which {catalogue} "
-            f"does not list ({unknown.size} such interactions); add the item there or drop the interaction"
+    users, seen = IdEncoder(path, "user_id"), IdEncoder(path, "item_id")
+    parts: dict[str, list] = {name: [] for name in used}
+    count = 0
+    for table, done in _large(source.batches(used), lambda: max(_ROWS, len(users), len(seen))):
+        parts["user_id"].append(users.encode(table.column("user_id"), count))
+        parts["item_id"].append(seen.encode(table.column("item_id"), count))
+        refuse_nulls(path, table.column("timestamp"), "timestamp", count)
+        parts["timestamp"].append(
+            read_times(path, one_array(table.column("timestamp")), "timestamp", partial(_data_row, count))
         )
-    refuse_nulls(path, table.column("timestamp"), "timestamp")
-    times = _times(path, one_array(table.column("timestamp")), "timestamp", lambda at: f"data row {at + 1}")
-    queries = _queries(path, one_array(table.column("query")), "query") if "query" in used else None
-    order = np.lexsort((times, users))  # stable: equal timestamps keep the order of the file
-    offsets = np.zeros(len(user_ids) + 1, dtype=np.int64)
-    np.cumsum(np.bincount(users, minlength=len(user_ids)), out=offsets[1:])
-    rows = rows[order].astype(np.int32)
-    return Interactions(user_ids.to_pylist(), offsets=offsets, rows=rows, queries=taken(queries, order))
+        if "query" in used:
+            parts["query"].append(_queries(path, one_array(table.column("query")), "query"))
+        count += table.num_rows
+        task(done, source.size, f"{count:,} interactions")
+    if not count:
+        raise DataError(f"{path}: no rows; there is nothing to learn from")
+    task(source.size, source.size, f"{count:,} interactions, putting them in order")
+    ids, user_ids = seen.ids, users.ids.to_pylist()
+    codes = np.concatenate(parts.pop("item_id"))
+    place = look_up(ids, pa.array(items.item_ids, type=pa.large_string()))
+    return _in_order(
+        path,
+        user_ids,
+        np.concatenate(parts.pop("user_id")),
+        place[codes],
+        joined_times(path, "timestamp", parts.pop("timestamp")),
+        pa.concat_arrays(parts["query"]) if "query" in used else None,
+        lambda at: ids[int(codes[at])].as_py(),
+        catalogue,
+        found,
+    )
+
+
+def _large(batches: Batches, least: Callable[[], int]) -> Batches:
+    """The batches, joined to `least` rows or more but for the last."""
+    waiting: list[pa.Table] = []
+    rows = 0
+    for table, done in batches:
+        waiting.append(table)
+        rows += table.num_rows
+        if rows >= least():
+            yield pa.concat_tables(waiting), done
+            waiting, rows = [], 0
+    if rows:
+        yield pa.concat_tables(waiting), done
+
+
+def _data_row(first: int, at: int) -> str:
+    return f"data row {first + at + 1}"
 
 
 def _of_sequences(source: TableFile, sequence: str, items: ItemTable, catalogue: str, found: Found) -> Interactions:
@@ -175,7 +241,9 @@ def _of_sequences(source: TableFile, sequence: str, items: ItemTable, catalogue:
         items,
         catalogue,
         found,
-        None if times is None else _times(path, times, str(beside[0]), lambda at: f"user {user_ids[int(owner[at])]!r}"),
+        None
+        if times is None
+        else read_times(path, times, str(beside[0]), lambda at: f"user {user_ids[int(owner[at])]!r}"),
         None if queries is None else _queries(path, queries, str(beside[1])),
     )
 
@@ -210,36 +278,6 @@ def _appended(lists: pa.Array, last: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()), pa.concat_arrays([values, last]).take(pa.array(places))
     )
-
-
-def _times(path: Path, array: pa.Array, name: str, place: Callable[[int], str]) -> np.ndarray:
-    """int64 or float64 [n], in the unit of the file: only the order matters. place: where a value stands, in words."""
-    kind = array.type
-    if array.null_count:
-        at = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(f"{path}: {place(at)} has no {name}; fill it in")
-    if is_text(kind):  # Arrow has not taken it for numbers or dates, but lists in text are not its to take for anything
-        for wanted in (pa.int64(), pa.float64(), pa.timestamp("us")):
-            try:
-                array = array.cast(wanted)
-                break
-            except pa.ArrowException:
-                continue
-        kind = array.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
-        array = array.cast(pa.int64())
-    elif pa.types.is_date32(kind):
-        array = array.cast(pa.int32())
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise DataError(
-            f"{path}: column {name!r} is {kind} (first value {short(array[0].as_py())}); "
-            "write Unix time as a number, or ISO 8601 dates that Arrow recognises, e.g. 2024-05-01 12:30:00"
-        )
-    times = array.to_numpy(zero_copy_only=False)
-    bad = np.flatnonzero(~np.isfinite(times))
-    if bad.size:
-        raise DataError(f"{path}: {place(int(bad[0]))} has {name} {times[bad[0]]}; give a finite number")
-    return times
 
 
 def _queries(path: Path, column: pa.Array, name: str) -> pa.Array:

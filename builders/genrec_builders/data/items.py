@@ -18,8 +18,9 @@ from genrec.catalog.kinds import texts_among
 from genrec.errors import DataError
 from genrec_builders.data.attributes import attribute_columns
 from genrec_builders.data.checks import INT32_MAX, checked_codes, common_length, look_up, rounded_levels, short
-from genrec_builders.data.columns import encode_ids, is_list, is_text, one_array, refuse_nulls
-from genrec_builders.data.found import Found
+from genrec_builders.data.columns import is_list, is_text, one_array, refuse_nulls
+from genrec_builders.data.found import Found, some
+from genrec_builders.data.ids import encode_ids
 from genrec_builders.data.notation import EXAMPLES, parse_sids
 from genrec_builders.data.tables import ItemTable
 
@@ -81,11 +82,17 @@ def item_table(path: Path, table: pa.Table, found: Found, kinds: Mapping[str, st
 
 
 def with_index(items: ItemTable, items_path: Path, index: ItemTable, index_path: Path, found: Found) -> ItemTable:
-    """The catalogue `index`, which has the semantic IDs, with the attributes and embeddings of `items`."""
-    if items.sids is not None:
-        raise DataError(
-            f"{index_path.parent}: both {items_path.name} and {index_path.name} have semantic IDs; drop one of them"
-        )
+    """The catalogue `index`, which has the semantic IDs or the embeddings, with what `items` has beside them."""
+    for what, ours, theirs in (
+        ("semantic IDs", items.sids, index.sids),
+        ("embeddings", items.embeddings, index.embeddings),
+    ):
+        if ours is not None and (theirs is not None or what == "semantic IDs"):
+            raise DataError(
+                f"{index_path.parent}: both {items_path.name} and {index_path.name} have {what}; drop one of them"
+            )
+    if index.attributes:
+        found.left_out.append(f"columns {some([repr(name) for name in index.attributes])} of {index_path.name}")
     known = pa.array(items.item_ids, pa.large_string())
     rows = look_up(pa.array(index.item_ids, pa.large_string()), known)
     missing = int((rows < 0).sum())
@@ -95,7 +102,10 @@ def with_index(items: ItemTable, items_path: Path, index: ItemTable, index_path:
             f"{index.item_ids[0]!r} there); write the ids in one way"
         )
     if unlisted := len(items) - (len(rows) - missing):
-        found.left_out.append(f"{unlisted} items of {items_path.name} that {index_path.name} does not list")
+        other = items.item_ids[np.setdiff1d(np.arange(len(items)), rows)[0]]
+        found.left_out.append(
+            f"{unlisted} items of {items_path.name}, such as {other!r}, that {index_path.name} does not list"
+        )
     embeddings = items.embeddings
     if embeddings is not None and missing:
         at = index.item_ids[int(np.argmin(rows))]
@@ -111,7 +121,7 @@ def with_index(items: ItemTable, items_path: Path, index: ItemTable, index_path:
     # Behind the items stands one that has nothing, for those that are not there.
     there = Columns.concatenate([items.typed, Columns.empty(items.typed.kinds, 1)])
     columns = there.take(np.where(rows >= 0, rows, len(items)))
-    vectors = None if embeddings is None else embeddings[rows]
+    vectors = index.embeddings if embeddings is None else embeddings[rows]
     return replace(index, attributes=attributes, embeddings=vectors, columns=columns)
 
 
@@ -233,6 +243,8 @@ def _attribute(path: Path, column: pa.ChunkedArray, name: str, found: Found) -> 
         found.left_out.append(f"column {name!r} of {path.name}, which is {column.type} and no text")
         return None
     try:
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         return column.cast(pa.large_string()).fill_null("").to_pylist()
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise DataError(f"{path}: column {name!r} cannot be read as text ({error}); convert or drop it") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -111,6 +112,7 @@ def _text_values(path: Path, texts: list[str], item_ids: list[str]) -> pa.Array:
 
 def _column(path: Path, values: list[Any], item_ids: list[str]) -> pa.Array | None:
     """The values of one key; None if some are lists or objects and some are not."""
+    values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
     nested = any(isinstance(value, (list, dict)) for value in values)
     if nested or {type(value) for value in values} <= {int, type(None)}:
         try:

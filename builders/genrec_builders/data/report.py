@@ -8,10 +8,11 @@ import pyarrow.compute as pc
 from genrec.catalog import SemanticIdSpace
 from genrec.prompt import PromptLayout
 from genrec_builders.data.found import Found, some
-from genrec_builders.data.split import Split, popularity, split_leave_one_out
+from genrec_builders.data.split import LEAVE_ONE_OUT, TESTED_FROM, Split, popularity
 from genrec_builders.data.tables import Dataset, Interactions, ItemTable
+from genrec_builders.data.times import as_moments
 
-TESTED_FROM = 3  # interactions: the last is the test item, the one before the validation item
+_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
 
 def summary(dataset: Dataset, found: Found) -> list[str]:
@@ -26,16 +27,19 @@ def summary(dataset: Dataset, found: Found) -> list[str]:
     return lines
 
 
-def describe(dataset: Dataset, found: Found) -> list[tuple[str, str]]:
-    """(what, in words) of everything that a build reads from the folder."""
+def describe(dataset: Dataset, found: Found, split: Split) -> list[tuple[str, str]]:
+    """(what, in words) of everything that a build reads from the folder; what goes on has no name of its own."""
     items, interactions = dataset.items, dataset.interactions
-    split = split_leave_one_out(interactions)
+    first, *others = found.not_used() or ["nothing is left out"]
     return [
         ("folder", str(found.folder)),
         ("files", found.taken()),
-        ("not used", "; ".join(found.not_used()) or "nothing is left out"),
-        ("users", _users(interactions, split)),
-        ("interactions", _lengths(interactions, split)),
+        ("not used", first),
+        *(("", other) for other in others),
+        ("users", _users(interactions)),
+        ("interactions", _lengths(interactions)),
+        ("times", _times(interactions)),
+        *_split(interactions, split),
         ("items", _items(dataset, split)),
         ("semantic IDs", _semantic_ids(items)),
         ("embeddings", "none" if items.embeddings is None else f"{items.embeddings.shape[1]} dimensions"),
@@ -60,15 +64,11 @@ def problems(dataset: Dataset, split: Split, trains: bool = True) -> list[str]:
             f"the catalogue has neither semantic IDs nor embeddings to make them from; add one of them{rename}"
         )
     if not (tested := len(split.test)):
-        found.append(
-            f"there is nothing to test with: the longest of {len(lengths):,} histories has {lengths.max(initial=0)} "
-            f"interactions, and a user is tested with {TESTED_FROM} or more; give longer histories"
-        )
+        found.append(f"there is nothing to test with: {_nobody_tested(dataset.interactions, split)}")
     elif trains and not training_targets(split):
         found.append(
-            f"there is nothing to train on: {tested:,} of {len(lengths):,} users have {TESTED_FROM} interactions or "
-            "more, of which the last two are held out, and none has two besides (the most are "
-            f"{lengths.max()}); give longer histories"
+            f"there is nothing to train on: {tested:,} users are tested, and none of {len(lengths):,} has two "
+            f"interactions left in training (the most are {lengths.max()}); give longer histories"
         )
     return found
 
@@ -78,30 +78,85 @@ def training_targets(split: Split) -> int:
     return int(np.maximum(np.diff(split.train.offsets) - 1, 0).sum())
 
 
-def _users(interactions: Interactions, split: Split) -> str:
-    lengths = np.diff(interactions.offsets)
-    tested = int((lengths >= TESTED_FROM).sum())
-    untrained = int((np.diff(split.train.offsets) < 2).sum())
+def _nobody_tested(interactions: Interactions, split: Split) -> str:
+    if split.protocol == LEAVE_ONE_OUT:
+        lengths = np.diff(interactions.offsets)
+        return (
+            f"the longest of {len(lengths):,} histories has {lengths.max(initial=0)} interactions, and a user is "
+            f"tested with {TESTED_FROM} or more; give longer histories"
+        )
     return (
-        f"{len(lengths):,}; {tested:,} to test with, {len(lengths) - tested:,} too short for that (under {TESTED_FROM} "
-        f"interactions); {untrained:,} too short to train on (under 2 left in training)"
+        f"split {split.protocol}, no user has one interaction before the moment and two from it on "
+        f"({len(split.validation):,} have one); choose an earlier moment"
     )
 
 
-def _lengths(interactions: Interactions, split: Split) -> str:
+def _users(interactions: Interactions) -> str:
+    single = np.flatnonzero(np.diff(interactions.offsets) == 1)
+    return f"{len(interactions):,}; {_some_users(interactions, single)} with one interaction"
+
+
+def _lengths(interactions: Interactions) -> str:
     lengths = np.diff(interactions.offsets)
+    return f"{len(interactions.rows):,}; {lengths.min()} to {lengths.max()} per user, median {np.median(lengths):g}"
+
+
+def _times(interactions: Interactions) -> str:
+    times = interactions.times
+    if times is None:
+        return "none; the order of each user's list is what is known"
+    same = times[1:] == times[:-1]
+    same[interactions.offsets[1:-1] - 1] = False  # the first of a user
+    at = np.partition(times, [0, int(0.9 * (len(times) - 1)), len(times) - 1])
+    first, late, last = as_moments(at)[[0, int(0.9 * (len(times) - 1)), -1]]
+    unit = "" if times.dtype.kind == "M" else f", from numbers that look like {_UNITS[np.datetime_data(first)[0]]}"
     return (
-        f"{len(interactions.rows):,}; {lengths.min()} to {lengths.max()} per user, median {np.median(lengths):g}; "
-        f"{training_targets(split):,} training targets"
+        f"{first} to {last} (UTC{unit}), nine tenths before {late}; {int(same.sum()):,} interactions at the time of "
+        "the user's one before keep the order of the file"
     )
+
+
+def _split(interactions: Interactions, split: Split) -> list[tuple[str, str]]:
+    lengths, train = np.diff(interactions.offsets), np.diff(split.train.offsets)
+    tested = np.zeros(len(lengths), bool)
+    tested[split.test.histories.users] = True
+    targets = training_targets(split)
+    lines = [
+        f"{split.protocol}: {targets:,} training targets, {len(split.validation):,} users to validate with, "
+        f"{len(split.test):,} to test with"
+    ]
+    if split.protocol == LEAVE_ONE_OUT:
+        why = f"too short to be tested (under {TESTED_FROM} interactions): they train with all they have"
+        lines.append(f"{_some_users(interactions, np.flatnonzero(~tested))} {why}")
+    else:
+        gone, new = np.flatnonzero(lengths == train), np.flatnonzero(train == 0)
+        once = np.flatnonzero((train > 0) & (lengths == train + 1))
+        later = int(np.maximum(lengths - train - 2, 0)[train > 0].sum())
+        lines += [
+            f"{_some_users(interactions, gone)} without an interaction from the moment on: they only train",
+            f"{_some_users(interactions, once)} with one from the moment on: they validate and do not test",
+            f"dropped: {_some_users(interactions, new)} without an interaction before the moment",
+            f"dropped: {later:,} interactions behind a user's second from the moment on",
+        ]
+    lines.append(f"{_some_users(interactions, np.flatnonzero(train == 1))} with one interaction in training: no target")
+    return [("split", lines[0]), *(("", line) for line in lines[1:])]
+
+
+def _some_users(interactions: Interactions, users: np.ndarray) -> str:
+    such = f" (such as {interactions.user_ids[int(users[0])]!r})" if users.size else ""
+    return f"{users.size:,} users{such}"
 
 
 def _items(dataset: Dataset, split: Split) -> str:
     n = len(dataset.items)
-    bought = np.bincount(dataset.interactions.rows, minlength=n)
-    trained = popularity(split, n)
-    never = int((bought == 0).sum())
-    return f"{n:,}; {never:,} never bought, {int((trained == 0).sum()) - never:,} bought only in what is held out"
+    bought = np.bincount(dataset.interactions.rows, minlength=n) > 0
+    trained = popularity(split, n) > 0
+
+    def such(rows: np.ndarray) -> str:
+        places = np.flatnonzero(rows)
+        return f"{places.size:,}" + (f" (such as {dataset.items.item_ids[int(places[0])]!r})" if places.size else "")
+
+    return f"{n:,}; {such(~bought)} never bought, {such(bought & ~trained)} bought only in what does not train"
 
 
 def _attributes(items: ItemTable) -> str:

@@ -1,4 +1,4 @@
-"""The leave-one-out split of the literature, and popularity in its training part."""
+"""Splits into training, validation and test: leave-one-out or at a moment; popularity in the training part."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import pyarrow as pa
 from genrec.errors import DataError
 from genrec.evaluation.comparison import UserSample
 from genrec_builders.data.tables import Dataset, Interactions, Sequences, slices, taken
+from genrec_builders.data.times import as_moments, moment_among
+
+LEAVE_ONE_OUT = "leave-one-out"
+TESTED_FROM = 3  # interactions, by leave-one-out: the last is the test item, the one before the validation item
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,32 +34,79 @@ class Holdout:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Leave-one-out: `train` holds every user, `validation` and `test` the users with at least 3 interactions."""
+    """`train` holds every user's training part, `validation` and `test` those users of whom something is held out.
+
+    protocol: how it was split, in words.
+    """
 
     train: Sequences
     validation: Holdout
     test: Holdout
+    protocol: str = LEAVE_ONE_OUT
+
+
+def split_interactions(interactions: Interactions, split_at: str | None = None) -> Split:
+    """`split_by_time` at the moment `split_at`; `split_leave_one_out` without one."""
+    return split_leave_one_out(interactions) if split_at is None else split_by_time(interactions, split_at)
 
 
 def split_leave_one_out(interactions: Interactions) -> Split:
     """Splits by the protocol of the literature: last item = test, the one before = validation, the rest = training.
 
-    The test history contains the validation item. Users with fewer than 3 interactions only train, with all of them.
+    The test history contains the validation item. Users with fewer than `TESTED_FROM` interactions only train, with
+    all of them.
     """
-    starts = interactions.offsets[:-1].astype(np.int64)
     lengths = np.diff(interactions.offsets).astype(np.int64)
-    held = np.flatnonzero(lengths >= 3)
-    rows, queries = interactions.rows, interactions.queries
-    kept = np.where(lengths >= 3, lengths - 2, lengths)
-    train = slices(np.arange(len(lengths), dtype=np.int64), rows, queries, starts, kept)
+    held = lengths >= TESTED_FROM
+    kept = np.where(held, lengths - 2, lengths)
+    return _split(interactions, kept, np.flatnonzero(held), np.flatnonzero(held), LEAVE_ONE_OUT)
 
-    def holdout(back: int) -> Holdout:
-        sizes = lengths[held] - back
-        histories = slices(held, rows, queries, starts[held], sizes)
-        at = starts[held] + sizes
+
+def split_by_time(interactions: Interactions, moment: str) -> Split:
+    """What lies before `moment` trains; each user's next item is the validation target, the one after it the test's.
+
+    The test history contains the validation item, as in `split_leave_one_out`. A user without an item before the
+    moment is in no part but training's, where the history is empty; later items than these two are in none.
+
+    moment: a date in ISO 8601 (UTC), or a number as the file writes its timestamps. Raises DataError for interactions
+    without times, a moment that is none, and one with nothing before or nothing after it.
+    """
+    if interactions.times is None:
+        raise DataError(
+            f"cannot split at {moment}: these interactions have no timestamps, only an order; add the timestamps, or "
+            "split without a moment, which holds out the last two items of each user"
+        )
+    times, lengths = interactions.times, np.diff(interactions.offsets).astype(np.int64)
+    try:
+        before = times < moment_among(moment, times)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if before.all() or not before.any():
+        first, last = as_moments(np.array([times.min(), times.max()])) if times.size else ("nothing", "nothing")
+        raise DataError(
+            f"cannot split at {moment}: all interactions lie {'before' if before.all() else 'at or after'} it; they "
+            f"are of {first} to {last} (UTC)"
+        )
+    counts = np.concatenate([[0], np.cumsum(before, dtype=np.int64)])
+    kept = counts[interactions.offsets[1:]] - counts[interactions.offsets[:-1]]
+    returned = np.flatnonzero((kept > 0) & (lengths > kept))
+    again = np.flatnonzero((kept > 0) & (lengths > kept + 1))
+    return _split(interactions, kept, returned, again, f"at {moment}")
+
+
+def _split(interactions: Interactions, kept: np.ndarray, validated: np.ndarray, tested: np.ndarray, how: str) -> Split:
+    """kept: int64 [U], each user's interactions in training. The next one is validation's, the one after it test's."""
+    starts = interactions.offsets[:-1].astype(np.int64)
+    rows, queries = interactions.rows, interactions.queries
+
+    def holdout(users: np.ndarray, more: int) -> Holdout:
+        sizes = kept[users] + more
+        histories = slices(users, rows, queries, starts[users], sizes)
+        at = starts[users] + sizes
         return Holdout(histories=histories, targets=rows[at].astype(np.int32), queries=taken(queries, at))
 
-    return Split(train=train, validation=holdout(2), test=holdout(1))
+    train = slices(np.arange(len(starts), dtype=np.int64), rows, queries, starts, kept)
+    return Split(train, holdout(validated, 0), holdout(tested, 1), how)
 
 
 def popularity(interactions: Interactions | Sequences | Split, n_items: int) -> np.ndarray:
@@ -92,9 +143,12 @@ def sample_queries(holdout: Holdout, users: int | None, seed: int = 0) -> list[s
     return [""] * chosen.size if holdout.queries is None else holdout.queries.take(chosen).to_pylist()
 
 
-def user_sample(name: str, dataset: Dataset, users: int | None, seed: int = 0) -> UserSample:
+def user_sample(
+    name: str, dataset: Dataset, users: int | None, seed: int = 0, split_at: str | None = None
+) -> UserSample:
     """`users` users of the test split of the dataset `name`, of all if None, for a comparison."""
-    test = split_leave_one_out(dataset.interactions).test
+    split = split_interactions(dataset.interactions, split_at)
+    test = split.test
     chosen = sample(test, users, seed)
     histories, targets = sample_users(test, users, seed)
     return UserSample(
@@ -105,4 +159,5 @@ def user_sample(name: str, dataset: Dataset, users: int | None, seed: int = 0) -
         targets=targets,
         test_users=len(test),
         seed=seed,
+        protocol=split.protocol,
     )

@@ -3,62 +3,121 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
-import pyarrow.parquet as pq
+import pyarrow.dataset as pa_dataset
 
 from genrec.errors import DataError
-from genrec_builders.data.columns import is_list
 from genrec_builders.data.folder import ending
+from genrec_builders.data.json_lines import open_json_lines_at, read_records, types_of_lines
 
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
 _VECTOR_PART = r"(sid|embedding)_\d+"
-_JSON_BLOCK = 64 << 20  # a line, such as a user with a long history, has to fit
+_BLOCK = 16 << 20  # bytes of text that become one batch
+_BATCH = 1 << 19  # rows of Parquet that become one batch
+# Names of the well-known datasets for what is called so here, the first that is there: Amazon Reviews 2023, MovieLens,
+# RecBole's datasets.
+KNOWN_AS = {
+    "user_id": ("userId", "session_id"),
+    "item_id": ("parent_asin", "asin", "movieId", "artist_id", "business_id", "product_id", "venue_id", "book_id"),
+    "timestamp": ("time", "date"),
+}
+Batches = Iterator[tuple[pa.Table, int]]
 
 
 @dataclass(frozen=True)
 class TableFile:
     """A table whose columns are known and whose rows are not read yet.
 
-    schema: the columns; in CSV and the like, types are what Arrow would guess from the first rows. read: the rows of
-    the named columns (None: of all). What CSV writes is read as text, except timestamps and numbered vector columns.
+    schema: the columns; in text, types are what the first rows look like. read: the rows of the named columns (None: of
+    all). What CSV writes is read as text, except numbered vector columns. batches: the same rows of the named columns
+    bit by bit, each with how much of `size` is read by then.
     """
 
     path: Path
     schema: pa.Schema
     read: Callable[[Sequence[str] | None], pa.Table]
+    batches: Callable[[Sequence[str]], Batches]
+    size: int
+
+    def renamed(self, names: Mapping[str, str]) -> TableFile:
+        """The same with other names: names: of columns here -> in the file; the others keep theirs."""
+        here = {there: name for name, there in names.items()}
+        schema = pa.schema([field.with_name(here.get(field.name, field.name)) for field in self.schema])
+
+        def there(columns: Sequence[str]) -> list[str]:
+            return [names.get(name, name) for name in columns]
+
+        def named(table: pa.Table) -> pa.Table:
+            return table.rename_columns([here.get(name, name) for name in table.column_names])
+
+        return replace(
+            self,
+            schema=schema,
+            read=lambda columns: named(self.read(None if columns is None else there(columns))),
+            batches=lambda columns: ((named(table), done) for table, done in self.batches(there(columns))),
+        )
+
+
+def known_names(table: TableFile, wanted: Sequence[str]) -> dict[str, str]:
+    """Which columns of well-known datasets stand for those of `wanted` that the table lacks: name -> name there."""
+    there = table.schema.names
+    found = {name: next((other for other in KNOWN_AS[name] if other in there), None) for name in wanted}
+    return {name: other for name, other in found.items() if other is not None and name not in there}
 
 
 def open_table(path: Path) -> TableFile:
     """Raises DataError if the file cannot be read as what its name says."""
     kind = ending(path)
     if kind == ".parquet":
-        return _guarded(path, _open_parquet)
+        return guarded(path, _open_parquet)
     if kind == ".jsonl":
-        return _guarded(path, _open_json_lines)
-    return _guarded(path, lambda each: open_delimited(each, "," if kind == ".csv" else "\t"))
+        return guarded(path, _open_json_lines)
+    return guarded(path, lambda each: open_delimited(each, "," if kind == ".csv" else "\t"))
 
 
-def open_delimited(path: Path, delimiter: str) -> TableFile:
-    parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with pa_csv.open_csv(path, parse_options=parsing) as reader:
+def open_delimited(
+    path: Path,
+    delimiter: str,
+    options: pa_csv.ReadOptions | None = None,
+    types: Callable[[str], pa.DataType] = lambda name: pa.large_string(),
+    newlines: bool = True,
+) -> TableFile:
+    """options: with the names of the columns, if the file has no line of them. types: by a column's name.
+
+    newlines: whether there may be some within a value.
+    """
+    options = options or pa_csv.ReadOptions()
+    parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=newlines)
+    with pa_csv.open_csv(path, read_options=options, parse_options=parsing) as reader:
         schema = reader.schema
 
-    def read(columns: Sequence[str] | None) -> pa.Table:
+    def converting(columns: Sequence[str] | None) -> pa_csv.ConvertOptions:
         # Ids such as 007 and attributes such as 2024 are text, whatever they look like; vectors are parsed later.
-        guessed = [name for name in schema.names if _is_time(name, schema) or re.fullmatch(_VECTOR_PART, name)]
-        convert = pa_csv.ConvertOptions(
-            column_types={name: pa.large_string() for name in schema.names if name not in guessed},
-            include_columns=None if columns is None else list(columns),
-        )
-        return pa_csv.read_csv(path, parse_options=parsing, convert_options=convert)
+        named = schema.names if columns is None else list(columns)
+        text = {name: types(name) for name in named if not re.fullmatch(_VECTOR_PART, name)}
+        return pa_csv.ConvertOptions(column_types=text, include_columns=None if columns is None else named)
 
-    return TableFile(path, schema, read)
+    def read(columns: Sequence[str] | None) -> pa.Table:
+        return pa_csv.read_csv(path, read_options=options, parse_options=parsing, convert_options=converting(columns))
+
+    def batches(columns: Sequence[str]) -> Batches:
+        streaming = pa_csv.ReadOptions(
+            column_names=options.column_names or None, encoding=options.encoding, block_size=_BLOCK
+        )
+        with opened(path) as (stream, tell):
+            with pa_csv.open_csv(
+                stream, read_options=streaming, parse_options=parsing, convert_options=converting(columns)
+            ) as reader:
+                for batch in reader:
+                    yield pa.Table.from_batches([batch]), tell()
+
+    return TableFile(path, schema, read, batches, path.stat().st_size)
 
 
 def check_columns(path: Path, names: list[str], needed: Sequence[str]) -> None:
@@ -79,14 +138,21 @@ def _remedy(path: Path, names: list[str], name: str) -> str:
     return "add or rename it"
 
 
-def _guarded(path: Path, opened: Callable[[Path], TableFile]) -> TableFile:
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[pa.NativeFile, Callable[[], int]]]:
+    """A file's content, unpacked, and how many of its bytes are read by now."""
+    with pa.OSFile(str(path)) as file:
+        yield (pa.CompressedInputStream(file, "gzip") if path.suffix == ".gz" else file), file.tell
+
+
+def guarded(path: Path, open_file: Callable[[Path], TableFile]) -> TableFile:
     """The same with what goes wrong as a DataError."""
 
     def failed(error: Exception) -> DataError:
         return DataError(f"{path}: cannot be read ({error}); write the file again")
 
     try:
-        table = opened(path)
+        table = open_file(path)
     except DataError:
         raise
     except READ_ERRORS as error:
@@ -95,38 +161,57 @@ def _guarded(path: Path, opened: Callable[[Path], TableFile]) -> TableFile:
     def read(columns: Sequence[str] | None) -> pa.Table:
         try:
             return table.read(columns)
+        except DataError:
+            raise
         except READ_ERRORS as error:
             raise failed(error) from error
 
-    return TableFile(path, table.schema, read)
+    def batches(columns: Sequence[str]) -> Batches:
+        source = table.batches(columns)
+        while True:
+            try:
+                batch = next(source, None)
+            except READ_ERRORS as error:
+                raise failed(error) from error
+            if batch is None:
+                return
+            yield batch
+
+    return replace(table, read=read, batches=batches)
 
 
 def _open_parquet(path: Path) -> TableFile:
-    source = pq.ParquetDataset(path)
-    return TableFile(
-        path, source.schema, lambda columns: source.read(columns=None if columns is None else list(columns))
-    )
+    source = pa_dataset.dataset(path, format="parquet", partitioning="hive")
+
+    def read(columns: Sequence[str] | None) -> pa.Table:
+        return source.to_table(columns=None if columns is None else list(columns))
+
+    def batches(columns: Sequence[str]) -> Batches:
+        done = 0
+        few = {"batch_readahead": 1, "fragment_readahead": 1}
+        for batch in source.to_batches(columns=list(columns), batch_size=_BATCH, **few):
+            done += batch.num_rows
+            yield pa.Table.from_batches([batch]), done
+
+    return TableFile(path, source.schema, read, batches, source.count_rows())
 
 
 def _open_json_lines(path: Path) -> TableFile:
-    options = pa_json.ReadOptions(block_size=_JSON_BLOCK)
-    table = pa_json.read_json(path, read_options=options)
-    # Arrow takes text that looks like a date for one; an id or a title that does is still text.
-    dated = {
-        field.name: pa.list_(pa.string()) if is_list(field.type) else pa.string()
-        for field in table.schema
-        if _is_dated(field.type) and not _is_time(field.name, table.schema)
-    }
-    if dated:
-        parsing = pa_json.ParseOptions(explicit_schema=pa.schema(dated.items()))
-        table = pa_json.read_json(path, read_options=options, parse_options=parsing)
-    return TableFile(path, table.schema, lambda columns: table if columns is None else table.select(list(columns)))
+    types = types_of_lines(path)
 
+    def batches(columns: Sequence[str]) -> Batches:
+        with (
+            opened(path) as (stream, tell),
+            open_json_lines_at(stream, {name: types[name] for name in columns}) as reader,
+        ):
+            for batch in reader:
+                yield pa.Table.from_batches([batch]), tell()
 
-def _is_dated(kind: pa.DataType) -> bool:
-    return pa.types.is_temporal(kind.value_type if is_list(kind) else kind)
+    def read(columns: Sequence[str] | None) -> pa.Table:
+        if columns is None:
+            return read_records(path)
+        schema = pa.schema([(name, types[name]) for name in columns])
+        parts = [table.select(list(columns)).cast(schema) for table, _ in batches(columns)]
+        return pa.concat_tables(parts) if parts else schema.empty_table()
 
-
-def _is_time(name: str, schema: pa.Schema) -> bool:
-    """Whether a column orders interactions; an item's attribute of this name is text."""
-    return name == "timestamp" and "user_id" in schema.names
+    return TableFile(path, pa.schema(list(types.items())), read, batches, path.stat().st_size)

@@ -26,8 +26,8 @@ _FILES = ("items.parquet", "interactions.parquet")
 def write_dataset(dataset: Dataset, path: Path | str, made_of: Fingerprint | None = None) -> None:
     """Writes `items.parquet` and `interactions.parquet` as the folder `path`; `read_dataset` gives the same back.
 
-    `timestamp` is the place of the interaction in its user's sequence (0, 1, ...), since a `Dataset` keeps only the
-    order. A folder that this wrote is replaced. made_of: kept with the files, for `read_made_of` to tell.
+    Where only the order is known, `timestamp` is the place of the interaction in its user's sequence (0, 1, ...). A
+    folder that this wrote is replaced. made_of: kept with the files, for `read_made_of` to tell.
 
     Raises FileExistsError if `path` holds anything else, and DataError if an attribute has the name of a reserved
     column.
@@ -79,11 +79,13 @@ def _write(dataset: Dataset, path: Path, metadata: dict[bytes, bytes]) -> None:
 
     lengths = np.diff(interactions.offsets)
     users = np.repeat(np.arange(len(interactions), dtype=np.int32), lengths)
-    places = np.arange(len(interactions.rows), dtype=np.int64) - np.repeat(interactions.offsets[:-1], lengths)
+    times = interactions.times
+    if times is None:
+        times = np.arange(len(interactions.rows), dtype=np.int64) - np.repeat(interactions.offsets[:-1], lengths)
     events = {
         "user_id": pa.array(interactions.user_ids, type=pa.string()).take(pa.array(users)),
         "item_id": columns["item_id"].take(pa.array(interactions.rows)),
-        "timestamp": pa.array(places),
+        "timestamp": pa.array(times),
     }
     if interactions.queries is not None:
         events["query"] = interactions.queries

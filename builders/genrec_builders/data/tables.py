@@ -70,13 +70,15 @@ class Interactions:
 
     user_ids: U distinct ids. offsets: int64 [U + 1]; user u owns `rows[offsets[u]:offsets[u + 1]]`. rows: int32 [N],
     rows of the item table, oldest first within a user. queries: large_string [N], the text query that led to each item,
-    "" for none; or None if there are no queries.
+    "" for none; or None if there are no queries. times: int64, float64 or datetime64 [N], as the file has them, not
+    decreasing within a user; or None if only the order is known.
     """
 
     user_ids: list[str]
     offsets: np.ndarray
     rows: np.ndarray
     queries: pa.LargeStringArray | None = None
+    times: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -98,6 +100,11 @@ class Interactions:
                 f"Interactions: queries are {queries.type} [{len(queries)}] with {queries.null_count} nulls; "
                 f"{len(self.rows)} interactions need large_string [{len(self.rows)}] without nulls"
             )
+        if self.times is not None and (self.times.shape != self.rows.shape or self.times.dtype.kind not in "ifM"):
+            raise DataError(
+                f"Interactions: times are {self.times.dtype} {list(self.times.shape)}; {len(self.rows)} interactions "
+                f"need int64, float64 or datetime64 [{len(self.rows)}]"
+            )
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -109,8 +116,10 @@ class Interactions:
         in that place, as a test prompt does.
         """
         lengths = np.maximum(np.diff(self.offsets).astype(np.int64) - 1, 0)
-        kept = slices(np.arange(len(self)), self.rows, self.queries, self.offsets[:-1].astype(np.int64), lengths)
-        return Interactions(self.user_ids, kept.offsets, kept.rows, kept.queries)
+        starts = self.offsets[:-1].astype(np.int64)
+        kept = slices(np.arange(len(self)), self.rows, self.queries, starts, lengths)
+        times = None if self.times is None else self.times[_inside(len(self.rows), starts, lengths)]
+        return Interactions(self.user_ids, kept.offsets, kept.rows, kept.queries, times)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,11 +172,23 @@ class Sequences:
 def slices(
     users: np.ndarray, rows: np.ndarray, queries: pa.Array | None, starts: np.ndarray, lengths: np.ndarray
 ) -> Sequences:
-    """Copies `rows[starts[i]:starts[i] + lengths[i]]` of every i into one compressed array, and so the queries."""
+    """Copies `rows[starts[i]:starts[i] + lengths[i]]` of every i into one compressed array, and so the queries.
+
+    The slices lie one behind the other, without overlap.
+    """
     offsets = np.zeros(len(starts) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    gather = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1], dtype=np.int64)
-    return Sequences(users=users, offsets=offsets, rows=rows[gather], queries=taken(queries, gather))
+    inside = _inside(len(rows), starts, lengths)
+    return Sequences(users, offsets, rows[inside], None if queries is None else queries.filter(pa.array(inside)))
+
+
+def _inside(count: int, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """bool [count]: which places lie in a slice. One byte each, where places to gather from would take eight."""
+    edges = np.zeros(count + 1, dtype=np.int8)
+    some = lengths > 0
+    edges[starts[some]] += 1
+    edges[(starts + lengths)[some]] -= 1
+    return np.cumsum(edges[:count], dtype=np.int8).view(bool)
 
 
 def taken(queries: pa.Array | None, places: np.ndarray) -> pa.Array | None:

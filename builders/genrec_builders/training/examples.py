@@ -67,7 +67,9 @@ class PackedWindows:
         """
         rng = np.random.default_rng([seed, epoch])
         length = self.windows.length
-        order = np.lexsort((rng.random(length.size), length))
+        order = np.argsort(rng.random(length.size))
+        small = length[order].astype(np.min_scalar_type(length.max(initial=0)))  # numpy counts those of 16 bits or less
+        order = order[np.argsort(small, kind="stable")]
         batches, at = [], order.size
         while at > 0:  # from the longest down, so that the first of a batch sets its width
             width = self._tokens(length[order[at - 1]])

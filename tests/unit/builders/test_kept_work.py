@@ -203,7 +203,7 @@ def test_a_fingerprint_tells_every_setting(shop: Dataset, tmp_path: Path) -> Non
             continue  # by its content, below
         seen.append(name)
         same = build_fingerprint(bare, config) == build_fingerprint(bare, base)
-        assert same == (name in ("evaluate_users", "sid_tokens")), name  # the latter are a checkpoint's
+        assert same == (name in ("evaluate_users", "sid_tokens", "split_at")), name  # below, and in test_split_at.py
     assert len(seen) > 30 and "head state_size" in seen and "limits top_k" in seen and "training seed" in seen
     # Semantic IDs of one's own have levels of their own.
     assert build_fingerprint(shop, base) == build_fingerprint(shop, replace(base, levels=(4, 4)))
@@ -313,7 +313,7 @@ def test_build_keeps_a_bundle_of_the_same_alone(shop: Dataset, tmp_path: Path, r
     built = (tmp_path / "out" / "manifest.json").read_bytes()
     assert run_genrec(*words)[0] == 0
     status, stderr = run_genrec(*words, "--seed", "7")
-    assert (status, stderr.count("\n")) == (1, 1)
+    assert (status, stderr.count("\nerror: ")) == (1, 1)
     assert f"{tmp_path}/out: was made with other input or settings (seed 0, now 7); remove {tmp_path}/out to" in stderr
     write_dataset(with_items(shop, attributes={}), tmp_path / "shop")
     status, stderr = run_genrec(*words)

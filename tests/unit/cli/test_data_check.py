@@ -18,7 +18,7 @@ from genrec.cli.main import app, main
 from genrec_builders.data import Dataset, Interactions, ItemTable, split_leave_one_out, write_dataset
 from genrec_builders.data.report import problems
 
-Check = Callable[[Path], tuple[int, dict[str, str], str]]
+Check = Callable[..., tuple[int, dict[str, str], str]]
 
 
 def data_folder(folder: Path, inter: dict[str, list[int]], index: dict[str, Any], **more: str) -> Path:
@@ -35,13 +35,43 @@ INTER = {"four": [0, 1, 2, 3], "three": [1, 2, 6], "two": [0, 1], "one": [0], "n
 def check(capsys: pytest.CaptureFixture[str]) -> Check:
     """Checks a folder: exit status, the lines by their first words, and the error."""
 
-    def run(folder: Path) -> tuple[int, dict[str, str], str]:
+    def run(folder: Path, *options: str) -> tuple[int, dict[str, str], str]:
         capsys.readouterr()
-        status = main(["data", "check", str(folder)])
+        status = main(["data", "check", str(folder), *options])
         said = capsys.readouterr()
-        return status, {line[:14].strip(): line[14:] for line in said.out.splitlines()}, said.err
+        lines = said.out.replace("\n" + " " * 14, "\0").splitlines()  # what goes on has no name of its own
+        errors = "".join(line for line in said.err.splitlines(keepends=True) if line.startswith("error: "))
+        return status, {line[:14].strip(): line[14:].replace("\0", "\n") for line in lines}, errors
 
     return run
+
+
+def test_a_split_at_a_moment_says_what_it_drops(check: Check, tmp_path: Path) -> None:
+    events = {"both": [1, 2, 7, 8, 9], "once": [3, 6], "gone": [2, 2], "new": [8, 9]}
+    rows = [f"{user},{time % 4},{time}\n" for user, times in events.items() for time in times]
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp\n" + "".join(rows))
+    (tmp_path / "items.csv").write_text("item_id,sid\n" + "".join(f"{item},{item}-0\n" for item in range(4)))
+    status, lines, error = check(tmp_path, "--split-at", "6")
+    assert status == 0, error
+    assert lines["times"] == (
+        "1970-01-01T00:00:01 to 1970-01-01T00:00:09 (UTC, from numbers that look like seconds), nine tenths before "
+        "1970-01-01T00:00:09; 1 interactions at the time of the user's one before keep the order of the file"
+    )
+    assert lines["split"].splitlines() == [
+        "at 6: 2 training targets, 2 users to validate with, 1 to test with",
+        "1 users (such as 'gone') without an interaction from the moment on: they only train",
+        "1 users (such as 'once') with one from the moment on: they validate and do not test",
+        "dropped: 1 users (such as 'new') without an interaction before the moment",
+        "dropped: 1 interactions behind a user's second from the moment on",
+        "1 users (such as 'once') with one interaction in training: no target",
+    ]
+    assert lines["items"] == "4; 0 never bought, 1 (such as '0') bought only in what does not train"
+    status, _, error = check(tmp_path, "--split-at", "9")
+    assert (
+        status == 1 and "split at 9, no user has one interaction before the moment and two from it on (2 have" in error
+    )
+    status, _, error = check(tmp_path, "--split-at", "soon")
+    assert status == 1 and "cannot split at 'soon': it is no moment" in error
 
 
 def test_everything_that_a_build_would_do_is_said(check: Check, tmp_path: Path) -> None:
@@ -52,11 +82,14 @@ def test_everything_that_a_build_would_do_is_said(check: Check, tmp_path: Path) 
     assert lines == {
         "folder": str(tmp_path),
         "files": "inter.json (interactions: JSON), item.json (items: JSON), index.json (semantic IDs: JSON)",
-        "not used": "files notes.txt; 1 users of inter.json without interactions (none)",
-        "users": "4; 2 to test with, 2 too short for that (under 3 interactions); 2 too short to train on (under 2 "
-        "left in training)",
-        "interactions": "10; 1 to 4 per user, median 2.5; 2 training targets",
-        "items": "8; 3 never bought, 3 bought only in what is held out",
+        "not used": "files notes.txt\n1 users of inter.json without interactions (none)",
+        "users": "4; 1 users (such as 'one') with one interaction",
+        "interactions": "10; 1 to 4 per user, median 2.5",
+        "times": "none; the order of each user's list is what is known",
+        "split": "leave-one-out: 2 training targets, 2 users to validate with, 2 to test with\n2 users (such as 'two') "
+        "too short to be tested (under 3 interactions): they train with all they have\n2 users (such as 'three') with "
+        "one interaction in training: no target",
+        "items": "8; 3 (such as '4') never bought, 3 (such as '2') bought only in what does not train",
         "semantic IDs": "2 levels of 4, 2 codes (3, 2 used); 6 distinct, 50.0% of the items share theirs, at most 2 "
         "items one",
         "embeddings": "none",
@@ -168,7 +201,7 @@ def test_torch_is_not_loaded(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program, "data", "check", str(folder)], capture_output=True, text=True, check=False
     )
-    assert done.stderr.strip() == "0 []"
+    assert done.stderr.splitlines()[-1] == "0 []"
 
 
 def test_a_build_says_what_it_reads_and_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +209,7 @@ def test_a_build_says_what_it_reads_and_what_it_leaves_out(tmp_path: Path, monke
     data_folder(tmp_path, INTER, INDEX, **{"notes.txt": ""})
     done = CliRunner().invoke(app, ["build", str(tmp_path), str(tmp_path.with_name("out"))])
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines() == [
+    assert done.stdout.splitlines() == [
         "data: inter.json (interactions: JSON), index.json (semantic IDs: JSON); 4 users, 10 interactions, 8 items",
         "not used: files notes.txt; 1 users of inter.json without interactions (none)",
     ]

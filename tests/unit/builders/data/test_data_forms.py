@@ -376,7 +376,7 @@ def test_titles_beside_an_index_become_attributes(tmp_path: Path) -> None:
     for part in (
         "'item_id' in Beauty.item.json, where the keys are the ids",
         "'description' of Beauty.item.json, which mixes lists and single values",
-        "2 items of Beauty.item.json that Beauty.index.json does not list",
+        "2 items of Beauty.item.json, such as 'old', that Beauty.index.json does not list",
         "texts of 1 items, such as 'z', that Beauty.item.json does not list",
     ):
         assert part in lines[1]
@@ -413,6 +413,7 @@ def test_users_without_interactions_are_named(tmp_path: Path) -> None:
     assert lines[1].endswith("none9 and 2 more)")
 
 
+MIXED = "".join(f'{{"user_id": {user}, "item_id": "x", "timestamp": 1}}\n' for user in (1, '"a"'))
 CSV = {"interactions.csv": EVENTS, "items.csv": ITEMS}
 
 
@@ -420,7 +421,7 @@ CSV = {"interactions.csv": EVENTS, "items.csv": ITEMS}
     ("files", "message"),
     [
         # names
-        ({"ratings.csv": "", "movies.csv": ""}, "no data found; .*the folder holds movies.csv, ratings.csv: rename"),
+        ({"scores.csv": "", "films.csv": ""}, "no data found; .*the folder holds films.csv, scores.csv: rename"),
         ({"interactions.json": "", "items.csv": ITEMS}, r"interactions\.json looks like a table.*to_json\('inter"),
         ({"interactions.xlsx": "", "items.csv": ITEMS}, r"interactions\.xlsx is in no form that is read: write it as"),
         ({"interactions.parquet.gz": "", "items.csv": ITEMS}, r"interactions\.parquet\.gz is in no form that is read"),
@@ -459,13 +460,13 @@ CSV = {"interactions.csv": EVENTS, "items.csv": ITEMS}
         ({**CSV, "interactions.csv": "user_id:token,item_id:token\n1,2\n"}, "this is RecBole's form: name the files"),
         ({**CSV, "interactions.csv": "uid,item_id,timestamp\n1,2,3\n"}, r"no column 'user_id' \(columns: uid, item_id"),
         ({"interactions.csv.gz": EVENTS, "items.csv": ITEMS}, None),
-        ({"interactions.jsonl": '{"user_id": 1}\n{"user_id": "a"}\n', "items.csv": ITEMS}, "number to string in row 1"),
-        ({"interactions.jsonl": '[{"user_id": 1}]', "items.csv": ITEMS}, "object to array in row 0"),
-        ({"interactions.jsonl": "", "items.csv": ITEMS}, r"interactions\.jsonl: cannot be read \(Empty JSON file\)"),
+        ({"interactions.jsonl": MIXED, "items.csv": ITEMS}, "changed from string to number in row 0"),
+        ({"interactions.jsonl": '[{"user_id": 1}]', "items.csv": ITEMS}, "line 1 holds a JSON list; expected"),
+        ({"interactions.jsonl": "", "items.csv": ITEMS}, r"interactions\.jsonl: cannot be read \(empty JSON file\)"),
         # RecBole
         ({"B.inter": ATOMIC.replace("\t", ","), "B.item": ATOMIC_ITEMS}, r"B\.inter: column .* has no type; .* tab"),
-        ({"B.inter": ATOMIC.replace("item_id", "artist_id"), "B.item": ATOMIC_ITEMS}, "no column 'item_id' .*artist"),
-        ({"B.inter": ATOMIC.replace("3.0", "late"), "B.item": ATOMIC_ITEMS}, r"B\.inter: cannot be read as .*'late'"),
+        ({"B.inter": ATOMIC.replace("item_id", "thing"), "B.item": ATOMIC_ITEMS}, "no column 'item_id' .*thing"),
+        ({"B.inter": ATOMIC.replace("3.0", "late"), "B.item": ATOMIC_ITEMS}, r"B\.inter: cannot be read .*'late'"),
         ({"B.inter": ATOMIC.replace("3.0", ""), "B.item": ATOMIC_ITEMS}, "data row 3 has no timestamp"),
         (
             {"B.inter": f"{AUGMENTED}u\tx\ty\nu\tx y\tz\n", "B.item": ATOMIC_ITEMS},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from genrec_builders.data import (
     ItemTable,
     popularity,
     read_dataset,
+    split_by_time,
     split_leave_one_out,
     write_dataset,
 )
+from genrec_builders.data.times import moment_among
 
 INDEX = {"0": ["<a_1>", "<b_2>"], "1": ["<a_0>", "<b_5>"], "7": ["<a_1>", "<b_2>"]}
 
@@ -220,7 +224,7 @@ def test_attributes_fill_gaps_and_leave_out_nested(tmp_path: Path, caplog: pytes
     [
         ({"id": ["x"]}, {}, r"items\.parquet: no column 'item_id' \(columns: id\)"),
         ({}, {"timestamp": None}, r"interactions\.parquet: no column 'timestamp'"),
-        ({}, {"item_id": ["x", "q"]}, r"data row 2 has item_id 'q', which items\.parquet does not list"),
+        ({}, {"item_id": ["x", "q"]}, r"user 'u' has item 'q', which items\.parquet does not list \(1 of 2"),
         ({}, {"item_id": ["x", None]}, "data row 2 has no item_id"),
         ({}, {"user_id": ["", "u"]}, "user_id id '' has 0 bytes"),
         ({}, {"user_id": ["u" * 129, "u"]}, "129 bytes"),
@@ -495,6 +499,156 @@ def test_popularity_counts_training_only(histories: list[list[int]]) -> None:
     for source in (interactions, split, split.train):
         counts = popularity(source, 21)
         assert counts.dtype == np.int64 and counts.tolist() == expected
+
+
+@st.composite
+def timed(draw: st.DrawFn) -> tuple[list[list[tuple[int, int]]], int]:
+    """Histories of (time, row), in order, and a moment among the times."""
+    histories = draw(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 20)), max_size=7), min_size=1))
+    return [sorted(history, key=lambda event: event[0]) for history in histories], draw(st.integers(1, 9))
+
+
+@given(timed(), st.sampled_from(["int", "float", "M8[s]"]))
+@settings(deadline=None)
+def test_nothing_from_the_moment_on_reaches_training(
+    example: tuple[list[list[tuple[int, int]]], int], kind: str
+) -> None:
+    histories, moment = example
+    plain = as_interactions([[row for _, row in history] for history in histories])
+    times = np.array([time for history in histories for time, _ in history], dtype="int64")
+    times = times.astype(kind) if kind != "int" else times
+    inter = Interactions(plain.user_ids, plain.offsets, plain.rows, plain.queries, times)
+    before = [sum(time < moment for time, _ in history) for history in histories]
+    text = f"1970-01-01T00:00:0{moment}" if kind == "M8[s]" else str(moment)
+    if not any(before) or sum(before) == len(plain.rows):
+        with pytest.raises(DataError, match="all interactions lie"):
+            split_by_time(inter, text)
+        return
+    split = split_by_time(inter, text)
+    rows = [[row for _, row in history] for history in histories]
+    assert [split.train[i].tolist() for i in range(len(histories))] == [
+        r[:n] for r, n in zip(rows, before, strict=True)
+    ]
+    for part, more in ((split.validation, 0), (split.test, 1)):
+        held = [i for i, n in enumerate(before) if n and len(rows[i]) > n + more]
+        assert part.histories.users.tolist() == held
+        assert part.targets.tolist() == [rows[i][before[i] + more] for i in held]
+        assert [part.histories[i].tolist() for i in range(len(held))] == [rows[i][: before[i] + more] for i in held]
+        assert part.queries is not None and part.queries.to_pylist() == [f"{i}: {before[i] + more}" for i in held]
+    # What is held out may be anything: training, popularity and the queries learned from stay as they are.
+    late = times >= moment_among(text, times)
+    swapped = np.where(late, 20 - plain.rows, plain.rows).astype(np.int32)
+    texts = pa.array(
+        ["secret" if hidden else text for hidden, text in zip(late, plain.queries.to_pylist(), strict=True)]
+    )
+    other = split_by_time(
+        Interactions(plain.user_ids, plain.offsets, swapped, texts.cast(pa.large_string()), times), text
+    )
+    np.testing.assert_array_equal(other.train.rows, split.train.rows)
+    np.testing.assert_array_equal(other.train.offsets, split.train.offsets)
+    np.testing.assert_array_equal(popularity(other, 21), popularity(split, 21))
+    assert other.train.queries is not None and other.train.queries.equals(split.train.queries)
+
+
+MILLIS = np.array([1_714_521_600_000, 1_714_521_600_001])  # 2024-05-01, in milliseconds
+
+
+@pytest.mark.parametrize(
+    ("moment", "times", "expected"),
+    [
+        ("1714521600001", MILLIS, [True, False]),
+        ("2024-05-01", MILLIS, [False, False]),
+        ("2024-05-01T00:00:00.0005", MILLIS, [True, False]),
+        ("2024-05-01T02:00:00.001+02:00", MILLIS, [True, False]),
+        ("2024-05-01T00:00:00.0005", MILLIS / 1000, [True, False]),
+        ("2024-05-01T00:00:00.0005", MILLIS.astype("M8[ms]"), [True, False]),
+        ("2024-05-01", MILLIS.astype("M8[ms]") - np.timedelta64(1, "ms"), [True, False]),
+        ("1.714521600001e12", MILLIS, [True, False]),
+        ("-1", np.array([-2, 0]), [True, False]),
+    ],
+)
+def test_moments(moment: str, times: np.ndarray, expected: list[bool]) -> None:
+    assert (times < moment_among(moment, times)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("moment", "times", "message"),
+    [
+        ("May", MILLIS, "cannot split at 'May': it is no moment; write a date such as 2024-05-01"),
+        ("17", MILLIS.astype("M8[ms]"), "at 17: it is a number, and the timestamps are dates"),
+        ("2024-05-02", MILLIS, r"all interactions lie before it; they are of 2024-05-01T00:00:00\.000 to"),
+        ("1714521600000", MILLIS, "all interactions lie at or after it"),
+        ("2024-05-02", None, "no timestamps, only an order; add the timestamps, or split without"),
+    ],
+)
+def test_moments_that_split_nothing(moment: str, times: np.ndarray | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        split_by_time(Interactions(["u"], np.array([0, 2]), np.zeros(2, np.int32), None, times), moment)
+
+
+def test_times_are_written_and_read(tmp_path: Path) -> None:
+    for number, times in enumerate((MILLIS, MILLIS / 7, MILLIS.astype("M8[ms]"))):
+        inter = Interactions(["u"], np.array([0, 2]), np.zeros(2, np.int32), None, times)
+        write_dataset(Dataset(ItemTable(["a"]), inter), tmp_path / str(number))
+        again = read_dataset(tmp_path / str(number)).interactions.times
+        assert again is not None and again.dtype == times.dtype and again.tolist() == times.tolist()
+        assert inter.without_last().times.tolist() == times[:1].tolist()  # type: ignore[union-attr]
+    with pytest.raises(DataError, match=r"times are int64 \[1\]; 2 interactions need"):
+        Interactions(["u"], np.array([0, 2]), np.zeros(2, np.int32), None, MILLIS[:1])
+
+
+def test_interactions_with_unknown_items_are_dropped_if_they_are_few(tmp_path: Path) -> None:
+    events = {"user_id": ["u", "v", "u", "w", "u"], "item_id": ["x", "q", "y", "r", "z"], "timestamp": [3, 1, 2, 4, 1]}
+    write_tables(tmp_path, ITEMS, events)
+    lines: list[str] = []
+    dataset = read_dataset(tmp_path, lines.append)
+    assert sequences(dataset) == {"u": ["z", "y", "x"]}
+    assert lines[1] == (
+        "not used: 2 interactions of interactions.parquet with items that items.parquet does not list, such as 'q' of "
+        "user 'v'; 2 users of interactions.parquet without interactions (v, w)"
+    )
+
+
+def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read bit by bit, ids keep their numbers, and equal times the order of the file."""
+    rng = np.random.default_rng(0)
+    events = {
+        "user_id": [f"u{n}" for n in rng.integers(0, 40, 500)],
+        "item_id": [f"i{n}" for n in rng.integers(0, 30, 500)],
+        "timestamp": rng.integers(0, 5, 500),
+        "query": [f"q{n}" for n in range(500)],
+    }
+    items = {"item_id": [f"i{n}" for n in range(30)]}
+    for kind in ("parquet", "csv"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        write_tables(folder, items, events, kind)
+    put_lines = [dict(zip(events, row, strict=True)) for row in zip(*map(list, events.values()), strict=True)]
+    (tmp_path / "jsonl").mkdir()
+    (tmp_path / "jsonl/interactions.jsonl").write_text("".join(json.dumps(e, default=int) + "\n" for e in put_lines))
+    pq.write_table(pa.table(items), tmp_path / "jsonl/items.parquet")
+    whole = read_dataset(tmp_path / "parquet").interactions
+    expected: dict[str, list[tuple[int, int, str, str]]] = {}
+    for at, (user, item, time, query) in enumerate(zip(*events.values(), strict=True)):
+        expected.setdefault(user, []).append((int(time), at, item, query))
+    assert whole.user_ids == list(expected)
+    sorted_queries = [query for user in expected for *_, query in sorted(expected[user])]
+    assert whole.queries is not None and whole.queries.to_pylist() == sorted_queries
+    for name, value in (("interactions._ROWS", 7), ("table_files._BLOCK", 100), ("table_files._BATCH", 5)):
+        monkeypatch.setattr(f"genrec_builders.data.{name}", value)
+    monkeypatch.setattr("genrec_builders.data.json_lines._BLOCK", 200)
+    for kind in ("parquet", "csv", "jsonl"):
+        told: list[tuple[int, int, str]] = []
+
+        @contextmanager
+        def track(title: str, told: list = told) -> Iterator[Any]:
+            yield lambda *progress: told.append(progress)
+
+        parts = read_dataset(tmp_path / kind, track=track).interactions
+        assert parts.user_ids == whole.user_ids and parts.queries.equals(whole.queries)  # type: ignore[union-attr]
+        for name in ("rows", "offsets", "times"):
+            np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+        assert len(told) > 5 and told[-1][0] == told[-1][1] and told == sorted(told, key=lambda each: each[0])
 
 
 def test_popularity_and_sequences_refuse_what_is_outside() -> None:

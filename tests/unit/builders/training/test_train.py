@@ -130,6 +130,18 @@ def test_auxiliary_loss_is_next_token_prediction_on_the_histories_of_the_targets
     assert auxiliary.item() == pytest.approx(np.mean(losses), abs=1e-5)
 
 
+@pytest.mark.parametrize("longest", [4, 300, 70_000])
+def test_a_plan_is_sorted_by_length_and_random_within(longest: int) -> None:
+    """As one sort by both keys gives it, whatever number the lengths fit in: runs that were cut off go on."""
+    lengths = np.random.default_rng(1).integers(2, longest, 500)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    windows = make_windows(offsets, np.zeros(offsets[-1], np.int32), longest)
+    plan = PackedWindows(windows, SIDS, LAYOUT).plan(5, 2, 1)  # one window in each batch
+    rng = np.random.default_rng([5, 2])
+    order = np.lexsort((rng.random(500), windows.length))[::-1]
+    assert [int(batch[0]) for batch in plan] == order[rng.permutation(500)].tolist()
+
+
 def test_query_prompts_hold_what_came_before_and_what_came_next() -> None:
     offsets, rows = sequences()
     rng = np.random.default_rng(3)

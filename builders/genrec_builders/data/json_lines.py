@@ -1,0 +1,122 @@
+"""JSON Lines, one object a line: what the columns are, their rows as a stream, and the rows of a catalogue."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json as pa_json
+
+_BLOCK = 64 << 20  # a line, such as a user with a long history, has to fit
+_HEAD = 10_000  # lines that say what the columns hold
+_PART = 5000  # lines that are objects of Python at a time
+_NESTED: pa.DataType = pa.struct([])  # of values that are objects, or lists of objects: no column can be made of them
+
+
+def types_of_lines(path: Path) -> dict[str, pa.DataType]:
+    """The columns that the first lines have, and what they hold; text where they do not agree, or nothing is known.
+
+    Raises ValueError for a file without lines, or with a line that is no JSON object.
+    """
+    with _lines(path) as lines:
+        table = _table(list(islice(_records(lines), _HEAD)))
+    return {
+        field.name: pa.string() if pa.types.is_null(field.type) or field.type == pa.list_(pa.null()) else field.type
+        for field in table.schema
+    }
+
+
+def open_json_lines_at(stream: pa.NativeFile, types: Mapping[str, pa.DataType]) -> pa_json.JSONStreamingReader:
+    """Batches of the columns `types`; the others are not read."""
+    return pa_json.open_json(
+        stream,
+        read_options=pa_json.ReadOptions(block_size=_BLOCK),
+        parse_options=pa_json.ParseOptions(
+            explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="ignore"
+        ),
+    )
+
+
+def read_records(path: Path) -> pa.Table:
+    """All columns of a file whose lines need not agree, such as a catalogue's; nested ones have the type struct<>.
+
+    Values of which some are text and some are not become text, as JSON writes them. NaN is no value.
+    """
+    parts = []
+    with _lines(path) as lines:
+        records = _records(lines)
+        while part := list(islice(records, _PART)):
+            parts.append(_table(part))
+    names = dict.fromkeys(name for part in parts for name in part.column_names)
+    return pa.table({name: _joined([_of(part, name) for part in parts]) for name in names})
+
+
+def _lines(path: Path) -> io.TextIOBase:
+    opened = gzip.open if path.suffix == ".gz" else open
+    return opened(path, "rt", encoding="utf-8-sig")  # type: ignore[return-value]
+
+
+def _records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    number = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"line {number} holds a JSON {type(record).__name__}; expected an object on each line")
+        yield record
+    if not number:
+        raise ValueError("empty JSON file")
+
+
+def _table(records: list[dict[str, Any]]) -> pa.Table:
+    names = dict.fromkeys(name for record in records for name in record)
+    return pa.table({name: _column([record.get(name) for record in records]) for name in names})
+
+
+def _column(values: list[Any]) -> pa.Array:
+    if any(isinstance(value, dict) or (isinstance(value, list) and _holds_objects(value)) for value in values):
+        return pa.array([None] * len(values), _NESTED)
+    values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) > 1 and kinds != {int, float}:
+        return pa.array([_text(value) for value in values], pa.string())
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, ValueError, TypeError):
+        return pa.array([_text(value) for value in values], pa.string())
+
+
+def _holds_objects(values: list[Any]) -> bool:
+    return any(isinstance(value, (dict, list)) for value in values)
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _of(part: pa.Table, name: str) -> pa.Array:
+    return part.column(name).combine_chunks() if name in part.column_names else pa.nulls(part.num_rows)
+
+
+def _joined(parts: list[pa.Array]) -> pa.ChunkedArray:
+    """One column of parts whose types need not agree."""
+    if any(part.type == _NESTED for part in parts):
+        return pa.chunked_array([pa.nulls(len(part), _NESTED) for part in parts])
+    schemas = [pa.schema([("column", part.type)]) for part in parts]
+    try:
+        kind = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        return pa.chunked_array([part.cast(kind) for part in parts], kind)
+    except (pa.ArrowException, TypeError):
+        texts = [pa.array([_text(value) for value in part.to_pylist()], pa.string()) for part in parts]
+        return pa.chunked_array(texts)
