@@ -130,7 +130,8 @@ def compare(
     require_output(out, COMPARISON, [path for paths in models.values() for path in paths])
     bundles = {name: [_open(path, users.item_ids) for path in paths] for name, paths in models.items()}
     _require_same_availability([bundle for group in bundles.values() for bundle in group])
-    results = _opened(out, _described(users, next(iter(bundles.values()))[0]), settings.engine)
+    available = next(iter(bundles.values()))[0].catalog.available
+    results = opened(out, described(users, available), settings.engine)
     if not users.histories:
         raise ValueError(f"{users.name}: no user has the 3 interactions that testing needs")
     run = this_run(settings.engine, settings.device, settings.batch, settings.threads)
@@ -225,7 +226,8 @@ def _require_same_availability(bundles: Sequence[Bundle]) -> None:
             raise ValueError(f"{bundle.path}: its available items are not those of {bundles[0].path}")
 
 
-def _opened(out: Path, data: DataSection, engine: str) -> Results:
+def opened(out: Path, data: DataSection, engine: str) -> Results:
+    """The results in the folder `out`, or empty ones. Raises ValueError if they are of other data or another engine."""
     if not (out / RECORD).exists():
         return Results(Record(data=data), {})
     results = Results.load(out)
@@ -244,7 +246,8 @@ def _require_noted(results: Results, trained: Trained, out: Path) -> None:
     require_same_bundle(kept, trained, out, f"remove {out} to rank anew, or choose another folder")
 
 
-def _described(users: UserSample, bundle: Bundle) -> DataSection:
+def described(users: UserSample, available: np.ndarray) -> DataSection:
+    """What is ranked. available: bool, of every item, whether it may be recommended."""
     return DataSection(
         name=users.name,
         items=len(users.item_ids),
@@ -257,7 +260,7 @@ def _described(users: UserSample, bundle: Bundle) -> DataSection:
             for user, history, target in zip(users.user_ids, users.histories, users.targets, strict=True)
             for part in (user.encode(), history.tobytes(), target.tobytes())
         ),
-        available=digest([bundle.catalog.available.tobytes()]),
+        available=digest([available.tobytes()]),
     )
 
 
