@@ -25,9 +25,8 @@ def best_rows(scores: np.ndarray, top_k: int) -> np.ndarray:
 
     scores: float [B, items]. -1 stands behind the last row whose score is above -inf.
     """
-    top_k_of_all = min(top_k, scores.shape[1])
-    # The least score that is ranked; of the rows that have it, the lowest are.
-    least = -np.partition(-scores, top_k_of_all - 1, axis=1)[:, top_k_of_all - 1 : top_k_of_all]
+    last = min(top_k, scores.shape[1]) - 1
+    least = -np.partition(-scores, last, axis=1)[:, last]  # the lowest score that is ranked
     ranked = np.full((len(scores), top_k), -1, np.int32)
     for user in range(len(scores)):
         rows = np.flatnonzero((scores[user] >= least[user]) & (scores[user] > -np.inf))
