@@ -139,12 +139,12 @@ def compare(
         _rank_popular(results, next(iter(bundles.values()))[0], users)
     _extend(results.record.references, references, lambda reference: reference.name)
     for name, group in bundles.items():
-        described = [_trained(name, bundle) for bundle in group]
-        if len({trained.weights for trained in described}) < len(described):
+        trainings = [_trained(name, bundle) for bundle in group]
+        if len({trained.weights for trained in trainings}) < len(trainings):
             raise ValueError(f"model {name}: the same weights are given twice; name a bundle of each seed once")
-        for trained in described:
+        for trained in trainings:
             _require_noted(results, trained, out)
-        _extend(results.record.models, described, lambda trained: (trained.model, trained.weights))
+        _extend(results.record.models, trainings, lambda trained: (trained.model, trained.weights))
     for name, group in bundles.items():
         for bundle in group:
             trained = _trained(name, bundle)
