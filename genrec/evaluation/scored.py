@@ -77,9 +77,7 @@ def add_scored(
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Rank all `users` by `score`, the history excluded and not, and add both rankings to `results`."""
-    ranked = rank_scored(
-        score, users.histories, exclusions=HISTORIES, top_k=DEPTH, batch=run.batch, progress=progress
-    )
+    ranked = rank_scored(score, users.histories, exclusions=HISTORIES, top_k=DEPTH, batch=run.batch, progress=progress)
     if run not in results.record.runs:
         results.record.runs.append(run)
     results.record.models.append(trained)

@@ -86,7 +86,9 @@ class Rivals:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         run = this_run("scores", device, BATCH, torch.get_num_threads())
         with track(f"rank {name}") as task:
-            add_scored(self.results, run, trained, score, self.users, lambda done: task(done, len(self.users.targets), ""))
+            add_scored(
+                self.results, run, trained, score, self.users, lambda done: task(done, len(self.users.targets), "")
+            )
         self.results.record = self.results.record.model_copy(update={"differences": self.results.compare()})
         self.results.save(self.out)
 

@@ -41,7 +41,9 @@ class Tracker:
         self._began, self._from = time.monotonic(), done
         self._tokens = 0
 
-    def step(self, step: int, loss: float, parts: Mapping[str, Tensor], rates: Mapping[str, float], tokens: int) -> None:
+    def step(
+        self, step: int, loss: float, parts: Mapping[str, Tensor], rates: Mapping[str, float], tokens: int
+    ) -> None:
         """One step, from 1. parts: losses by level, [L] each, by name. rates: learning rates. tokens: of the batch."""
         self._tokens += tokens
         if step % EVERY and step != self._steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from genrec.evaluation import bootstrap
 from genrec.evaluation.comparison import UserSample, described
 from genrec.evaluation.report import write_report
 from genrec.evaluation.results import POOLED, Record, Results, this_run
 from genrec.evaluation.scored import add_scored, best_rows, rank_scored
 from tests.unit.evaluation.test_report import made_up, trained_as
 
-SCORES = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 12)), elements=st.sampled_from([-np.inf, 0, 1, 2.5]))
+SCORES = arrays(
+    np.float32, st.tuples(st.integers(1, 5), st.integers(1, 12)), elements=st.sampled_from([-np.inf, 0, 1, 2.5])
+)
 
 
 @given(SCORES, st.integers(1, 15))
@@ -51,7 +55,11 @@ def test_the_history_is_left_out_where_it_is_asked_for_whatever_the_batches() ->
             assert other == [row for row in ranked if row not in history][:10]
 
 
-def test_a_model_without_beams_is_compared_at_every_beam_width(tmp_path: Path) -> None:
+def test_a_model_without_beams_is_compared_at_every_beam_width(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = partial(bootstrap.relative_difference, resamples=100)  # the intervals are tested in test_bootstrap.py
+    monkeypatch.setattr("genrec.evaluation.results.relative_difference", few)
     results = made_up({"nezha": [0, 1]}, widths=(20, 128))
     rng = np.random.default_rng(1)
     count = results.record.data.users
@@ -83,6 +91,9 @@ def test_a_model_without_beams_is_compared_at_every_beam_width(tmp_path: Path) -
     alone = Results(Record(data=described(users, np.ones(400, bool))), {})
     add_scored(alone, this_run("scores", "cpu", 32, 1), rival, ByHistory(400), users)
     add_scored(alone, this_run("scores", "cpu", 32, 1), trained_as("other", 0, beams=False), ByHistory(400), users)
-    assert {(d.beam_width, d.masked, d.history_excluded) for d in alone.compare()} == {(None, None, False), (None, None, True)}
+    assert {(d.beam_width, d.masked, d.history_excluded) for d in alone.compare()} == {
+        (None, None, False),
+        (None, None, True),
+    }
     write_report(alone, tmp_path / "alone")  # no beam width at all
     assert all(d.relative == 0 for d in alone.compare() if d.relative is not None)

@@ -112,7 +112,9 @@ def test_a_run_that_goes_on_continues_its_curves(folder: Path, tmp_path: Path) -
     for name in whole:
         if not name.startswith(("speed/", "validation/")):
             assert resumed[name] == whole[name], name
-    with pytest.raises(ValueError, match="curves: was made with other input or settings .*learning rate 0.01, now 0.1"):
+    with pytest.raises(
+        ValueError, match=r"curves: was made with other input or settings .*learning rate 0.01, now 0.1"
+    ):
         objective = new_objective()
         other = TrainingConfig(**{**vars(CONFIG), "learning_rate": 0.1})
         train(objective, [packed(objective)], other, tensorboard=folder)
@@ -122,6 +124,6 @@ def test_a_folder_of_anything_else_is_left_alone(folder: Path) -> None:
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
     objective = new_objective()
-    with pytest.raises(FileExistsError, match="holds thesis.txt"):
+    with pytest.raises(FileExistsError, match=r"holds thesis\.txt"):
         train(objective, [packed(objective)], CONFIG, tensorboard=folder)
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]

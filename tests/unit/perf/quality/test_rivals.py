@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from genrec.bundle import Bundle
 from genrec.cli.main import app
 from genrec.evaluation import bootstrap
 from genrec.evaluation.results import Results
-from genrec_builders.data import Dataset, Interactions, Sequences, split_leave_one_out, write_dataset
+from genrec_builders.data import Dataset, Sequences, write_dataset
 from genrec_builders.training.examples import make_windows
 from perf.quality.item_knn import ItemKnn, ItemKnnConfig
 from perf.quality.rivals import Rivals
@@ -115,7 +114,11 @@ def swapped(dataset: Dataset, back: int) -> Dataset:
 
 def test_no_rival_learns_from_what_is_held_out(dataset: Dataset, tmp_path: Path) -> None:
     learnt = []
-    for name, changed in (("as it is", dataset), ("test", swapped(dataset, 1)), ("both", swapped(swapped(dataset, 1), 2))):
+    for name, changed in (
+        ("as it is", dataset),
+        ("test", swapped(dataset, 1)),
+        ("both", swapped(swapped(dataset, 1), 2)),
+    ):
         write_dataset(changed, tmp_path / name)
         rivals = Rivals(tmp_path / name, tmp_path / f"{name} out", validation_users=50)
         counts = rivals.popularity(lambda *_: None)[1]
