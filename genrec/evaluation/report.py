@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,7 @@ def _quality_table(results: Results, excluded: bool) -> Iterable[str]:
                 cells[0].beam_width or "",
                 _on(cells[0].masked),
                 *(_mean(cells, column) for column in _COLUMNS),
-                "" if cells[0].valid_drafts is None else f"{100 * np.mean([c.valid_drafts for c in cells]):.1f} %",
+                _mean_of([cell.valid_drafts for cell in cells], lambda share: f"{100 * share:.1f} %"),
             ]
         )
     floors = [floor for floor in results.record.popularity if floor.history_excluded == excluded]
@@ -103,8 +103,8 @@ def _quality_table(results: Results, excluded: bool) -> Iterable[str]:
 def _time_table(results: Results) -> Iterable[str]:
     rows = []
     for name, cells in _groups(results, True):
-        total = f"{np.mean([cell.ms_per_user for cell in cells]):.2f}"
-        drafting = "" if cells[0].drafting_ms is None else f"{np.mean([cell.drafting_ms for cell in cells]):.2f}"
+        times = ([getattr(cell, field) for cell in cells] for field in ("ms_per_user", "drafting_ms"))
+        total, drafting = (_mean_of(each, "{:.2f}".format) for each in times)
         rows.append([name, cells[0].beam_width or "", _on(cells[0].masked), total, drafting])
     return markdown_table(["model", "beam width", "masks", "ms per user", "of it drafting"], rows, left=(0, 2))
 
@@ -197,6 +197,12 @@ def _mean(cells: Sequence[RankingCell], metric: str) -> str:
     if not all(metric in cell.metrics for cell in cells):
         return ""
     return f"{np.mean([cell.metrics[metric] for cell in cells]):.4f}"
+
+
+def _mean_of(values: Sequence[float | None], shown: Callable[[float], str]) -> str:
+    """The mean as `shown`, "" for models that have no such values."""
+    known = [value for value in values if value is not None]
+    return shown(sum(known) / len(known)) if known else ""
 
 
 def _percent(share: float) -> str:

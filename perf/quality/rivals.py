@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import typer
 
+from genrec.cli.arguments import one_of
 from genrec.evaluation.comparison import described, opened
 from genrec.evaluation.metrics import metrics
 from genrec.evaluation.report import write_report
@@ -126,6 +127,9 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of at most 21 items.")] = 128,
     epochs: Annotated[int, typer.Option(min=1)] = 40,
     patience: Annotated[int, typer.Option(min=0, help="Epochs without a better validation result; 0 for never.")] = 0,
+    precision: Annotated[
+        str, typer.Option(help="Mixed precision: no or bf16.", callback=one_of(("no", "bf16")))
+    ] = "no",
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Train rivals, rank all test users, and write what `genrec compare-report` joins with bundles' results."""
@@ -144,7 +148,9 @@ def main(
                 f"rival sasrec needs RecTools ({error}): run `make rivals`, which installs it in an environment of its "
                 "own, or leave it out with --rivals popularity,item-knn"
             ) from error
-        config = SasrecConfig(hidden, blocks, heads, dropout, learning_rate, batch_size, epochs, patience, seed)
+        config = SasrecConfig(
+            hidden, blocks, heads, dropout, learning_rate, batch_size, epochs, patience, precision, seed
+        )
     work = Rivals(data, out)
     if POPULARITY in chosen:
         work.add(POPULARITY, work.popularity)

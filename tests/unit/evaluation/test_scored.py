@@ -55,9 +55,7 @@ def test_the_history_is_left_out_where_it_is_asked_for_whatever_the_batches() ->
             assert other == [row for row in ranked if row not in history][:10]
 
 
-def test_a_model_without_beams_is_compared_at_every_beam_width(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_without_beams_is_compared_at_every_beam_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = partial(bootstrap.relative_difference, resamples=100)  # the intervals are tested in test_bootstrap.py
     monkeypatch.setattr("genrec.evaluation.results.relative_difference", few)
     results = made_up({"nezha": [0, 1]}, widths=(20, 128))
