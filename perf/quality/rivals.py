@@ -24,6 +24,7 @@ from genrec.evaluation.metrics import metrics
 from genrec.evaluation.report import write_report
 from genrec.evaluation.results import COMPARISON, Trained, this_run
 from genrec.evaluation.scored import Scorer, add_scored, rank_scored
+from genrec.reporting.kept import flat, require_same
 from genrec.reporting.outputs import require_output
 from genrec.reporting.progress import Task, track
 from genrec_builders.config import BuildConfig
@@ -62,12 +63,16 @@ class Rivals:
         """Train and rank a rival, unless the folder has it.
 
         train: gives the model, the arrays that it consists of, its settings and its curves. asked: settings, for a
-        rival that can have several; another rival of the same name and settings is not trained.
+        rival that can have several; another rival of the same name and settings is not trained. Raises ValueError if
+        the folder has one of the same name that differs in more than its seed: their ranks would be pooled.
         """
         kept = [each for each in self.results.record.models if each.model == name]
         if any(asked is None or each.config == asked for each in kept):
             typer.echo(f"{name}: {self.out} has it already")
             return
+        if asked is not None and kept:
+            now, before = (flat({**config, "seed": "any"}) for config in (asked, kept[0].config))
+            require_same(self.out, before, now, "name another folder for other settings")
         with track(f"train {name}") as task:
             score, arrays, config, curves = train(task)
         trained = Trained(

@@ -103,6 +103,20 @@ def test_rivals_stand_beside_bundles_in_one_report(bundle: Bundle, shop: Path, t
     assert (tmp_path / "b" / "ranks.npz").read_bytes() == before
 
 
+def test_seeds_are_pooled_and_settings_are_not(shop: Path, tmp_path: Path) -> None:
+    rivals = Rivals(shop, tmp_path / "out", validation_users=5)
+
+    def add(**asked: object) -> None:
+        scores = np.random.default_rng(int(str(asked["seed"]))).random(rivals.items)
+        rivals.add("made up", lambda task: (lambda some: np.tile(scores, (len(some), 1)), [scores], asked, None), asked)
+
+    for seed in (0, 1, 1):
+        add(seed=seed, dropout=0.1)
+    assert [each.seed for each in Results.load(tmp_path / "out").trained("made up")] == [0, 1]
+    with pytest.raises(ValueError, match=r"dropout 0\.1, now 0\.2"):
+        add(seed=2, dropout=0.2)
+
+
 def swapped(dataset: Dataset, back: int) -> Dataset:
     """The items that stand `back` from the end of each user, turned among the users."""
     interactions = dataset.interactions
