@@ -98,9 +98,6 @@ def test_rivals_stand_beside_bundles_in_one_report(bundle: Bundle, shop: Path, t
         (cell,) = joined.cells("popularity", (None, None, floor.history_excluded))
         assert cell.metrics["hit@10"] == pytest.approx(floor.metrics["hit@10"], abs=0.02)
     assert joined.cells("item-knn")[0].metrics["hit@10"] > 2 * joined.record.popularity[0].metrics["hit@10"]
-    before = (tmp_path / "b" / "ranks.npz").read_bytes()
-    assert run(shop, tmp_path / "b", "--rivals", "item-knn").startswith("item-knn: ")
-    assert (tmp_path / "b" / "ranks.npz").read_bytes() == before
 
 
 def test_seeds_are_pooled_and_settings_are_not(shop: Path, tmp_path: Path) -> None:
