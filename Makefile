@@ -7,9 +7,10 @@ EPOCHS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
+RIVALS_VENV ?= .venv-rivals
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-fast test-kernels test-slow soak fuzz knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality quality-large ablations perf-analyzer load bench bench-full bench-gpu gpu-day serve-check lock lock-image sbom audit clean
+.PHONY: help docs demo test test-fast test-kernels test-slow soak fuzz knowledge-demo bench-knowledge helm-test k8s-static k8s-image k8s-e2e lint reference quality quality-large rivals ablations perf-analyzer load bench bench-full bench-gpu gpu-day serve-check lock lock-image sbom audit clean
 
 $(INSTALLED): pyproject.toml constraints.txt builders/pyproject.toml client/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -118,6 +119,17 @@ quality: $(addsuffix /manifest.json,$(TRAINED))  ## NEZHA against beam search, o
 		--beam-widths 20,50 --masks on --out $(QUALITY)/results-s$(SEED) \
 		--reference TIGER=0.106,0.080 --reference LETTER-TIGER=0.112,0.083
 
+# RecTools' upper bound on attrs fits nothing else that is pinned.
+$(RIVALS_VENV)/.installed: pyproject.toml constraints.txt builders/pyproject.toml client/pyproject.toml
+	$(PYTHON) -m venv $(RIVALS_VENV)
+	grep -v '^attrs==' constraints.txt > $(RIVALS_VENV)/constraints.txt
+	$(RIVALS_VENV)/bin/pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(RIVALS_VENV)/constraints.txt \
+		-e '.[rivals]' -e ./builders -e ./client
+	touch $@
+
+rivals: $(RIVALS_VENV)/.installed  ## Popularity, item-kNN and SASRec on the same users: build/quality/rivals. DATA=folder, RIVALS_ARGS.
+	$(RIVALS_VENV)/bin/python -m perf.quality.rivals $(DATA) $(QUALITY)/rivals --seed $(SEED) $(RIVALS_ARGS)
+
 ablations: $(INSTALLED)  ## What each part of NEZHA is worth. DATA=folder.
 	$(BIN)/python -m perf.quality.ablations $(DATA) build/ablations
 
@@ -179,8 +191,9 @@ build/knowledge/knowledge.json: build/shop-bundle/manifest.json
 	$(BIN)/genrec knowledge build build/shop build/knowledge
 
 lock:  ## Resolve constraints.txt again, for the oldest supported Python. Needs uv.
-	mkdir -p build && printf '%s\n' '-e .[dev]' '-e ./builders' '-e ./client' > build/requirements.in
-	uv pip compile build/requirements.in --python $(PYTHON) --no-header --no-annotate $(UV_ARGS) -q --upgrade -o constraints.txt
+	mkdir -p build && printf '%s\n' '-e .[dev,rivals]' '-e ./builders' '-e ./client' > build/requirements.in
+	echo 'attrs>=22.2' > build/overrides.in  # against RecTools' upper bound, see `rivals`
+	uv pip compile build/requirements.in --overrides build/overrides.in --python $(PYTHON) --no-header --no-annotate $(UV_ARGS) -q --upgrade -o constraints.txt
 	sed -i -E '/^(-e |(torch|triton|nvidia-(cu|nc|nv)[a-z0-9-]*|cuda-[a-z]+)==)/d' constraints.txt
 	$(MAKE) lock-image
 
@@ -214,4 +227,4 @@ audit: build/supply/bin/pip-audit  ## Known vulnerabilities of the CPU image's p
 	build/supply/bin/pip-audit --strict $(AUDIT_ARGS) --disable-pip --no-deps -r $(IMAGE_LOCK)
 
 clean:  ## Remove data, bundles and environments that the other targets made.
-	rm -rf build $(VENV) $(SERVE_VENV) .venv-checkov .perf-analyzer
+	rm -rf build $(VENV) $(SERVE_VENV) $(RIVALS_VENV) .venv-checkov .perf-analyzer

@@ -76,7 +76,9 @@ GOLDEN_QUERY = b"something new"
 VALIDATION_BEAM = 20
 
 
-def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track) -> Manifest | None:
+def build_bundle(
+    dataset: Dataset, out: Path, config: BuildConfig, track: Track, tensorboard: Path | None = None
+) -> Manifest | None:
     """Build the bundle `out` from `dataset`; what is trained so far survives an interruption in `<out>.work`.
 
     A bundle that is there is replaced when the new one is whole. Before the first step it raises ValueError or OSError
@@ -86,7 +88,7 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     Of every user the last item is held out for testing and the one before for validation, or with config.split_at the
     next items from that moment on. The metrics of the test items (all users, or config.evaluate_users of them) and how
     they were held out go into the manifest. Under `torchrun` all processes train, the main one writes the bundle, and
-    the others get None.
+    the others get None. tensorboard: where the curves of the training go.
     """
     if config.max_query and dataset.interactions.queries is None:
         raise ValueError("max_query is set, but the interactions have no column `query` to train with")
@@ -114,7 +116,7 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     require_disk(out, parameters, config)
     tokenizer = QueryTokenizer(work / TOKENIZER, layout) if config.max_query else None
     with track("train") as task:
-        curves = _train(model, layout, catalog, split, tokenizer, config, work / STATE, fingerprint, task)
+        curves = _train(model, layout, catalog, split, tokenizer, config, work / STATE, fingerprint, task, tensorboard)
     if not PartialState().is_main_process:
         return None
     with new_bundle(out) as folder:
@@ -291,6 +293,7 @@ def _train(
     state: Path,
     fingerprint: Fingerprint,
     task: Task,
+    tensorboard: Path | None,
 ) -> Curves:
     histories = split.train
     windows = PackedWindows(make_windows(histories.offsets, histories.rows, config.max_history), catalog.sids, layout)
@@ -314,6 +317,7 @@ def _train(
         state,
         lambda step, steps, loss: task(step, steps, f"loss {loss:.3f}"),
         made_of=fingerprint,
+        tensorboard=tensorboard,
     )
 
 

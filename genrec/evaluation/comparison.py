@@ -131,7 +131,8 @@ def compare(
     require_output(out, COMPARISON, [path for paths in models.values() for path in paths])
     bundles = {name: [_open(path, users.item_ids) for path in paths] for name, paths in models.items()}
     _require_same_availability([bundle for group in bundles.values() for bundle in group])
-    results = _opened(out, _described(users, next(iter(bundles.values()))[0]), settings.engine)
+    available = next(iter(bundles.values()))[0].catalog.available
+    results = opened(out, described(users, available), settings.engine)
     if not users.histories:
         raise ValueError(f"{users.name}: no user has the interactions that testing needs")
     run = this_run(settings.engine, settings.device, settings.batch, settings.threads)
@@ -139,12 +140,12 @@ def compare(
         _rank_popular(results, next(iter(bundles.values()))[0], users)
     _extend(results.record.references, references, lambda reference: reference.name)
     for name, group in bundles.items():
-        described = [_trained(name, bundle) for bundle in group]
-        if len({trained.weights for trained in described}) < len(described):
+        trainings = [_trained(name, bundle) for bundle in group]
+        if len({trained.weights for trained in trainings}) < len(trainings):
             raise ValueError(f"model {name}: the same weights are given twice; name a bundle of each seed once")
-        for trained in described:
+        for trained in trainings:
             _require_noted(results, trained, out)
-        _extend(results.record.models, described, lambda trained: (trained.model, trained.weights))
+        _extend(results.record.models, trainings, lambda trained: (trained.model, trained.weights))
     for name, group in bundles.items():
         for bundle in group:
             trained = _trained(name, bundle)
@@ -226,7 +227,8 @@ def _require_same_availability(bundles: Sequence[Bundle]) -> None:
             raise ValueError(f"{bundle.path}: its available items are not those of {bundles[0].path}")
 
 
-def _opened(out: Path, data: DataSection, engine: str) -> Results:
+def opened(out: Path, data: DataSection, engine: str) -> Results:
+    """The results in the folder `out`, or empty ones. Raises ValueError if they are of other data or another engine."""
     if not (out / RECORD).exists():
         return Results(Record(data=data), {})
     results = Results.load(out)
@@ -245,7 +247,8 @@ def _require_noted(results: Results, trained: Trained, out: Path) -> None:
     require_same_bundle(kept, trained, out, f"remove {out} to rank anew, or choose another folder")
 
 
-def _described(users: UserSample, bundle: Bundle) -> DataSection:
+def described(users: UserSample, available: np.ndarray) -> DataSection:
+    """What is ranked. available: bool, of every item, whether it may be recommended."""
     return DataSection(
         name=users.name,
         items=len(users.item_ids),
@@ -259,7 +262,7 @@ def _described(users: UserSample, bundle: Bundle) -> DataSection:
             for user, history, target in zip(users.user_ids, users.histories, users.targets, strict=True)
             for part in (user.encode(), history.tobytes(), target.tobytes())
         ),
-        available=digest([bundle.catalog.available.tobytes()]),
+        available=digest([available.tobytes()]),
     )
 
 

@@ -101,14 +101,15 @@ def difference_figure(results: Results, history_excluded: bool) -> Figure | None
             y = place + 0.6 * ((number + 0.5) / len(baselines) - 0.5)
             if d.pair == POOLED:
                 axes.hlines(y, 100 * d.low, 100 * d.high, color=colour, linewidth=2)
-                axes.plot(100 * d.relative, y, "o" if d.masked else "s", color=colour, markersize=6)
+                axes.plot(100 * d.relative, y, "s" if d.masked is False else "o", color=colour, markersize=6)
             else:
                 axes.plot(100 * d.relative, y, "|", color=colour, markersize=8, markeredgewidth=1)
         left, right = axes.get_xlim()
         axes.set_xlim(min(left, -4), max(right, 2))
         axes.set_xlabel(f"{metric_title(metric)}, relative difference in %")
         tidy(axes, "x")
-    both[0].set_yticks(range(len(settings)), [f"beam {w}, masks {'on' if m else 'off'}" for w, m, _ in settings])
+    names = ["no beams" if w is None else f"beam {w}, masks {'on' if m else 'off'}" for w, m, _ in settings]
+    both[0].set_yticks(range(len(settings)), names)
     both[0].set_ylim(len(settings) - 0.5, -0.5)
     figure.suptitle(
         f"{results.names[0]} against {', '.join(baselines)}: 95 % intervals, history {_history(history_excluded)}",
@@ -171,9 +172,11 @@ def training_figure(results: Results) -> Figure | None:
 def _against_width(
     axes: Axes, results: Results, value: Callable[[RankingCell], float], histories: tuple[bool, ...]
 ) -> None:
-    widths = sorted({cell.beam_width for cell in results.record.cells})
+    widths = sorted({cell.beam_width for cell in results.record.cells if cell.beam_width is not None})
     for number, name in enumerate(results.names):
         colour = COLOURS[number % len(COLOURS)]
+        if flat := [value(c) for c in results.cells(name) if c.masked is None and c.history_excluded in histories]:
+            axes.axhline(float(np.mean(flat)), color=colour, linewidth=1.3)
         for masked in (True, False):
             cells = [c for c in results.cells(name) if c.masked == masked and c.history_excluded in histories]
             if not cells:
@@ -202,9 +205,11 @@ def _against_width(
 
 
 def _legend(figure: Figure, results: Results, more: Sequence[Line2D] = ()) -> None:
-    masks = {cell.masked for cell in results.record.cells}
+    drawn = {(cell.model, cell.masked) for cell in results.record.cells}
     handles = [
-        Line2D(
+        Line2D([], [], color=COLOURS[number % len(COLOURS)], linewidth=1.3, label=name)
+        if masked is None
+        else Line2D(
             [],
             [],
             color=COLOURS[number % len(COLOURS)],
@@ -214,8 +219,8 @@ def _legend(figure: Figure, results: Results, more: Sequence[Line2D] = ()) -> No
             label=f"{name}, masks {'on' if masked else 'off'}",
         )
         for number, name in enumerate(results.names)
-        for masked in (True, False)
-        if masked in masks
+        for masked in (None, True, False)
+        if (name, masked) in drawn
     ]
     _place(figure, [*handles, *more], len(results.names) + bool(more))
 

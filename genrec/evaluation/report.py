@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +47,7 @@ def _summary(results: Results) -> str:
         f"Test split ({data.protocol}) of `{data.name}`: {data.users:,} of {data.test_users:,} "
         f"users ({everyone}), {data.items:,} items. The numbers are in `{RECORD}`."
     )
-    if len({trained.semantic_ids for trained in results.record.models}) > 1:
+    if len({trained.semantic_ids for trained in results.record.models} - {None}) > 1:
         text += " The bundles do not share their semantic IDs, so differences come from these too."
     return text
 
@@ -63,7 +63,7 @@ def _difference_table(differences: Sequence[Difference]) -> Iterable[str]:
                 [
                     f"{d.model} / {d.baseline}",
                     metric_title(d.metric),
-                    d.beam_width,
+                    d.beam_width or "",
                     _on(d.masked),
                     pair,
                     f"{d.ours:.4f}",
@@ -83,10 +83,10 @@ def _quality_table(results: Results, excluded: bool) -> Iterable[str]:
             [
                 name,
                 len(cells),
-                cells[0].beam_width,
+                cells[0].beam_width or "",
                 _on(cells[0].masked),
                 *(_mean(cells, column) for column in _COLUMNS),
-                f"{100 * np.mean([cell.valid_drafts for cell in cells]):.1f} %",
+                _mean_of([cell.valid_drafts for cell in cells], lambda share: f"{100 * share:.1f} %"),
             ]
         )
     floors = [floor for floor in results.record.popularity if floor.history_excluded == excluded]
@@ -103,8 +103,9 @@ def _quality_table(results: Results, excluded: bool) -> Iterable[str]:
 def _time_table(results: Results) -> Iterable[str]:
     rows = []
     for name, cells in _groups(results, True):
-        total, drafting = (np.mean([getattr(c, field) for c in cells]) for field in ("ms_per_user", "drafting_ms"))
-        rows.append([name, cells[0].beam_width, _on(cells[0].masked), f"{total:.2f}", f"{drafting:.2f}"])
+        times = ([getattr(cell, field) for cell in cells] for field in ("ms_per_user", "drafting_ms"))
+        total, drafting = (_mean_of(each, "{:.2f}".format) for each in times)
+        rows.append([name, cells[0].beam_width or "", _on(cells[0].masked), total, drafting])
     return markdown_table(["model", "beam width", "masks", "ms per user", "of it drafting"], rows, left=(0, 2))
 
 
@@ -114,6 +115,11 @@ def _method(results: Results) -> Iterable[str]:
         "Half as many items are ranked as there are beams, 10 to 50 (a served bundle's limit), so Hit@50 is "
         "there from beam width 100 on."
     )
+    if any(cell.beam_width is None for cell in results.record.cells):
+        yield (
+            "- **Models without a beam width**: they score every item. In the tables of differences they stand beside "
+            "every beam width of the first model."
+        )
     yield (
         "- **Hit@K**: share of users whose target is among the first K. **NDCG@K**: mean of 1 / log2(1 + rank), 0 "
         "beyond K. With several seeds: means over the seeds."
@@ -139,7 +145,7 @@ def _model_table(results: Results) -> Iterable[str]:
             t.decoder,
             "" if t.parameters is None else f"{t.parameters:,}",
             _epochs(t),
-            t.bundle_version,
+            t.bundle_version or "",
             t.weights[:12],
         ]
         for name in results.names
@@ -193,12 +199,18 @@ def _mean(cells: Sequence[RankingCell], metric: str) -> str:
     return f"{np.mean([cell.metrics[metric] for cell in cells]):.4f}"
 
 
+def _mean_of(values: Sequence[float | None], shown: Callable[[float], str]) -> str:
+    """The mean as `shown`, "" for models that have no such values."""
+    known = [value for value in values if value is not None]
+    return shown(sum(known) / len(known)) if known else ""
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:+.2f}"
 
 
-def _on(masked: bool) -> str:
-    return "on" if masked else "off"
+def _on(masked: bool | None) -> str:
+    return "" if masked is None else "on" if masked else "off"
 
 
 def _count(number: int, noun: str) -> str:

@@ -72,48 +72,57 @@ class Run(Section):
 
 
 class Trained(Section):
-    """One bundle: a model trained with one seed. weights: their SHA-256. semantic_ids: a digest of the items'.
+    """One model trained with one seed: a bundle, or a rival that scores every item and has no beams.
+
+    weights: their SHA-256. decoder: a bundle's, or the kind of rival. semantic_ids: a digest of the items'. A rival has
+    no bundle_version, beam_width, levels and semantic_ids.
 
     contents: digests of all that its rankings depend on, by what it is in words; None in files of before it was noted.
     """
 
     model: str
     weights: str
-    bundle_version: str
+    bundle_version: str | None
     created: str
     decoder: str
     seed: int | None
     parameters: int | None
-    beam_width: int
-    levels: tuple[int, ...]
-    semantic_ids: str
+    beam_width: int | None
+    levels: tuple[int, ...] | None
+    semantic_ids: str | None
     config: dict[str, Any]
     curves: dict[str, Any] | None
     contents: dict[str, str] | None = None
 
 
-class RankingCell(Section):
-    """One ranking of all users by one bundle.
+# Beam width, masks, history excluded: what two models must have in common to be compared. The first two are None for a
+# model without beams, which is compared with every beam width of another one.
+Setting = tuple[int | None, bool | None, bool]
 
-    depth: items ranked. drafting_ms: of ms_per_user. run: position in `Record.runs`. ranks: name in `ranks.npz`.
+
+class RankingCell(Section):
+    """One ranking of all users by one model.
+
+    depth: items ranked. drafting_ms: of ms_per_user. run: position in `Record.runs`. ranks: name in `ranks.npz`. A
+    model without beams has no beam_width, masked, valid_drafts and drafting_ms.
     """
 
     model: str
     weights: str
-    beam_width: int
-    masked: bool
+    beam_width: int | None
+    masked: bool | None
     history_excluded: bool
     depth: int
     metrics: dict[str, float]
-    valid_drafts: float
+    valid_drafts: float | None
     ms_per_user: float
-    drafting_ms: float
+    drafting_ms: float | None
     run: int
     ranks: str
 
     @property
-    def setting(self) -> tuple[int, bool, bool]:
-        """What two models must have in common to be compared: beam width, masks, history excluded."""
+    def setting(self) -> Setting:
+        """What it was ranked in."""
         return self.beam_width, self.masked, self.history_excluded
 
 
@@ -146,16 +155,17 @@ def reference_of(text: str) -> Reference:
 class Difference(Section):
     """Relative difference of a mean metric of `model` from `baseline`'s, over the same users.
 
-    pair: "pooled", over per-user means of `seeds` seeds of each side, or the two seeds compared. relative, low, high:
-    the difference and its bootstrap interval, None where the baseline finds too little.
+    pair: "pooled", over per-user means of `seeds` seeds of each side, or the two seeds compared. beam_width, masked: of
+    the side that has them. relative, low, high: the difference and its bootstrap interval, None where the baseline
+    finds too little.
     """
 
     model: str
     baseline: str
     pair: str
     seeds: tuple[int, int]
-    beam_width: int
-    masked: bool
+    beam_width: int | None
+    masked: bool | None
     history_excluded: bool
     metric: str
     ours: float
@@ -193,41 +203,47 @@ class Results:
     def trained(self, name: str) -> list[Trained]:
         """A model's bundles by seed, whatever order they were ranked in."""
         found = [trained for trained in self.record.models if trained.model == name]
-        return sorted(found, key=lambda t: (t.seed is None, t.seed or 0, t.bundle_version, t.weights))
+        return sorted(found, key=lambda t: (t.seed is None, t.seed or 0, t.bundle_version or "", t.weights))
 
-    def cells(self, name: str, setting: tuple[int, bool, bool] | None = None) -> list[RankingCell]:
+    def cells(self, name: str, setting: Setting | None = None) -> list[RankingCell]:
         """A model's cells, of one setting or all, in the order of `trained`."""
         place = {trained.weights: place for place, trained in enumerate(self.trained(name))}
         found = [c for c in self.record.cells if c.model == name and setting in (None, c.setting)]
         return sorted(found, key=lambda cell: (cell.setting, place[cell.weights]))
 
-    def settings(self) -> list[tuple[int, bool, bool]]:
-        """Every setting that some model was ranked in: by beam width, masks on first, history allowed first."""
-        return sorted({cell.setting for cell in self.record.cells}, key=lambda s: (s[0], not s[1], s[2]))
+    def settings(self) -> list[Setting]:
+        """Every setting that some model was ranked in: by beam width, masks on first, history allowed first, and those
+        of models without beams last."""
+        found = {cell.setting for cell in self.record.cells}
+        return sorted(found, key=lambda s: (s[0] is None, s[0] or 0, not s[1], s[2]))
 
     def compare(self, seed: int = 0) -> list[Difference]:
         """The first model against each other one in every setting both have: pooled, then seed by seed."""
         first, *others = self.names
+        settings = self.settings()
+        pairs = [
+            (a, b) for a in settings for b in settings if a == b or (a[2] == b[2] and (a[0] is None) != (b[0] is None))
+        ]
         return [
             difference
             for baseline in others
-            for setting in self.settings()
-            for difference in self._differences(first, baseline, setting, seed)
+            for pair in pairs
+            for difference in self._differences(first, baseline, *pair, seed)
         ]
 
-    def _differences(self, name: str, baseline: str, setting: tuple[int, bool, bool], seed: int) -> list[Difference]:
-        ours, theirs = self.cells(name, setting), self.cells(baseline, setting)
+    def _differences(self, name: str, baseline: str, mine: Setting, other: Setting, seed: int) -> list[Difference]:
+        ours, theirs = self.cells(name, mine), self.cells(baseline, other)
         if not ours or not theirs:
             return []
         groups = [(POOLED, ours, theirs)]
         if max(len(ours), len(theirs)) > 1:
             groups += [(f"{self._label(a)} / {self._label(b)}", [a], [b]) for a, b in zip(ours, theirs, strict=False)]
-        beam_width, masked, history_excluded = setting
+        beam_width, masked, history_excluded = other if mine[0] is None else mine
         found = []
         for metric in COMPARED:
             for pair, a, b in groups:
-                mine, others = self.values(a, metric), self.values(b, metric)
-                interval = relative_difference(mine, others, seed=seed)
+                our_values, their_values = self.values(a, metric), self.values(b, metric)
+                interval = relative_difference(our_values, their_values, seed=seed)
                 found.append(
                     Difference(
                         model=name,
@@ -238,8 +254,8 @@ class Results:
                         masked=masked,
                         history_excluded=history_excluded,
                         metric=metric,
-                        ours=float(mine.mean()),
-                        theirs=float(others.mean()),
+                        ours=float(our_values.mean()),
+                        theirs=float(their_values.mean()),
                         relative=interval.relative if interval else None,
                         low=interval.low if interval else None,
                         high=interval.high if interval else None,
@@ -358,10 +374,11 @@ def require_nothing_lost(out: Path, results: Results) -> None:
         )
 
 
-def ranks_name(trained: Trained, beam_width: int, masked: bool, history_excluded: bool) -> str:
+def ranks_name(trained: Trained, beam_width: int | None, masked: bool | None, history_excluded: bool) -> str:
     """A cell's name in `ranks.npz`."""
-    masks, history = "masks" if masked else "free", "excluded" if history_excluded else "allowed"
-    return f"{trained.model}.{trained.weights[:12]}.beam{beam_width}.{masks}.{history}"
+    beams = [] if beam_width is None else [f"beam{beam_width}", "masks" if masked else "free"]
+    history = "excluded" if history_excluded else "allowed"
+    return ".".join([trained.model, trained.weights[:12], *beams, history])
 
 
 def this_run(engine: str, device: str, batch: int, threads: int) -> Run:

@@ -110,6 +110,9 @@ def build(
         bool, typer.Option(help="Keep a bundle that is there if it was built of the same; refuse any other.")
     ] = False,
     freeze_backbone: Annotated[bool, _training("Train the draft head and the placeholders alone.")] = False,
+    tensorboard: Annotated[
+        Optional[Path], _training("Folder for TensorBoard: losses by level, learning rates, validation, speed.")
+    ] = None,
     precision: Annotated[
         str, _training("Mixed precision: no, bf16 or fp16.", callback=one_of(("no", "bf16", "fp16")))
     ] = _DEFAULT.precision,
@@ -159,6 +162,10 @@ def build(
     from genrec_builders.preflight import require_places
 
     require_places(out, [data, checkpoint])
+    if tensorboard is not None:
+        from genrec_builders.training.tracking import require_tracking
+
+        require_tracking(tensorboard, [data, out, checkpoint])
 
     from genrec.reporting.progress import track
     from genrec_builders.build import build_bundle, is_built
@@ -168,7 +175,7 @@ def build(
     if keep and is_built(dataset, out, config):
         typer.echo(f"{out} is kept: it was built of the same data and settings")
         return
-    manifest = build_bundle(dataset, out, config, track)
+    manifest = build_bundle(dataset, out, config, track, tensorboard)
     if manifest is None:  # not the main process under torchrun
         return
     typer.echo(f"bundle {manifest.bundle_version} in {out}")

@@ -19,6 +19,7 @@ from genrec.reporting.kept import Fingerprint, digest, flat, require_same
 from genrec_builders.config import TrainingConfig
 from genrec_builders.training.examples import Source
 from genrec_builders.training.objective import Objective, add_dropout
+from genrec_builders.training.tracking import Tracker
 
 Progress = Callable[[int, int, float], None]  # (step, steps, loss)
 _OF_A_RUN = ("training steps", "tensors")  # of a fingerprint: known when the model and the batches are there
@@ -51,22 +52,27 @@ def train(
     progress: Progress = lambda step, steps, loss: None,
     save_every_s: float = 30.0,
     made_of: Fingerprint | None = None,
+    tensorboard: Path | None = None,
 ) -> Curves:
     """Train `objective.model` in place and leave it in evaluation mode, on the CPU.
 
     validate: a metric of the model as it stands, higher is better; called after each epoch. state_path: where the run
     is saved now and then; a run that finds its own state there goes on from it and ends as if it had not been
-    interrupted. made_of: what decides the run beside `config`, kept with its state. Started by `torchrun`, each process
+    interrupted. made_of: what decides the run beside `config`, kept with its state. tensorboard: a folder in which
+    TensorBoard's curves grow while it runs; a run that goes on continues them. Started by `torchrun`, each process
     trains on its share of every epoch's batches.
 
-    Raises ValueError for a state of another run, before the first step if there would be none, and if the loss is no
-    finite number any more.
+    Raises ValueError for a state or curves of another run, before the first step if there would be none, and if the
+    loss is no finite number any more.
     """
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     model = objective.model
     run = _Run(objective, sources, config, accelerator, made_of or {})
     if state_path is not None and state_path.exists():
         run.load(state_path)
+    tracker = None
+    if tensorboard is not None and accelerator.is_main_process:
+        tracker = Tracker(tensorboard, run.fingerprint, run.step, run.steps)
     take_out = add_dropout(model, config.dropout, config.head_dropout)
     step, saved = 0, time.monotonic()
     try:
@@ -77,15 +83,23 @@ def train(
                 step += 1
                 if step <= run.step:
                     continue
-                loss = run.take_step(sources[source].batch(examples, config.seed, epoch), step)
+                batch = sources[source].batch(examples, config.seed, epoch)
+                loss = run.take_step(batch, step)
+                if tracker is not None:
+                    tokens = batch.tokens * accelerator.num_processes
+                    tracker.step(step, loss, objective.parts, run.learning_rates, tokens)
                 progress(step, run.steps, loss)
                 if state_path is not None and time.monotonic() - saved > save_every_s:
                     run.save(state_path)
                     saved = time.monotonic()
             if len(run.losses) == epoch:
                 run.end_epoch(validate)
+                if tracker is not None and run.validation:
+                    tracker.validated(step, run.validation[-1])
     finally:
         take_out()
+        if tracker is not None:
+            tracker.close()
     if state_path is not None:
         run.save(state_path)
     run.keep_best()
@@ -156,6 +170,18 @@ class _Run:
             return False
         return len(self.validation) - 1 - int(np.argmax(self.validation)) >= self.config.patience
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Of the last step, by what they are of."""
+        config, now = self.config, self.schedule.lr_lambdas[0](max(0, self.step - 1))
+        scales = {
+            "backbone": 0.0 if config.freeze_backbone else 1.0,
+            "code embeddings": config.code_embedding_scale,
+            "transitions": config.transition_scale,
+            "projections": config.projection_scale,
+        }
+        return {name: now * scale * config.learning_rate for name, scale in scales.items()}
+
     def take_step(self, batch: Any, step: int) -> float:
         # Dropout depends on the step alone, so that a resumed run draws what an uninterrupted one draws.
         torch.manual_seed(hash((self.config.seed, step, self.accelerator.process_index)))
@@ -192,7 +218,7 @@ class _Run:
             self.model.load_state_dict(self.best)
 
     @property
-    def _fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         shapes = "".join(f"{name} {list(parameter.shape)} " for name, parameter in self.model.named_parameters())
         processes = self.accelerator.num_processes
         return {
@@ -211,12 +237,12 @@ class _Run:
         for name in ("model", "optimizer", "schedule"):
             state[name] = getattr(self, name).state_dict()
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state | {"fingerprint": self._fingerprint}, path.with_suffix(".tmp"))
+        torch.save(state | {"fingerprint": self.fingerprint}, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
     def load(self, path: Path) -> None:
         """Take up the state in `path`. Raises ValueError if it is another run's."""
-        require_same_state(path, self._fingerprint)
+        require_same_state(path, self.fingerprint)
         state = _read_state(path, map_location=self.accelerator.device)
         del state["fingerprint"]
         for name in ("model", "optimizer", "schedule"):

@@ -30,6 +30,12 @@ class PackedBatch:
     sids: np.ndarray
     counted: np.ndarray
 
+    @property
+    def tokens(self) -> int:
+        """Codes of histories and placeholders, padding included."""
+        rows, items, depth = self.sids.shape
+        return 2 * rows * (items - 1) * depth
+
 
 @dataclass(frozen=True)
 class PromptBatch:
@@ -38,12 +44,20 @@ class PromptBatch:
     prompts: list[np.ndarray]
     targets: np.ndarray
 
+    @property
+    def tokens(self) -> int:
+        """Of all prompts, without padding."""
+        return sum(map(len, self.prompts))
+
 
 Batch = PackedBatch | PromptBatch
 
 
 class Objective(nn.Module):
-    """A loss to minimise over `model`'s parameters; layout: of its prompts. Called with a `Batch`, gives a scalar."""
+    """A loss to minimise over `model`'s parameters; layout: of its prompts. Called with a `Batch`, gives a scalar.
+
+    parts: of the last call, losses by level, [L] each, by name; for whoever follows a training.
+    """
 
     model: BackboneModel
     layout: PromptLayout
@@ -51,6 +65,13 @@ class Objective(nn.Module):
     def __init__(self, model: BackboneModel, layout: PromptLayout) -> None:
         super().__init__()
         self.model, self.layout = model, layout
+        self.parts: dict[str, Tensor] = {}
+
+    def mean_of_levels(self, name: str, losses: list[Tensor]) -> Tensor:
+        """The mean of scalars, one per level, noted in `parts`."""
+        stacked = torch.stack(losses)
+        self.parts[name] = stacked.detach()
+        return stacked.mean()
 
 
 class NezhaObjective(Objective):
@@ -122,7 +143,7 @@ class NezhaObjective(Objective):
         """states [B, Q, L + 1, d], targets int64 [B, Q, L], IGNORED where a target does not count."""
         logits = self.model.draft_head.logits(states, targets.clamp(min=0), history)
         losses = [level_loss(each, targets[..., level]) for level, each in enumerate(logits)]
-        return torch.stack(losses).mean()
+        return self.mean_of_levels("loss", losses)
 
     def _history_loss(self, hidden: Tensor, sids: Tensor, counted: np.ndarray) -> Tensor:
         depth, groups = self.layout.space.depth, sids.shape[1] - 1
@@ -143,7 +164,7 @@ class NezhaObjective(Objective):
                 continue
             table = F.embedding(self.get_buffer(f"level_tokens_{level}"), self.model.input_embeddings())
             losses.append(level_loss(before[:, :, level] @ table.T, targets[..., level]))
-        return torch.stack(losses).mean()
+        return self.mean_of_levels("auxiliary loss", losses)
 
 
 class AutoregressiveObjective(Objective):
@@ -165,7 +186,8 @@ class AutoregressiveObjective(Objective):
             logits = self.packed_logits(batch)
             sids = torch.from_numpy(batch.sids.astype(np.int64)).to(device)
             targets = sids[:, 1:].masked_fill(~torch.from_numpy(batch.counted).to(device)[..., None], IGNORED)
-        return torch.stack([level_loss(each, targets[..., level]) for level, each in enumerate(logits)]).mean()
+        losses = [level_loss(each, targets[..., level]) for level, each in enumerate(logits)]
+        return self.mean_of_levels("loss", losses)
 
     def packed_logits(self, batch: PackedBatch) -> list[Tensor]:
         """Teacher-forced logits of items 1 .. N - 1 of each row, per level [R, N - 1, T_l]."""

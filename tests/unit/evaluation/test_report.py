@@ -73,22 +73,7 @@ def made_up(
     results = Results(Record(data=data, runs=[run], popularity=popularity), {})
     for name, numbers in seeds.items():
         for seed in numbers:
-            trained = Trained(
-                model=name,
-                weights=hashlib.sha256(f"{name} {seed}".encode()).hexdigest(),
-                bundle_version=f"v-seed{seed}",
-                created="2026-01-01T00:00:00+00:00",
-                decoder="draft_head",
-                seed=seed,
-                parameters=1_000_000,
-                beam_width=128,
-                levels=(16, 16, 16),
-                semantic_ids="sids",
-                config={"seed": seed},
-                curves={"losses": [5.0, 4.0, 3.5], "validation": [0.05, 0.08, 0.07], "best_epoch": 1}
-                if curves
-                else None,
-            )
+            trained = trained_as(name, seed, curves)
             results.record.models.append(trained)
             for width in widths:
                 for masked in (True, False):
@@ -96,6 +81,24 @@ def made_up(
                         _add(results, trained, width, masked, excluded)
     results.record = results.record.model_copy(update={"differences": results.compare()})
     return results
+
+
+def trained_as(name: str, seed: int | None, curves: bool = True, beams: bool = True) -> Trained:
+    """A bundle of that name and seed, or without beams a rival."""
+    return Trained(
+        model=name,
+        weights=hashlib.sha256(f"{name} {seed}".encode()).hexdigest(),
+        bundle_version=f"v-seed{seed}" if beams else None,
+        created="2026-01-01T00:00:00+00:00",
+        decoder="draft_head" if beams else name,
+        seed=seed,
+        parameters=1_000_000,
+        beam_width=128 if beams else None,
+        levels=(16, 16, 16) if beams else None,
+        semantic_ids="sids" if beams else None,
+        config={"seed": seed},
+        curves={"losses": [5.0, 4.0, 3.5], "validation": [0.05, 0.08, 0.07], "best_epoch": 1} if curves else None,
+    )
 
 
 def _add(results: Results, trained: Trained, width: int, masked: bool, excluded: bool) -> None:
