@@ -111,10 +111,7 @@ def difference_figure(results: Results, history_excluded: bool) -> Figure | None
     names = ["no beams" if w is None else f"beam {w}, masks {'on' if m else 'off'}" for w, m, _ in settings]
     both[0].set_yticks(range(len(settings)), names)
     both[0].set_ylim(len(settings) - 0.5, -0.5)
-    figure.suptitle(
-        f"{results.names[0]} against {', '.join(baselines)}: 95 % intervals, history {_history(history_excluded)}",
-        fontsize=11,
-    )
+    figure.suptitle(f"{results.names[0]}: 95 % intervals, history {_history(history_excluded)}", fontsize=11)
     colours = [COLOURS[results.names.index(name) % len(COLOURS)] for name in baselines]
     handles = [
         Line2D([], [], color=colour, linewidth=2, marker="o", label=f"against {name}, all seeds")
