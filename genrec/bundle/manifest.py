@@ -53,6 +53,7 @@ class PromptSection(_Section):
     text_offset: _CountOrNone = 0
     text_tokens: _CountOrNone = 0
     drop_block: _Count = 1
+    markers: tuple[int, ...] = ()
 
 
 class CatalogSection(_Section):

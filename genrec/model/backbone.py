@@ -1,4 +1,4 @@
-"""A Qwen3 or Llama backbone that recommends, whatever decodes its semantic IDs, and its checkpoint on disk."""
+"""A backbone that recommends, whatever decodes its semantic IDs, and its checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound="BackboneModel")
 class BackboneModel(nn.Module, ABC):
     """A backbone and its way of drafting semantic IDs. Parameter names: `model.*` as in transformers.
 
-    config: a transformers configuration of the Qwen3 or Llama family. backbone: its weights, or None for random ones.
+    config: a transformers configuration of `FAMILIES`. backbone: its weights, or None for random ones.
     Subclasses name their decoder in `DECODER`, under which `config.json` keeps their `settings`.
     """
 
@@ -193,10 +193,12 @@ def last_positions(hidden: Tensor, lengths: Tensor, count: int) -> Tensor:
 
 
 def backbone_config(family: str = "qwen3", **fields: Any) -> PretrainedConfig:
-    """A small transformers configuration of `family` ("qwen3" or "llama"), to train from scratch."""
+    """A small transformers configuration of `family`, of `FAMILIES`, to train from scratch."""
     if family not in FAMILIES:
         raise ValueError(f"backbone family {family!r} is not supported; use one of {FAMILIES}")
-    architecture = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[family]
+    if family == "mistral":
+        fields = {"sliding_window": None} | fields
+    architecture = f"{family.capitalize()}ForCausalLM"
     return AutoConfig.for_model(
         family, **fields, architectures=[architecture], attn_implementation="sdpa", tie_word_embeddings=True
     )

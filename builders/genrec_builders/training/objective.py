@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,7 +16,7 @@ from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel, last_positions
 from genrec.model.draft_head import History
 from genrec.model.nezha import NezhaModel
-from genrec.model.packing import pack_rows, packed_structure
+from genrec.model.packing import pack_rows, structure_of
 from genrec.prompt import PromptLayout
 
 IGNORED = -100  # a target that does not count, to cross_entropy
@@ -58,16 +58,27 @@ class NezhaObjective(Objective):
 
     auxiliary_weight: weight of the next-token loss on the history's own SID tokens, whose logits are products with
     the input embeddings. Without a prompt prefix nothing stands before a row's first code, which the loss leaves out.
+    heads: the rows of each level's codes in an output head that a checkpoint has beside the embeddings, [T_l, d] each:
+    the logits are products with these, which stay as they are.
     """
 
     model: NezhaModel
 
-    def __init__(self, model: NezhaModel, layout: PromptLayout, auxiliary_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: NezhaModel,
+        layout: PromptLayout,
+        auxiliary_weight: float = 0.0,
+        heads: Sequence[Tensor] | None = None,
+    ) -> None:
         super().__init__(model, layout)
         self.auxiliary_weight = auxiliary_weight
+        self.own_heads = heads is not None
         for level in range(layout.space.depth):
             tokens = torch.from_numpy(layout.level_tokens(level).astype(np.int64))
             self.register_buffer(f"level_tokens_{level}", tokens, persistent=False)
+            if heads is not None:
+                self.register_buffer(f"head_{level}", heads[level], persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -92,15 +103,15 @@ class NezhaObjective(Objective):
         """Hidden states of packed rows [R, S, d], of them h_0 .. h_L of each group [R, N - 1, L + 1, d], and what the
         transitions read."""
         layout, items = self.layout, batch.sids.shape[1]
-        structure = packed_structure(len(layout.prefix), layout.space.depth, items)
+        structure = structure_of(layout, items)
         hidden, inputs = self.model.hidden_states(
             pack_rows(layout, batch.sids).to(device),
             structure.positions[None].to(device),
             structure.allowed.to(device),
         )
         # Slices, whose gradients are faster than a gather's and added up in a fixed order.
-        first = len(layout.prefix) + layout.space.depth - 1
-        last_history = hidden[:, first : structure.history_end : layout.space.depth]
+        first = len(layout.opening) + layout.item_tokens - 1
+        last_history = hidden[:, first : structure.history_end : layout.item_tokens]
         placeholders = hidden[:, structure.history_end :].unflatten(1, (items - 1, -1))
         states = torch.cat([last_history[:, :, None], placeholders], 2)
         return hidden, states, self.packed_history(inputs[:, : structure.history_end], items)
@@ -109,10 +120,9 @@ class NezhaObjective(Objective):
         """Of rows of `items` items, from the states before the last layer of all but placeholders, [R, S, d]."""
         if not self.model.draft_head.attention_heads:
             return None
-        depth = self.layout.space.depth
-        structure = packed_structure(len(self.layout.prefix), depth, items)
+        structure = structure_of(self.layout, items)
         # A group's history is what its placeholders may attend to, but for themselves.
-        seen = structure.allowed[structure.history_end :: depth, : structure.history_end]
+        seen = structure.allowed[structure.history_end :: self.layout.space.depth, : structure.history_end]
         return History(self._last_norm(inputs), seen[None].to(inputs.device))
 
     def _last_norm(self, inputs: Tensor) -> Tensor:
@@ -127,21 +137,24 @@ class NezhaObjective(Objective):
     def _history_loss(self, hidden: Tensor, sids: Tensor, counted: np.ndarray) -> Tensor:
         depth, groups = self.layout.space.depth, sids.shape[1] - 1
         # Each token before an item's code predicts that code: [R, N - 1, L, d]. Items before the last target count.
-        start = len(self.layout.prefix) - 1
-        before = hidden[:, max(0, start) : start + groups * depth]
+        start, item = len(self.layout.opening) - 1, self.layout.item_tokens
+        before = hidden[:, max(0, start) : start + groups * item]
         seen = np.flip(np.maximum.accumulate(np.flip(counted, 1), 1), 1)
         predicted = np.repeat(seen[..., None], depth, -1)
         if start < 0:
             before = F.pad(before, (0, 0, 1, 0))  # nothing stands before the first code
             predicted[:, 0, 0] = False
-        before = before.unflatten(1, (groups, depth))
+        before = before.unflatten(1, (groups, item))  # what stands before markers is not read
         targets = sids[:, :-1].masked_fill(~torch.from_numpy(predicted).to(sids.device), IGNORED)
         losses = []
         for level in range(depth):
             if not predicted[..., level].any():  # rows of one item before their target; a mean of nothing is no number
                 losses.append(hidden.new_zeros(()))
                 continue
-            table = F.embedding(self.get_buffer(f"level_tokens_{level}"), self.model.input_embeddings())
+            if self.own_heads:
+                table = self.get_buffer(f"head_{level}")
+            else:
+                table = F.embedding(self.get_buffer(f"level_tokens_{level}"), self.model.input_embeddings())
             losses.append(level_loss(before[:, :, level] @ table.T, targets[..., level]))
         return torch.stack(losses).mean()
 
@@ -170,12 +183,13 @@ class AutoregressiveObjective(Objective):
     def packed_logits(self, batch: PackedBatch) -> list[Tensor]:
         """Teacher-forced logits of items 1 .. N - 1 of each row, per level [R, N - 1, T_l]."""
         rows, items, depth = batch.sids.shape
-        tokens = self.layout.tokens_of(batch.sids).reshape(rows, -1)[:, :-1]
-        prefix = np.tile(np.asarray(self.layout.prefix, np.int32), (rows, 1))
-        token_ids = torch.from_numpy(np.concatenate([prefix, tokens], 1).astype(np.int64))
+        tokens = self.layout.history_tokens(batch.sids)[:, :-1]
+        opening = np.tile(np.asarray(self.layout.opening, np.int32), (rows, 1))
+        token_ids = torch.from_numpy(np.concatenate([opening, tokens], 1).astype(np.int64))
         hidden, _ = self.model.causal_states(token_ids.to(self.model.input_embeddings().device))
-        first = len(self.layout.prefix) + depth - 1  # the last token of a row's first item
-        return self._logits(hidden[:, first:].unflatten(1, (items - 1, depth)))
+        item = self.layout.item_tokens
+        first = len(self.layout.opening) + item - 1  # the last token of a row's first item
+        return self._logits(hidden[:, first:].unflatten(1, (items - 1, item))[:, :, :depth])
 
     def _logits(self, states: Tensor) -> list[Tensor]:
         return [self.model.level_logits(states[..., level, :], level) for level in range(states.shape[-2])]

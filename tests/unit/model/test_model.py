@@ -19,7 +19,7 @@ from genrec.model.backbone import backbone_config, last_positions
 from genrec.model.draft_head import DraftHead, History
 from genrec.model.masks import Masks
 from genrec.model.nezha import NezhaModel
-from genrec.model.packing import pack_rows, packed_structure
+from genrec.model.packing import pack_rows, structure_of
 from genrec.prompt import PromptLayout
 from genrec_builders.export.onnx import write_graph
 from genrec_builders.training.checkpoint import open_backbone
@@ -54,7 +54,7 @@ def test_a_packed_row_gives_each_position_the_hidden_states_of_its_own_prompt(fa
     model = small_model(family, layout)
     items = 9
     sids = np.random.default_rng(0).integers(0, SPACE.levels, (2, items, 3))
-    structure = packed_structure(len(layout.prefix), SPACE.depth, items)
+    structure = structure_of(layout, items)
     with torch.inference_mode():
         hidden, _ = model.hidden_states(pack_rows(layout, sids), structure.positions[None], structure.allowed)
         packed = hidden[:, structure.hidden_at]
@@ -258,7 +258,8 @@ def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: 
     original = AutoModelForCausalLM.from_config(config)
     original.save_pretrained(tmp_path)
 
-    backbone, layout = open_backbone(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", ""))
+    opened = open_backbone(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", ""))
+    backbone, layout = opened.backbone, opened.layout
     model = NezhaModel(backbone.config, SPACE.levels, 16, 32, backbone=backbone)
 
     assert layout.prefix == (1,)
