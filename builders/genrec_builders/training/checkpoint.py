@@ -119,7 +119,8 @@ def _layout(
     matched, findings = match_sid_tokens(vocabulary, facts.rows, sid_tokens or [""] * space.depth, space.levels)
     markers, found = find_markers(vocabulary, facts.rows, item_markers)
     findings += found
-    require_usable(facts.folder, [*facts.findings, *findings])
+    require_usable(facts.folder, facts.findings)
+    require_usable(folder, findings)
     maps = []
     for known, size in zip(matched, space.levels, strict=True):
         ids = np.full(size, -1)

@@ -15,6 +15,7 @@ from genrec_builders.training.checkpoint_tensors import HEAD, file_shapes
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
+_EMBEDDING = "embed_tokens.weight"
 MERGE = "merge it with peft (`merge_and_unload()`, then `save_pretrained`), and give that folder"
 # Fields of adapter_config.json that change what is computed, and are off in a plain adapter.
 _OTHERS = (
@@ -24,9 +25,9 @@ _OTHERS = (
     "lora_bias",
     "layer_replication",
     "alora_invocation_tokens",
-    "arrow_config",
     "trainable_token_indices",
 )
+_HARMLESS = ("eva_config", "megatron_config")  # and of all others that end like that, none is
 # Ways to begin that leave the base as it is. All others move a part of its weights into the adapter.
 _PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 _FACTOR = re.compile(
@@ -64,39 +65,39 @@ class Adapter:
     @property
     def rows(self) -> int | None:
         """Rows of the token embedding that it brings along; None if it leaves the base's."""
-        name = self.whole.get("embed_tokens.weight")
+        name = self.whole.get(_EMBEDDING)
         return None if name is None else self.shapes[name][0]
 
     def findings(self, shapes: Mapping[str, list[int]]) -> Iterator[Finding]:
         """What is to say about it on a base with tensors of these shapes, the output head's too if it is not tied."""
         for problem in self.problems:
-            yield Finding(REFUSE, problem)
+            yield Finding(REFUSE, problem, self.folder)
         # Where the base ties its head to the embedding, peft saves that once more.
-        tied = {HEAD} - shapes.keys() if "embed_tokens.weight" in self.whole else set()
+        tied = {HEAD} - shapes.keys() if _EMBEDDING in self.whole else set()
         if lacking := [name for name in (*self.updates, *(self.whole.keys() - tied)) if name not in shapes]:
-            yield Finding(
-                REFUSE, f"{ADAPTER_WEIGHTS}: changes {lacking[0]}, which the base does not have{count(lacking)}"
-            )
+            text = f"{ADAPTER_WEIGHTS}: changes {lacking[0]}, which the base does not have{count(lacking)}"
+            yield Finding(REFUSE, f"{text}; give its own base", self.folder)
             return
         for name, shape in shapes.items():
-            if name in self.whole and self.shapes[self.whole[name]][1:] != shape[1:]:
-                yield _other_base(self.whole[name], self.shapes[self.whole[name]], name, shape)
+            if name in self.whole:
+                own = self.shapes[self.whole[name]]
+                rows_differ = len(own) == 2 and name in (_EMBEDDING, HEAD)  # of which there may be more
+                if own != shape and not (rows_differ and own[1] == shape[1]):
+                    yield self._other_base(self.whole[name], own, name, shape)
             if (update := self.updates.get(name)) is not None:
                 out, into = shape[::-1] if update.embedding else shape
                 (rank, down), (up, inner) = self.shapes[update.down], self.shapes[update.up]
-                rows = self.rows if update.embedding else None
-                if (up, down) != (out, rows or into) or rank != inner:
-                    yield _other_base(update.down, [up, down], name, shape)
+                if (up, down) != (out, (self.rows if update.embedding else None) or into) or rank != inner:
+                    yield self._other_base(update.down, [up, down], name, shape)
         scales = sorted({round(update.scale, 6) for update in self.updates.values()})
-        whole = f", {len(self.whole)} tensors of its own" if self.whole else ""
+        rows = "" if self.rows is None else f", one an embedding of {self.rows} rows"
+        whole = f", {len(self.whole)} tensors of its own{rows}" if self.whole else ""
         by = ", ".join(f"{scale:g}" for scale in scales)
         yield Finding(USE, f"{self.folder}: LoRA adapter, {len(self.updates)} tensors merged by {by}{whole}")
 
-
-def _other_base(own: str, shape: list[int], name: str, base: list[int]) -> Finding:
-    return Finding(
-        REFUSE, f"{ADAPTER_WEIGHTS}: {own} is for a tensor of {shape}, {name} of the base has {base}; give its own base"
-    )
+    def _other_base(self, own: str, shape: list[int], name: str, base: list[int]) -> Finding:
+        text = f"{ADAPTER_WEIGHTS}: {own} is for a tensor of {shape}, {name} of the base has {base}"
+        return Finding(REFUSE, f"{text}; give its own base", self.folder)
 
 
 def has_adapter(folder: Path) -> bool:
@@ -168,8 +169,8 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     kind = config.get("peft_type")
     if kind != "LORA":
         yield f"{ADAPTER_CONFIG}: peft_type {kind!r} is not supported, only 'LORA' is; {MERGE}"
-    for name in _OTHERS:
-        if config.get(name):
+    for name in config:
+        if config[name] and (name in _OTHERS or (name.endswith("_config") and name not in _HARMLESS)):
             yield f"{ADAPTER_CONFIG}: {name} {config[name]!r} is not supported; {MERGE}"
     begun = config.get("init_lora_weights", True)
     if begun not in _PLAIN_BEGINNINGS:

@@ -12,10 +12,14 @@ UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, Arithme
 
 
 class Finding(NamedTuple):
-    """One fact. kind: USE, NEW for what starts random because it was asked for, WARNING, DROP or REFUSE."""
+    """One fact. kind: USE, NEW for what starts random because it was asked for, WARNING, DROP or REFUSE.
+
+    folder: of what is refused, if it is not the checkpoint's own.
+    """
 
     kind: str
     text: str
+    folder: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.text}"
@@ -23,10 +27,10 @@ class Finding(NamedTuple):
 
 def require_usable(folder: Path, findings: Iterable[Finding]) -> None:
     """Raise ValueError with the first refusal among `findings`, if there is one."""
-    refused = [finding.text for finding in findings if finding.kind == REFUSE]
+    refused = [finding for finding in findings if finding.kind == REFUSE]
     if refused:
         more = f" (and {len(refused) - 1} more: `genrec checkpoint check {folder}` lists them)" * (len(refused) > 1)
-        raise ValueError(f"{folder}/{refused[0]}{more}")
+        raise ValueError(f"{refused[0].folder or folder}/{refused[0].text}{more}")
 
 
 def count(names: Sequence[str]) -> str:

@@ -148,6 +148,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         tensors(lambda t: t.update({f"{PREFIX}{QUERIES}.lora_A.weight": torch.ones(4, 48)})),
         r"is for a tensor of \[32, 48\], layers.0.self_attn.q_proj.weight of the base has \[32, 32\]",
     ),
+    "a norm of another base": (
+        tensors(lambda t: t.update({f"{PREFIX}norm.modules_to_save.weight": torch.ones(48)})),
+        r"norm.modules_to_save.weight is for a tensor of \[48\], norm.weight of the base has \[32\]",
+    ),
     "nothing in it": (tensors(lambda t: t.clear()), "holds no LoRA weights"),
     "a base with one of its own": (
         lambda f: shutil.copy(f / "adapter" / "adapter_config.json", f / "base"),

@@ -19,6 +19,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from genrec.bundle import BundleError
+from genrec.bundle.checkpoint_shapes import FAMILIES
 from genrec.catalog import PrefixTable, RuleMasks, SemanticIdSpace
 from genrec.engines.base import Drafts
 from genrec.engines.onnx import CODES, RULE_BITS, RULE_ROWS, SCORES, OnnxEngine, graph_masks
@@ -421,6 +422,52 @@ def test_codes_may_be_written_with_leading_zeros(tmp_path: Path) -> None:
     assert "use: level 0, '<a_{:03}>': all 4 SID tokens found" in said(folder, ("<a_{:03}>", "<b_{}>"))
 
 
+@pytest.mark.parametrize("form", ["added_tokens.json", "tokenizer_config.json", "vocab.json"])
+def test_tokens_are_known_from_the_files_of_an_older_tokenizer_too(form: str, tmp_path: Path) -> None:
+    """Without a tokenizer.json text cannot be read, but codes can."""
+    folder = saved(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    numbers: dict[str, Any] = {word: number for number, word in enumerate(WORDS)}
+    if form == "tokenizer_config.json":
+        numbers = {"added_tokens_decoder": {str(number): {"content": word} for word, number in numbers.items()}}
+    put(folder, form, json.dumps(numbers))
+    _, layout = opened(folder, SPACE, 5, PATTERNS)
+    assert layout.level_tokens(1).tolist() == list(range(6, 12))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: is missing, but text queries need it.*save_pretrained"):
+        open_backbone(folder, SPACE, 5, PATTERNS, max_query=4)
+
+
+def test_a_list_of_added_tokens_that_is_none_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    put(folder, "added_tokens.json", '{"<a_0>": "two"}')
+    with pytest.raises(ValueError, match=r"added_tokens\.json: cannot be read: .*no whole number; get it again"):
+        open_backbone(folder, SPACE, 5, PATTERNS)
+
+
+# Markers
+
+
+MARKED = [*WORDS, "<|sid_begin|>", "<|sid_end|>"]
+MARKERS = ("<|sid_begin|>", "<|sid_end|>")
+
+
+def test_item_markers_are_tokens_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = saved(tmp_path, words=MARKED)
+    assert "use: <|sid_begin|> and <|sid_end|> around each item" in said(folder, item_markers=MARKERS)
+    assert opened(folder, SPACE, 5, PATTERNS, item_markers=MARKERS)[1].markers == (13, 14)
+    hint = [line for line in said(folder) if line.startswith("warning")]
+    assert len(hint) == 1 and "<|sid_begin|>, <|sid_end|>" in hint[0] and "--item-markers" in hint[0]
+
+
+def test_item_markers_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, words=MARKED, vocab_size=14)
+    with pytest.raises(ValueError, match=r"no token '<\|sid_start\|>', an item marker; it has .*<\|sid_"):
+        open_backbone(folder, SPACE, 5, PATTERNS, item_markers=("<|sid_start|>", "<|sid_end|>"))
+    with pytest.raises(ValueError, match=r"'<\|sid_end\|>', an item marker, has no row among the 14"):
+        open_backbone(folder, SPACE, 5, PATTERNS, item_markers=MARKERS)
+
+
 def test_two_levels_cannot_share_their_tokens(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"levels 0 and 1 have the same SID token pattern '<a_\{\}>'"):
         open_backbone(saved(tmp_path), SPACE, 5, ("<a_{}>", "<a_{}>"))
@@ -436,17 +483,19 @@ def test_what_is_dropped_is_said(tmp_path: Path) -> None:
     assert "drop: config.json: selfmade_scale: nothing reads it" in lines
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fields_that_transformers_writes_need_no_word(family: str, tmp_path: Path) -> None:
-    folder = saved(tmp_path, family, tie_word_embeddings=True)
+    folder = saved(tmp_path, family, tie_word_embeddings=True, sliding_window=None)
     (folder / "config.json").write_text(json.dumps(AutoConfig.from_pretrained(folder).to_dict()))
     assert [line for line in said(folder) if not line.startswith("use")] == []
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fields_that_are_left_out_have_the_familys_values(family: str, tmp_path: Path) -> None:
     config = AutoConfig.for_model(family)
     assert {name: getattr(config, name) for name in DEFAULTS[family]} == DEFAULTS[family]
+    if family == "mistral":
+        return
     folder = saved(tmp_path, family, num_key_value_heads=4)
     if family == "llama":
         configured(folder, num_key_value_heads=..., head_dim=..., bos_token_id=..., attention_bias=..., mlp_bias=...)
