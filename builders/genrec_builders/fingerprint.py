@@ -36,6 +36,7 @@ def build_fingerprint(dataset: Dataset, config: BuildConfig) -> Fingerprint:
         **_kinds(dataset.items.typed),
         "checkpoint": "none" if config.checkpoint is None else checkpoint_fingerprint(config.checkpoint),
         **adapter,
+        **({"training of the head alone": "2"} if config.training.freeze_backbone else {}),
         **flat(settings),
     }
 

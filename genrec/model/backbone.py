@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, DynamicCache, PretrainedConfig, PreTrainedModel
 
 from genrec.bundle.checkpoint_shapes import DECODERS, FAMILIES
 from genrec.errors import in_words
@@ -78,14 +78,17 @@ class BackboneModel(nn.Module, ABC):
         """The backbone's token embeddings, [vocabulary, d]."""
         return self.model.get_input_embeddings().weight
 
-    def hidden_states(self, token_ids: Tensor, positions: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    def hidden_states(
+        self, token_ids: Tensor, positions: Tensor, allowed: Tensor, cache: DynamicCache | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Hidden states after the final norm, and those before the last layer and its norm, [B, S, d] each.
 
         token_ids: int64 [B, S]. positions: int64 [1 or B, S]. allowed: bool [S, S] or [B, 1, S, S], True where the
-        row's token may attend to the column's.
+        row's token may attend to the column's. cache: keys and values of C tokens that stand before these, which are
+        added to it; the columns are then those C and these S.
         """
         mask = allowed if allowed.dim() == 4 else allowed[None, None]
-        options = {"use_cache": False, "output_hidden_states": True}
+        options = {"use_cache": cache is not None, "past_key_values": cache, "output_hidden_states": True}
         out = self.model(input_ids=token_ids, position_ids=positions, attention_mask=mask, **options)
         return out.last_hidden_state, out.hidden_states[-2]
 

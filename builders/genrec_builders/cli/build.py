@@ -199,7 +199,7 @@ def _training_config(
         code_embedding_scale=code_embeddings,
         transition_scale=transitions,
         projection_scale=projections,
-        dropout=usual[0] if dropout is None else dropout,
+        dropout=(0.0 if settings["freeze_backbone"] else usual[0]) if dropout is None else dropout,
         head_dropout=usual[1] if head_dropout is None else head_dropout,
         **settings,
     )

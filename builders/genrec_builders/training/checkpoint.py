@@ -110,8 +110,9 @@ def _layout(
 ) -> tuple[PromptLayout, list[Finding]]:
     """The layout of a checkpoint's tokens, and what there is to say about them. Raises ValueError for a refusal."""
     folder = facts.tokenizer_folder
-    needed = "sid_tokens names tokens in it" if any(sid_tokens or ()) else "text queries need it" if max_query else ""
-    vocabulary = read_vocabulary(folder, needed or ("item_markers names tokens in it" if item_markers else ""))
+    needed = "text queries need it" if max_query else "sid_tokens names tokens in it" if any(sid_tokens or ()) else ""
+    needed = needed or ("item_markers names tokens in it" if item_markers else "")
+    vocabulary = read_vocabulary(folder, needed, text=max_query > 0)
     free = max(facts.rows, max(vocabulary.values(), default=-1) + 1)
     if free + sum(space.levels) > np.iinfo(np.int32).max:
         # Before anything is counted out: the layout says which level it is.

@@ -12,7 +12,7 @@ from genrec_builders.training.checkpoint_adapter import MERGE, Adapter, base_nam
 from genrec_builders.training.checkpoint_config import CONFIG, config_problems, read_config, unread, window_in_use
 from genrec_builders.training.checkpoint_findings import DROP, REFUSE, USE, WARNING, Finding, examples, require_usable
 from genrec_builders.training.checkpoint_tensors import HEAD, WEIGHTS_FILES, backbone_shapes, compared, read_shapes
-from genrec_builders.training.checkpoint_tokens import WRITE_TOKENIZER, read_vocabulary, text_finding
+from genrec_builders.training.checkpoint_tokens import read_vocabulary, text_finding
 
 _LANGUAGE_MODEL = "give a causal language model's folder"
 _TOKENIZERS = (TOKENIZER, "added_tokens.json")  # a folder with one of them has a tokenizer of its own
@@ -126,9 +126,7 @@ def require_language_model(folder: Path) -> None:
     if facts.has_head is False and not facts.tied:
         text = f"{facts.file}: tensor {HEAD} is missing, and {CONFIG} does not tie it to the embedding"
         findings.append(Finding(REFUSE, f"{text}; {_LANGUAGE_MODEL}"))
-    vocabulary = read_vocabulary(folder, "texts are written with it")
-    if not (folder / TOKENIZER).exists():
-        findings.append(Finding(REFUSE, f"{TOKENIZER}: is missing, but texts are written with it; {WRITE_TOKENIZER}"))
+    vocabulary = read_vocabulary(folder, "texts are written with it", text=True)
     for finding in text_finding(vocabulary, facts.rows):
         findings.append(Finding(REFUSE, f"{TOKENIZER}: {finding.text}; save the model after resize_token_embeddings"))
     require_usable(folder, findings)

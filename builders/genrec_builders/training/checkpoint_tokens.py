@@ -15,10 +15,7 @@ from genrec.errors import in_words
 from genrec_builders.training.checkpoint_config import read_json_object, require_no_pointer
 from genrec_builders.training.checkpoint_findings import NEW, REFUSE, UNUSABLE, USE, WARNING, Finding, examples
 
-# What writes the file that text queries need.
-WRITE_TOKENIZER = (
-    "`AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes it from the files of an older tokenizer"
-)
+_WRITE = "`AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)` writes it from the files of an older tokenizer"
 _DECODER = "added_tokens_decoder"
 _MARKER = re.compile(r"<\|?(?:sid|item)_?(?:begin|start|end|stop)\|?>")
 
@@ -51,10 +48,11 @@ def require_patterns(patterns: Sequence[str], depth: int | None = None) -> None:
         seen[pattern] = level
 
 
-def read_vocabulary(folder: Path, needed_for: str = "") -> dict[str, int]:
-    """Token ids of the tokenizer, empty without one. needed_for: why it must be there. Raises ValueError.
+def read_vocabulary(folder: Path, needed_for: str = "", text: bool = False) -> dict[str, int]:
+    """Token ids of the tokenizer, empty without one. Raises ValueError.
 
-    Older folders have no `tokenizer.json`: then the tokens that were added are known from other files, text is not.
+    needed_for: why it must be there. text: whether text is to be read. Without a `tokenizer.json`, as in older folders,
+    added tokens are known from other files, and text is not.
     """
     path = folder / TOKENIZER
     if path.exists():
@@ -63,9 +61,9 @@ def read_vocabulary(folder: Path, needed_for: str = "") -> dict[str, int]:
             return Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
         except Exception as error:  # the package raises no class of its own
             raise ValueError(f"{path}: is no tokenizer: {in_words(error)}; get it again") from error
-    vocabulary = _added_tokens(folder)
+    vocabulary = {} if text else _added_tokens(folder)
     if needed_for and not vocabulary:
-        raise ValueError(f"{path}: is missing, but {needed_for}; {WRITE_TOKENIZER}")
+        raise ValueError(f"{path}: is missing, but {needed_for}; {_WRITE}")
     return vocabulary
 
 
@@ -113,7 +111,7 @@ def find_markers(
 ) -> tuple[tuple[int, ...], list[Finding]]:
     """Token ids of the tokens that begin and end an item, none without, and what is to say about them."""
     if markers is None:
-        there = [name for name in vocabulary if _MARKER.fullmatch(name)]
+        there = sorted(filter(_MARKER.fullmatch, vocabulary), key=vocabulary.__getitem__)
         text = f"the tokenizer has {examples(there)}: if such tokens stand around each item in the checkpoint's"
         return (), [Finding(WARNING, f"{text} training, name them with --item-markers")] if there else []
     for name in markers:

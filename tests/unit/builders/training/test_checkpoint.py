@@ -493,7 +493,8 @@ def test_fields_that_transformers_writes_need_no_word(family: str, tmp_path: Pat
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fields_that_are_left_out_have_the_familys_values(family: str, tmp_path: Path) -> None:
     config = AutoConfig.for_model(family)
-    assert {name: getattr(config, name) for name in DEFAULTS[family]} == DEFAULTS[family]
+    off = {"sliding_window": None} if family == "qwen2" else {}  # one that is not in use, transformers forgets
+    assert {name: getattr(config, name) for name in DEFAULTS[family]} == DEFAULTS[family] | off
     if family == "mistral":
         return
     folder = saved(tmp_path, family, num_key_value_heads=4)

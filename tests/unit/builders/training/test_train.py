@@ -28,6 +28,7 @@ from genrec_builders.training.objective import (
     PromptBatch,
     add_dropout,
     dropped,
+    freeze_backbone,
 )
 from genrec_builders.training.query import EncodedQueries
 
@@ -269,6 +270,35 @@ def test_a_frozen_backbone_keeps_all_but_the_placeholders_embeddings() -> None:
     after = objective.model.input_embeddings()
     rows = (after != before["model.embed_tokens.weight"]).any(1).nonzero().flatten().tolist()
     assert rows == list(LAYOUT.placeholders)
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, MARKED], ids=["plain", "markers"])
+def test_a_frozen_backbones_loss_and_gradients_are_those_of_the_whole_pass(layout: PromptLayout) -> None:
+    """Though only the placeholders' pass has gradients."""
+    objective = new_objective(auxiliary_weight=0.0, layout=layout).eval()
+    assert isinstance(objective, NezhaObjective)
+    batch = PackedBatch(SIDS[np.random.default_rng(2).integers(0, 40, (3, 5))], np.ones((3, 4), bool))
+    whole = objective(batch)
+    whole.backward()
+    places = list(layout.placeholders)
+    expected = objective.model.input_embeddings().grad[places].clone()  # type: ignore[index]
+    write = freeze_backbone(objective)
+    trained = objective.model.placeholder_embeddings
+    loss = objective(batch)
+    loss.backward()
+    assert loss.item() == pytest.approx(whole.item(), abs=1e-5)
+    torch.testing.assert_close(trained.grad, expected, rtol=1e-4, atol=1e-6)
+    torch.nn.init.ones_(trained)
+    changed = objective(batch).item()
+    write()
+    assert objective(batch).item() == pytest.approx(changed, abs=1e-5) and changed != whole.item()
+    assert "placeholder_embeddings" not in objective.model.state_dict()
+
+
+def test_beam_search_has_no_head_to_train_alone() -> None:
+    objective = new_objective("autoregressive")
+    with pytest.raises(ValueError, match="a draft head alone is trained, and this decoder has none"):
+        train(objective, [packed(objective)], TrainingConfig(epochs=1, freeze_backbone=True))
 
 
 @pytest.mark.parametrize(("backbone", "head"), [(0.5, 0.0), (0.0, 0.5)])
