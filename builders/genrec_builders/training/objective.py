@@ -153,7 +153,8 @@ class NezhaObjective(Objective):
         """Mean cross-entropy of the head's codes against what the frozen backbone itself says of them.
 
         It says so in every row, of all items but the last: what stands before a code there is what beam search would
-        read. hidden: of packed rows. logits: of items 1 to N - 1. seen: bool [R, N - 2], whether all but the last count.
+        read. hidden: of packed rows. logits: of items 1 to N - 1. seen: bool [R, N - 2], which of them but the last
+        count.
         """
         before = self._before_codes(hidden.detach(), seen.shape[1] + 1)[:, 1:][seen]  # [n, tokens of an item, d]
         losses = []

@@ -21,6 +21,7 @@ from genrec_builders.config import TrainingConfig
 from genrec_builders.training.examples import PackedWindows, QueryPrompts, make_windows
 from genrec_builders.training.loop import Curves, parameter_groups, train
 from genrec_builders.training.objective import (
+    TAUGHT,
     AutoregressiveObjective,
     NezhaObjective,
     Objective,
@@ -277,7 +278,9 @@ def test_a_frozen_backbones_loss_and_gradients_are_those_of_the_whole_pass(layou
     """Though only the placeholders' pass has gradients."""
     objective = new_objective(auxiliary_weight=0.0, layout=layout).eval()
     assert isinstance(objective, NezhaObjective)
-    batch = PackedBatch(SIDS[np.random.default_rng(2).integers(0, 40, (3, 5))], np.ones((3, 4), bool))
+    counted = np.zeros((3, 4), bool)
+    counted[:, -1] = True  # the last items, of which the backbone says nothing in a packed row
+    batch = PackedBatch(SIDS[np.random.default_rng(2).integers(0, 40, (3, 5))], counted)
     whole = objective(batch)
     whole.backward()
     places = list(layout.placeholders)
@@ -293,6 +296,30 @@ def test_a_frozen_backbones_loss_and_gradients_are_those_of_the_whole_pass(layou
     write()
     assert objective(batch).item() == pytest.approx(changed, abs=1e-5) and changed != whole.item()
     assert "placeholder_embeddings" not in objective.model.state_dict()
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, MARKED, replace(LAYOUT, prefix=())], ids=["plain", "markers", "bare"])
+def test_a_frozen_backbone_teaches_what_its_beam_search_would_score(layout: PromptLayout) -> None:
+    objective = new_objective(auxiliary_weight=0.0, layout=layout).eval()
+    assert isinstance(objective, NezhaObjective)
+    sids = SIDS[np.random.default_rng(2).integers(0, 40, (1, 4))]
+    counted = np.array([[True, False, True]])  # item 1, which the backbone can tell, and the last one
+    plain = AutoregressiveModel(objective.model.config, layout.sid_tokens, objective.model.model).eval()
+    hard = objective(PackedBatch(sids, counted)).item()
+    prompt = replace(layout, placeholders=()).encode(sids[0, :1])
+    soft = []
+    with torch.no_grad():
+        tokens = torch.from_numpy(layout.encode(sids[0, :1]))[None]
+        hidden, read = objective.model.prefill(tokens, torch.tensor([tokens.shape[1]]))
+        logits = objective.model.draft_head.logits(hidden[:, None], torch.from_numpy(sids[:, 1:2]).long(), read)
+        for level in range(2):
+            before = torch.from_numpy(np.concatenate([prompt, layout.tokens_of(sids[0, 1])[:level]]))[None]
+            states, _ = plain.prefill(before, torch.tensor([before.shape[1]]))
+            taught = plain.level_logits(states[0, 0], level).softmax(-1)
+            soft.append(-(taught * logits[level][0, 0].log_softmax(-1)).sum().item())
+        freeze_backbone(objective)
+        found = objective(PackedBatch(sids, counted)).item()
+    assert found == pytest.approx(TAUGHT * np.mean(soft) + (1 - TAUGHT) * hard, abs=1e-5)
 
 
 def test_beam_search_has_no_head_to_train_alone() -> None:
