@@ -96,6 +96,8 @@ def build_bundle(dataset: Dataset, out: Path, config: BuildConfig, track: Track)
     require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
     split = split_leave_one_out(dataset.interactions)
     print_line(require_data(dataset, split, config))
+    if config.training.freeze_backbone:
+        _require_codes(config)
     if config.checkpoint is not None and not (config.checkpoint / MANIFEST).exists():  # else it is a bundle
         facts = read_facts(config.checkpoint, config.adapter)
         require_usable(facts.folder, facts.findings)  # the semantic IDs of many items take minutes
@@ -374,6 +376,19 @@ def _model(
         layout = replace(layout, placeholders=())
         return AutoregressiveModel(backbone_settings, layout.sid_tokens, backbone, heads), layout, None
     return NezhaModel(backbone_settings, space.levels, **asdict(config.head), backbone=backbone), layout, heads
+
+
+def _require_codes(config: BuildConfig) -> None:
+    """Raises ValueError for a backbone that cannot stay as it is: one that knows no codes, or has no head to teach."""
+    if config.checkpoint is None:
+        raise ValueError("a frozen backbone must be a trained one: give a checkpoint")
+    if config.decoder == BEAM_SEARCH:
+        raise ValueError(f"with a frozen backbone a draft head alone is trained, and {BEAM_SEARCH} has none")
+    if not (config.checkpoint / MANIFEST).exists() and not all(config.sid_tokens or [""]):
+        raise ValueError(
+            f"{config.checkpoint}: a frozen backbone must know the codes of every level: give a pattern of SID tokens "
+            "for each, or train the backbone, too"
+        )
 
 
 def _version(config: BuildConfig) -> str:

@@ -142,6 +142,30 @@ def test_beam_search_scores_with_the_checkpoints_own_output_head(few: Any, tmp_p
         assert torch.equal(rows[0], rows[1]) and torch.equal(rows[0], rows[2])
 
 
+@pytest.mark.parametrize("patterns", [None, ("<a_{}>", "<b_{}>", "")])
+def test_a_backbone_that_does_not_know_the_codes_cannot_stay_as_it_is(patterns: Any, few: Any, tmp_path: Path) -> None:
+    dataset, config, track = few
+    told = made("minionerec", tmp_path) | {"sid_tokens": patterns}
+    config = replace(config, training=replace(config.training, freeze_backbone=True), **told)
+    with pytest.raises(ValueError, match="minionerec: a frozen backbone must know the codes of every level"):
+        build_bundle(dataset, tmp_path / "bundle", config, track)
+
+
+@pytest.mark.training
+def test_a_frozen_checkpoint_is_the_same_bit_for_bit(few: Any, tmp_path: Path) -> None:
+    dataset, config, track = few
+    told = made("openonerec", tmp_path)
+    training = replace(config.training, freeze_backbone=True, learning_rate=1e-2)
+    build_bundle(dataset, tmp_path / "bundle", replace(config, training=training, **told), track)
+    before = open_backbone(space=SPACE, max_history=20, say=lambda line: None, **told)
+    after = load_checkpoint(tmp_path / "bundle" / CHECKPOINT)
+    rows = len(before.backbone.embed_tokens.weight) - 3  # all but the placeholders
+    for name, tensor in before.backbone.state_dict().items():
+        kept = after.model.state_dict()[name]
+        assert torch.equal(kept[:rows], tensor[:rows]) if name == "embed_tokens.weight" else torch.equal(kept, tensor)
+    assert after.draft_head.transition_mixes[0].weight.any(), "the head has learned"
+
+
 def test_a_window_is_taken_out_if_no_prompt_is_longer(tmp_path: Path) -> None:
     """The mistral example's window holds 20 items; what is saved has none, so that no later prompt is cut either."""
     told = made("mistral", tmp_path)
