@@ -244,7 +244,7 @@ def test_tensors_reshaped_missing_and_too_many(hollow_copy: Path, monkeypatch: p
     [
         ({"vocab_size": 30}, "vocab_size 30 is below the layout's 53 token ids"),
         ({"max_position_embeddings": 60}, "max_position_embeddings 60 is below the longest prompt"),
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is neither qwen3 nor llama"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is none of qwen3, llama, qwen2, mistral"),
     ],
 )
 def test_a_config_that_cannot_serve(
