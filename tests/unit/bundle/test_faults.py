@@ -332,7 +332,7 @@ def test_a_damaged_tokenizer_fails_its_checksum(text_copy: Path) -> None:
         ({"text_tokens": 256}, "the layout has room for 256"),
         ({"text_tokens": 10**6}, "is below the layout's"),
         ({"text_tokens": 10**12}, "is above 2147483647"),
-        ({"text_offset": 3}, "are also used as SID, prefix or placeholder tokens"),
+        ({"text_offset": 3}, "are also used as SID, prefix, placeholder or marker tokens"),
         ({"max_query": 0}, "must both be positive, or both 0"),
         ({"max_query": 10**12}, "is below the longest prompt's"),
     ],
