@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from genrec.bundle import (
     BUNDLE,
@@ -65,7 +66,8 @@ from genrec_builders.preflight import (
 )
 from genrec_builders.semantic_ids import collision_report, fit_residual_kmeans, measure_fit
 from genrec_builders.training.checkpoint import open_backbone, print_line
-from genrec_builders.training.checkpoint_facts import read_facts, require_usable
+from genrec_builders.training.checkpoint_facts import read_facts
+from genrec_builders.training.checkpoint_findings import require_usable
 from genrec_builders.training.examples import PackedWindows, QueryPrompts, Source, make_windows
 from genrec_builders.training.loop import Curves, require_same_state, train
 from genrec_builders.training.objective import AutoregressiveObjective, NezhaObjective, Objective
@@ -92,14 +94,16 @@ def build_bundle(
     """
     if config.max_query and dataset.interactions.queries is None:
         raise ValueError("max_query is set, but the interactions have no column `query` to train with")
-    require_places(out, [config.checkpoint])
+    require_places(out, [config.checkpoint, config.adapter])
     with track("split"):
         fingerprint = build_fingerprint(dataset, config)
         require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
         split = split_interactions(dataset.interactions, config.split_at)
     print_line(require_data(dataset, split, config))
+    if config.training.freeze_backbone:
+        _require_codes(config)
     if config.checkpoint is not None and not (config.checkpoint / MANIFEST).exists():  # else it is a bundle
-        facts = read_facts(config.checkpoint)
+        facts = read_facts(config.checkpoint, config.adapter)
         require_usable(facts.folder, facts.findings)  # the semantic IDs of many items take minutes
     if not config.training.epochs:
         print_line("not trained: with 0 epochs the weights stay as they are, random where no checkpoint has them")
@@ -111,12 +115,14 @@ def build_bundle(
         dataset.items.item_ids, sids, popularity(split, len(dataset.items)), columns=dataset.items.typed
     )
     work = new_work(out)
-    model, layout = _model(dataset, split, space, config, work)
+    model, layout, heads = _model(dataset, split, space, config, work)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     require_disk(out, parameters, config)
     tokenizer = QueryTokenizer(work / TOKENIZER, layout) if config.max_query else None
     with track("train") as task:
-        curves = _train(model, layout, catalog, split, tokenizer, config, work / STATE, fingerprint, task, tensorboard)
+        curves = _train(
+            model, layout, heads, catalog, split, tokenizer, config, work / STATE, fingerprint, task, tensorboard
+        )
     if not PartialState().is_main_process:
         return None
     with new_bundle(out) as folder:
@@ -286,6 +292,7 @@ def split_record(split: Split, split_at: str | None) -> dict[str, Any]:
 def _train(
     model: BackboneModel,
     layout: PromptLayout,
+    heads: Sequence[Tensor] | None,
     catalog: Catalog,
     split: Split,
     tokenizer: QueryTokenizer | None,
@@ -305,7 +312,9 @@ def _train(
         )
     objective: Objective
     if isinstance(model, NezhaModel):
-        objective = NezhaObjective(model, layout, config.training.auxiliary_weight)
+        # What it predicts, no trained weight can change in a frozen backbone.
+        auxiliary_weight = 0.0 if config.training.freeze_backbone else config.training.auxiliary_weight
+        objective = NezhaObjective(model, layout, auxiliary_weight, heads)
     else:
         assert isinstance(model, AutoregressiveModel)
         objective = AutoregressiveObjective(model, layout)
@@ -355,17 +364,27 @@ def _semantic_ids(
 
 def _model(
     dataset: Dataset, split: Split, space: SemanticIdSpace, config: BuildConfig, work: Path
-) -> tuple[BackboneModel, PromptLayout]:
-    """The model to train and its prompts; puts a text bundle's tokenizer into the folder `work`."""
+) -> tuple[BackboneModel, PromptLayout, Sequence[Tensor] | None]:
+    """The model to train, its prompts, and the output heads of a checkpoint that are not its embeddings.
+
+    Puts a text bundle's tokenizer into the folder `work`.
+    """
     if config.decoder not in DECODERS:
         raise ValueError(f"decoder {config.decoder!r} is unknown; use one of {DECODERS}")
-    backbone = None
+    backbone = heads = None
     if config.checkpoint is not None:
-        backbone, layout = open_backbone(
-            config.checkpoint, space, config.max_history, config.sid_tokens, config.max_query
+        opened = open_backbone(
+            config.checkpoint,
+            space,
+            config.max_history,
+            config.sid_tokens,
+            config.max_query,
+            adapter=config.adapter,
+            item_markers=config.item_markers,
         )
-        if config.max_query:
-            shutil.copy(config.checkpoint / TOKENIZER, work / TOKENIZER)
+        backbone, layout, heads = opened.backbone, opened.layout, opened.heads
+        if opened.tokenizer is not None:
+            shutil.copy(opened.tokenizer, work / TOKENIZER)
         backbone_settings = backbone.config
     else:
         text_tokens = 0
@@ -375,8 +394,21 @@ def _model(
         backbone_settings = config.shape.config(layout)
     if config.decoder == BEAM_SEARCH:
         layout = replace(layout, placeholders=())
-        return AutoregressiveModel(backbone_settings, layout.sid_tokens, backbone), layout
-    return NezhaModel(backbone_settings, space.levels, **asdict(config.head), backbone=backbone), layout
+        return AutoregressiveModel(backbone_settings, layout.sid_tokens, backbone, heads), layout, None
+    return NezhaModel(backbone_settings, space.levels, **asdict(config.head), backbone=backbone), layout, heads
+
+
+def _require_codes(config: BuildConfig) -> None:
+    """Raises ValueError for a backbone that cannot stay as it is: one that knows no codes, or has no head to teach."""
+    if config.checkpoint is None:
+        raise ValueError("a frozen backbone must be a trained one: give a checkpoint")
+    if config.decoder == BEAM_SEARCH:
+        raise ValueError(f"with a frozen backbone a draft head alone is trained, and {BEAM_SEARCH} has none")
+    if not (config.checkpoint / MANIFEST).exists() and not all(config.sid_tokens or [""]):
+        raise ValueError(
+            f"{config.checkpoint}: a frozen backbone must know the codes of every level: give a pattern of SID tokens "
+            "for each, or train the backbone, too"
+        )
 
 
 def _version(config: BuildConfig) -> str:

@@ -88,9 +88,10 @@ class BuildConfig:
     """Everything that decides what a build makes.
 
     levels: codes per level, for catalogues without semantic IDs. checkpoint: a trained backbone to start from, instead
-    of `shape` from scratch: a Hugging Face folder of the Qwen3 or Llama family, or a bundle. sid_tokens: with the
-    former, its tokenizer's SID tokens per level, "{}" standing for the code, e.g. ("<a_{}>", "<b_{}>"); tokens that it
-    lacks are added. decoder: a draft head, of the sizes `head`, or beam search over the backbone, the baseline.
+    of `shape` from scratch: a Hugging Face folder, or a bundle (docs/checkpoints.md). With the former: sid_tokens, its
+    tokenizer's SID tokens per level, "{}" standing for the code, e.g. ("<a_{}>", "<b_{}>"), of which those that it
+    lacks are added; adapter, the folder of a LoRA adapter to merge; item_markers, the tokens that begin and end an
+    item. decoder: a draft head, of the sizes `head`, or beam search over the backbone, the baseline.
     max_query: tokens kept of a text query, 0 to train without queries. validation_users: whose validation items choose
     the best epoch, 0 for none. split_at: the moment before which interactions train, see `split_by_time`; None for
     leave-one-out.
@@ -106,6 +107,8 @@ class BuildConfig:
     shape: BackboneShape = field(default_factory=BackboneShape)
     checkpoint: Path | None = None
     sid_tokens: tuple[str, ...] | None = None
+    adapter: Path | None = None
+    item_markers: tuple[str, str] | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation_users: int = 0
     split_at: str | None = None

@@ -23,17 +23,20 @@ _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_mod
 
 def build_fingerprint(dataset: Dataset, config: BuildConfig) -> Fingerprint:
     """All that decides what a build of `dataset` makes; how many users it evaluates does not."""
-    without = ["evaluate_users", "checkpoint"]
-    without += ["split_at"]
+    without = ["evaluate_users", "checkpoint", "adapter", "split_at"]
     without += ["levels"] if dataset.items.sids is not None else []
     without += ["sid_tokens"] if config.checkpoint is None else ["shape"]
+    without += ["item_markers"] if config.item_markers is None else []  # as when there were none
     settings = {name: value for name, value in asdict(config).items() if name not in without}
+    adapter = {} if config.adapter is None else {"adapter": checkpoint_fingerprint(config.adapter)}
     settings["limits"] = {f"limit {name}": value for name, value in config.limits.model_dump().items()}
     return {
         "code format": BUILD_FORMAT,
         **data_fingerprint(dataset),
         **_kinds(dataset.items.typed),
         "checkpoint": "none" if config.checkpoint is None else checkpoint_fingerprint(config.checkpoint),
+        **adapter,
+        **({"training of the head alone": "2"} if config.training.freeze_backbone else {}),
         **flat(settings),
         **_split(dataset, config.split_at),
     }

@@ -12,7 +12,7 @@ from genrec.errors import in_words, shown
 from genrec.json_files import MOST_JSON_BYTES, parse_json, read_json
 from genrec.prompt import PromptLayout
 
-FAMILIES = ("qwen3", "llama")  # transformers' model types
+FAMILIES = ("qwen3", "llama", "qwen2", "mistral")  # transformers' model types
 DRAFT_HEAD, BEAM_SEARCH = DECODERS = ("draft_head", "beam_search")  # keys of config.json, one in each checkpoint
 MOST_LAYERS = 1000  # of a backbone
 MOST_SIZE = 2**31 - 1
@@ -79,16 +79,17 @@ def checkpoint_problems(folder: Path, levels: Sequence[int], layout: PromptLayou
 
 
 def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]:
-    """Shape of every tensor of a Qwen3 or Llama backbone with its decoder. Raises KeyError, ValueError.
+    """Shape of every tensor of a backbone of `FAMILIES` with its decoder. Raises KeyError, ValueError.
 
-    The decoder is a draft head for `levels`, or beam search, which has no tensors of its own, if `config` names it.
+    The decoder is a draft head for `levels`, or beam search if `config` names it, whose only tensors are those of
+    output heads that are not the embeddings.
     """
     for name in _SIZES:
         if name in config and (type(config[name]) is not int or not 0 <= config[name] <= MOST_SIZE):
             raise ValueError(f"{name} is {shown(config[name])}; it must be a whole number of 0 to {MOST_SIZE}")
     family = config["model_type"]
     if family not in FAMILIES:
-        raise ValueError(f"model_type {shown(family)} is neither {' nor '.join(FAMILIES)}")
+        raise ValueError(f"model_type {shown(family)} is none of {', '.join(FAMILIES)}")
     d, inner = config["hidden_size"], config["intermediate_size"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim") or d // heads
@@ -105,10 +106,10 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
     }
     if family == "qwen3":
         layer |= {"self_attn.q_norm.weight": [head_dim], "self_attn.k_norm.weight": [head_dim]}
-    if config.get("attention_bias"):
-        for name, rows in (("q", heads * head_dim), ("k", kv_heads * head_dim), ("v", kv_heads * head_dim), ("o", d)):
-            layer[f"self_attn.{name}_proj.bias"] = [rows]
-    if config.get("mlp_bias"):
+    biased = "qkv" if family == "qwen2" else "qkvo" if family != "mistral" and config.get("attention_bias") else ""
+    for name in biased:
+        layer[f"self_attn.{name}_proj.bias"] = layer[f"self_attn.{name}_proj.weight"][:1]
+    if family == "llama" and config.get("mlp_bias"):
         layer |= {"mlp.gate_proj.bias": [inner], "mlp.up_proj.bias": [inner], "mlp.down_proj.bias": [d]}
     shapes = {"model.embed_tokens.weight": [config["vocab_size"], d], "model.norm.weight": [d]}
     if not 0 <= (layers := config["num_hidden_layers"]) <= MOST_LAYERS:
@@ -116,6 +117,8 @@ def expected_shapes(config: dict, levels: Sequence[int]) -> dict[str, list[int]]
     for number in range(layers):
         shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
     if decoder_of(config) == BEAM_SEARCH:
+        if config[BEAM_SEARCH].get("heads"):
+            shapes |= {f"heads.{level}": [size, d] for level, size in enumerate(levels)}
         return shapes
     settings = head_arguments(config[DRAFT_HEAD] | {"levels": levels})
     state, wide = settings["state_size"], settings["transition_size"]

@@ -6,7 +6,15 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from genrec.json_files import parse_json, read_json
 from genrec.prompt import Limits
@@ -53,6 +61,12 @@ class PromptSection(_Section):
     text_offset: _CountOrNone = 0
     text_tokens: _CountOrNone = 0
     drop_block: _Count = 1
+    markers: tuple[int, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _readable_by_older_ones(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A genrec of before markers refuses the name, so only a bundle that has some says so."""
+        return {name: value for name, value in write(self).items() if name != "markers" or value}
 
 
 class CatalogSection(_Section):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH
@@ -22,29 +22,40 @@ Runs = Sequence[Sequence[tuple[int, int]]]  # per level, (first token id, count)
 class AutoregressiveModel(BackboneModel):
     """A backbone that writes a semantic ID code by code. Its logits are products with the input embeddings.
 
-    config: a transformers configuration of the Qwen3 or Llama family. sid_tokens: per level, the runs of token ids of
-    its codes. Prompts end with the history: they have no placeholders.
+    config: a transformers configuration of `FAMILIES`. sid_tokens: per level, the runs of token ids of its codes.
+    heads: the rows that logits are products with instead, [T_l, d] for each level, of a checkpoint that does not tie
+    its output head to the embeddings. Prompts end with the history: they have no placeholders.
     """
 
     DECODER = BEAM_SEARCH
 
-    def __init__(self, config: PretrainedConfig, sid_tokens: Runs, backbone: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        sid_tokens: Runs,
+        backbone: PreTrainedModel | None = None,
+        heads: Sequence[Tensor] | None = None,
+    ) -> None:
         super().__init__(config, backbone)
         self.sid_tokens = tuple(tuple((int(first), int(count)) for first, count in level) for level in sid_tokens)
         for level, runs in enumerate(self.sid_tokens):
             tokens = torch.cat([torch.arange(first, first + count) for first, count in runs])
             self.register_buffer(f"level_tokens_{level}", tokens, persistent=False)
+        self.heads = None if heads is None else nn.ParameterList(heads)
 
     @property
     def levels(self) -> tuple[int, ...]:
         return tuple(sum(count for _, count in runs) for runs in self.sid_tokens)
 
     def settings(self) -> dict[str, Any]:
-        return {"levels": list(self.levels), "sid_tokens": self.sid_tokens}
+        own = {} if self.heads is None else {"heads": True}
+        return {"levels": list(self.levels), "sid_tokens": self.sid_tokens} | own
 
     @classmethod
     def from_settings(cls, config: PretrainedConfig, settings: dict[str, Any]) -> AutoregressiveModel:
-        return cls(config, settings["sid_tokens"])
+        sizes = [sum(count for _, count in runs) for runs in settings["sid_tokens"]]
+        heads = [torch.empty(size, config.hidden_size) for size in sizes] if settings.get("heads") else None
+        return cls(config, settings["sid_tokens"], heads=heads)
 
     def level_tokens(self, level: int) -> Tensor:
         """Token id of each code of `level`, int64 [T_l]."""
@@ -52,7 +63,10 @@ class AutoregressiveModel(BackboneModel):
 
     def level_logits(self, hidden: Tensor, level: int) -> Tensor:
         """Logits of the codes of `level` that follow: hidden states after the final norm [..., d] -> [..., T_l]."""
-        embeddings = self.input_embeddings()[self.level_tokens(level)]
+        if self.heads is None:
+            embeddings = self.input_embeddings()[self.level_tokens(level)]
+        else:
+            embeddings = self.heads[level]
         if hidden.dtype != torch.float32:  # from here on float32, whatever the backbone's type
             hidden, embeddings = hidden.float(), embeddings.float()
         return hidden @ embeddings.T

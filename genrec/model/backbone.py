@@ -1,4 +1,4 @@
-"""A Qwen3 or Llama backbone that recommends, whatever decodes its semantic IDs, and its checkpoint on disk."""
+"""A backbone that recommends, whatever decodes its semantic IDs, and its checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, DynamicCache, PretrainedConfig, PreTrainedModel
 
 from genrec.bundle.checkpoint_shapes import DECODERS, FAMILIES
 from genrec.errors import in_words
@@ -27,7 +27,7 @@ Model = TypeVar("Model", bound="BackboneModel")
 class BackboneModel(nn.Module, ABC):
     """A backbone and its way of drafting semantic IDs. Parameter names: `model.*` as in transformers.
 
-    config: a transformers configuration of the Qwen3 or Llama family. backbone: its weights, or None for random ones.
+    config: a transformers configuration of `FAMILIES`. backbone: its weights, or None for random ones.
     Subclasses name their decoder in `DECODER`, under which `config.json` keeps their `settings`.
     """
 
@@ -78,14 +78,17 @@ class BackboneModel(nn.Module, ABC):
         """The backbone's token embeddings, [vocabulary, d]."""
         return self.model.get_input_embeddings().weight
 
-    def hidden_states(self, token_ids: Tensor, positions: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    def hidden_states(
+        self, token_ids: Tensor, positions: Tensor, allowed: Tensor, cache: DynamicCache | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Hidden states after the final norm, and those before the last layer and its norm, [B, S, d] each.
 
         token_ids: int64 [B, S]. positions: int64 [1 or B, S]. allowed: bool [S, S] or [B, 1, S, S], True where the
-        row's token may attend to the column's.
+        row's token may attend to the column's. cache: keys and values of C tokens that stand before these, which are
+        added to it; the columns are then those C and these S.
         """
         mask = allowed if allowed.dim() == 4 else allowed[None, None]
-        options = {"use_cache": False, "output_hidden_states": True}
+        options = {"use_cache": cache is not None, "past_key_values": cache, "output_hidden_states": True}
         out = self.model(input_ids=token_ids, position_ids=positions, attention_mask=mask, **options)
         return out.last_hidden_state, out.hidden_states[-2]
 
@@ -193,10 +196,12 @@ def last_positions(hidden: Tensor, lengths: Tensor, count: int) -> Tensor:
 
 
 def backbone_config(family: str = "qwen3", **fields: Any) -> PretrainedConfig:
-    """A small transformers configuration of `family` ("qwen3" or "llama"), to train from scratch."""
+    """A small transformers configuration of `family`, of `FAMILIES`, to train from scratch."""
     if family not in FAMILIES:
         raise ValueError(f"backbone family {family!r} is not supported; use one of {FAMILIES}")
-    architecture = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[family]
+    if family == "mistral":
+        fields = {"sliding_window": None} | fields
+    architecture = f"{family.capitalize()}ForCausalLM"
     return AutoConfig.for_model(
         family, **fields, architectures=[architecture], attn_implementation="sdpa", tie_word_embeddings=True
     )

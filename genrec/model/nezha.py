@@ -1,4 +1,4 @@
-"""NEZHA: a Qwen3 or Llama backbone with its draft head."""
+"""NEZHA: a backbone with its draft head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from genrec.model.masks import Masks
 class NezhaModel(BackboneModel):
     """Backbone and draft head. Parameter names: `model.*` as in transformers, and `draft_head.*`.
 
-    config: a transformers configuration of the Qwen3 or Llama family. levels: codes per SID level. state_size,
+    config: a transformers configuration of `FAMILIES`. levels: codes per SID level. state_size,
     transition_size, attention_heads: see `DraftHead`.
     """
 

@@ -76,12 +76,14 @@ class Sizes:
 class PlannedModel:
     """What is planned, and how it is asked unless said otherwise.
 
-    prefix: tokens of a prompt before its items. max_items: the most that a history may have, None without a limit.
+    prefix: tokens of a prompt before its items. markers: tokens of an item beside its codes. max_items: the most that a
+    history may have, None without a limit.
     """
 
     shape: Shape
     decoder: str = DRAFT_HEAD
     prefix: int = 1
+    markers: int = 0
     max_items: int | None = None
     beam_width: int = DEFAULT_BEAM
 
@@ -102,7 +104,8 @@ class PlannedModel:
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: cannot be used: {in_words(error)}; `genrec check` says what is wrong") from error
         layout = bundle.layout
-        return cls(shape, decoder, len(layout.prefix), layout.max_history, bundle.manifest.beam_width)
+        beam_width = bundle.manifest.beam_width
+        return cls(shape, decoder, len(layout.opening), len(layout.markers), layout.max_history, beam_width)
 
     def decoders(self, asked: str | None) -> tuple[str, ...]:
         """What is planned if `asked` is: a draft head beside beam search, or beam search alone. None: the model's own.
@@ -136,7 +139,7 @@ class Prompts:
                 f"items {self.items}: this bundle's prompts hold {model.max_items} at most; build it with --max-history"
             )
         items = self.items or model.max_items or DEFAULT_ITEMS
-        tokens = self.tokens or model.prefix + items * len(model.shape.levels)
+        tokens = self.tokens or model.prefix + items * (len(model.shape.levels) + model.markers)
         return Batch(tokens, self.beam_width or model.beam_width, self.size)
 
 

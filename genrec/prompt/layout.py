@@ -18,7 +18,9 @@ _NOTHING = np.empty(0, np.int32)
 class PromptLayout:
     """`[prefix] [query tokens] [SID tokens of item 1 .. item N, oldest first] <SP_1> .. <SP_L>` (arXiv 2511.18793).
 
-    No end token follows the placeholders: attention is causal, so it could not change their hidden states.
+    No end token follows the placeholders: attention is causal, so it could not change their hidden states. With
+    markers it is `.. <begin> [item 1] <end> .. <begin> [item N] <end> <begin> <SP_1> .. <SP_L>`: the next item has
+    begun, too.
 
     space: the semantic-ID space, L levels.
     prefix: token ids that start every prompt (a BOS token, if the backbone has one).
@@ -33,6 +35,7 @@ class PromptLayout:
     text_offset, text_tokens: the text tokenizer's id t, of `text_tokens`, is token text_offset + t. A vocabulary made
         for this has its text tokens apart; at offset 0 (a tokenizer of the backbone's own) they may hold SID tokens,
         placeholders or the prefix, and a query's text can then not produce those.
+    markers: the token ids that begin and end an item, for a backbone that was trained with such; else none.
     """
 
     space: SemanticIdSpace
@@ -44,6 +47,7 @@ class PromptLayout:
     text_offset: int = 0
     text_tokens: int = 0
     drop_block: int = 1
+    markers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         depth = self.space.depth
@@ -52,7 +56,9 @@ class PromptLayout:
                 f"a layout of {depth} levels needs as many placeholders and token maps, "
                 f"got {len(self.placeholders)} and {len(self.sid_tokens)}"
             )
-        special = self.prefix + self.placeholders
+        if len(self.markers) not in (0, 2):
+            raise ValueError(f"markers {self.markers} must be the token that begins an item and the one that ends it")
+        special = self.prefix + self.placeholders + self.markers
         runs = [run for level in self.sid_tokens for run in level]
         if min(special, default=0) < 0 or any(first < 0 or count < 1 for first, count in runs):
             raise ValueError("token ids must not be negative, and a run of a token map holds at least one")
@@ -69,7 +75,7 @@ class PromptLayout:
         ):
             raise ValueError("every SID code and every placeholder needs a token id of its own")
         if np.isin(self._code_tokens, special).any():
-            raise ValueError("a SID token is also used as a prefix or placeholder token")
+            raise ValueError("a SID token is also used as a prefix or placeholder token or a marker")
         if self.max_history < 1:
             raise ValueError(f"max_history must be at least 1, got {self.max_history}")
         if not 1 <= self.drop_block <= self.max_history:
@@ -84,7 +90,7 @@ class PromptLayout:
         if self.text_offset > 0 and self._reserved:
             raise ValueError(
                 f"text tokens {self.text_offset} to {self.text_offset + self.text_tokens - 1} are also used as SID, "
-                "prefix or placeholder tokens"
+                "prefix, placeholder or marker tokens"
             )
 
     @property
@@ -119,13 +125,23 @@ class PromptLayout:
     @property
     def max_tokens(self) -> int:
         """Tokens of the longest prompt."""
-        return len(self.prefix) + self.max_query + self.max_history * self.space.depth + len(self.placeholders)
+        return len(self.opening) + self.max_query + self.max_history * self.item_tokens + len(self.placeholders)
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Token ids before the first item's codes, without a query's."""
+        return self.prefix + self.markers[:1]
+
+    @property
+    def item_tokens(self) -> int:
+        """Tokens of an item: its codes, and its markers."""
+        return self.space.depth + len(self.markers)
 
     @property
     def vocabulary_size(self) -> int:
         """The smallest vocabulary that holds every token id of the layout."""
         text = self.text_offset + self.text_tokens - 1 if self.text_tokens else 0
-        return max(*self.prefix, *self.placeholders, int(self._code_tokens.max()), text) + 1
+        return max(*self.prefix, *self.placeholders, *self.markers, int(self._code_tokens.max()), text) + 1
 
     def recent(self, history: np.ndarray) -> np.ndarray:
         """The items of a whole history that its prompt keeps: [N, ...], oldest first -> [n, ...].
@@ -138,6 +154,17 @@ class PromptLayout:
     def tokens_of(self, sids: np.ndarray) -> np.ndarray:
         """Token ids of semantic IDs: integers [..., L] -> int32 [..., L]."""
         return self._code_tokens[sids + self._level_starts]
+
+    def history_tokens(self, sids: np.ndarray) -> np.ndarray:
+        """Token ids of N items behind `opening`: integers [..., N, L] -> int32 [..., N * item_tokens].
+
+        Behind an item's codes stand its end and the next one's begin, if there are markers.
+        """
+        tokens = self.tokens_of(sids)
+        if self.markers:
+            behind = np.broadcast_to(np.asarray(self.markers[::-1], np.int32), (*tokens.shape[:-1], 2))
+            tokens = np.concatenate([tokens, behind], -1)
+        return tokens.reshape(*tokens.shape[:-2], -1)
 
     def level_tokens(self, level: int) -> np.ndarray:
         """int32 [T_l]: the token id of each code of `level`."""
@@ -171,11 +198,15 @@ class PromptLayout:
     def _joined(self, sids: np.ndarray, query_tokens: np.ndarray) -> np.ndarray:
         if len(query_tokens) > self.max_query:
             raise ValueError(f"a query of {len(query_tokens)} tokens, but this layout holds {self.max_query}")
-        return np.concatenate([self._head, query_tokens, self.tokens_of(sids).ravel(), self._tail])
+        return np.concatenate([self._head, query_tokens, self._begin, self.history_tokens(sids), self._tail])
 
     @cached_property
     def _head(self) -> np.ndarray:
         return np.asarray(self.prefix, np.int32)
+
+    @cached_property
+    def _begin(self) -> np.ndarray:
+        return np.asarray(self.markers[:1], np.int32)
 
     @cached_property
     def _tail(self) -> np.ndarray:
@@ -184,7 +215,10 @@ class PromptLayout:
     @cached_property
     def _reserved(self) -> frozenset[int]:
         """Text ids whose tokens the layout uses otherwise."""
-        used = np.concatenate([self._head, self._tail, self._code_tokens]) - self.text_offset
+        used = (
+            np.concatenate([self._head, self._tail, np.asarray(self.markers, np.int32), self._code_tokens])
+            - self.text_offset
+        )
         return frozenset(used[(used >= 0) & (used < self.text_tokens)].tolist())
 
     @cached_property

@@ -98,7 +98,8 @@ class ObjectiveWithoutPlaceholders(NezhaObjective):
     def packed_states(self, batch: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, History | None]:
         depth = self.layout.space.depth
         hidden, inputs = self.model.causal_states(pack_rows(self.layout, batch.sids).to(device))
-        last = hidden[:, len(self.layout.prefix) + depth - 1 :: depth]
+        item = self.layout.item_tokens
+        last = hidden[:, len(self.layout.opening) + item - 1 :: item]
         states = last[:, :, None].expand(-1, -1, depth + 1, -1)
         return hidden, states, self.packed_history(inputs, batch.sids.shape[1])
 

@@ -50,6 +50,15 @@ def attribute_types(given: list[str] | None) -> dict[str, str]:
     return found
 
 
+def markers(given: str) -> tuple[str, str]:
+    """The tokens that begin and end an item, from the value of `--item-markers`."""
+    with usage("--item-markers", given):
+        begin, comma, end = given.partition(",")
+        if not (begin and comma and end) or "," in end or begin == end:
+            raise ValueError("write two different tokens with a comma between, such as '<|sid_begin|>,<|sid_end|>'")
+    return begin, end
+
+
 def print_quality(quality: dict) -> None:
     table = Table(title=f"test split, {quality['users']} users")
     rankings = {name: values for name, values in quality.items() if isinstance(values, dict)}

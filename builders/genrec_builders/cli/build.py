@@ -8,11 +8,19 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from genrec.bundle.checkpoint_shapes import DECODERS, FAMILIES, HeadShape
+from genrec.bundle.checkpoint_shapes import DECODERS, DRAFT_HEAD, FAMILIES, HeadShape
 from genrec.catalog import SemanticIdSpace
 from genrec.cli.arguments import numbers, one_of, usage
 from genrec.prompt import Limits
-from genrec_builders.cli.arguments import AttributeTypes, DataPath, Seed, SplitAt, attribute_types, print_quality
+from genrec_builders.cli.arguments import (
+    AttributeTypes,
+    DataPath,
+    Seed,
+    SplitAt,
+    attribute_types,
+    markers,
+    print_quality,
+)
 from genrec_builders.config import DROPOUTS, BackboneShape, BuildConfig, TrainingConfig
 
 
@@ -51,7 +59,7 @@ def build(
     split_at: SplitAt = None,
     seed: Seed = 0,
     family: Annotated[
-        str, _backbone("Family to train from scratch: qwen3 or llama.", callback=one_of(FAMILIES))
+        str, _backbone("Family to train from scratch: qwen3, llama, qwen2 or mistral.", callback=one_of(FAMILIES))
     ] = "qwen3",
     hidden_size: Annotated[
         int,
@@ -71,11 +79,18 @@ def build(
         int, _backbone("Attention heads with which the draft head reads the history; 0 for one that does not.", min=0)
     ] = HeadShape.attention_heads,
     checkpoint: Annotated[
-        Optional[Path], _backbone("Start from this Hugging Face folder of the Qwen3 or Llama family, or from a bundle.")
+        Optional[Path], _backbone("Start from this Hugging Face folder (Qwen2, Qwen3, Llama, Mistral) or bundle.")
+    ] = None,
+    adapter: Annotated[
+        Optional[Path], _backbone("LoRA adapter of peft to merge into --checkpoint, if it lies apart from it.")
     ] = None,
     sid_tokens: Annotated[
         Optional[str],
         _backbone("SID tokens per level in the tokenizer of --checkpoint's folder, e.g. '<a_{}>,<b_{}>,<c_{}>'."),
+    ] = None,
+    item_markers: Annotated[
+        Optional[str],
+        _backbone("Tokens of --checkpoint's tokenizer around each item, e.g. '<|sid_begin|>,<|sid_end|>'."),
     ] = None,
     epochs: Annotated[
         int, _training("Passes over the training data; 0 leaves the weights random, to measure speed.", min=0)
@@ -136,8 +151,13 @@ def build(
         seed=seed,
     )
     _require_heads(hidden_size, heads)
-    if sid_tokens is not None and checkpoint is None:
-        raise typer.BadParameter(f"--sid-tokens {sid_tokens!r}: they are a checkpoint's, so give --checkpoint too")
+    for option, value in {"--sid-tokens": sid_tokens, "--adapter": adapter, "--item-markers": item_markers}.items():
+        if value is not None and checkpoint is None:
+            raise typer.BadParameter(f"{option} '{value}': belongs to a checkpoint, so give --checkpoint too")
+    if freeze_backbone and decoder != DRAFT_HEAD:
+        raise typer.BadParameter(f"--freeze-backbone trains a draft head alone, and --decoder {decoder} has none")
+    if freeze_backbone and checkpoint is None:
+        raise typer.BadParameter("--freeze-backbone needs a trained backbone: give --checkpoint too")
     with usage():
         head = HeadShape(state_size, transition_size, attention_heads)
     config = _build_config(
@@ -151,6 +171,8 @@ def build(
         head=head,
         shape=BackboneShape(family, hidden_size, 3 * hidden_size, layers, heads, heads),
         checkpoint=checkpoint,
+        adapter=adapter,
+        item_markers=None if item_markers is None else markers(item_markers),
         training=training,
         validation_users=validation_users,
         split_at=split_at,
@@ -161,11 +183,11 @@ def build(
 
     from genrec_builders.preflight import require_places
 
-    require_places(out, [data, checkpoint])
+    require_places(out, [data, checkpoint, adapter])
     if tensorboard is not None:
         from genrec_builders.training.tracking import require_tracking
 
-        require_tracking(tensorboard, [data, out, checkpoint])
+        require_tracking(tensorboard, [data, out, checkpoint, adapter])
 
     from genrec.reporting.progress import track
     from genrec_builders.build import build_bundle, is_built
@@ -194,7 +216,7 @@ def _training_config(
         code_embedding_scale=code_embeddings,
         transition_scale=transitions,
         projection_scale=projections,
-        dropout=usual[0] if dropout is None else dropout,
+        dropout=(0.0 if settings["freeze_backbone"] else usual[0]) if dropout is None else dropout,
         head_dropout=usual[1] if head_dropout is None else head_dropout,
         **settings,
     )
@@ -209,7 +231,7 @@ def _require_heads(hidden_size: int, heads: int) -> None:
 
 
 def _patterns(sid_tokens: str) -> tuple[str, ...]:
-    from genrec_builders.training.checkpoint_facts import require_patterns
+    from genrec_builders.training.checkpoint_tokens import require_patterns
 
     patterns = tuple(sid_tokens.split(","))
     with usage("--sid-tokens", sid_tokens):

@@ -84,7 +84,7 @@ class PackedWindows:
         return int(self._tokens(self.windows.length).sum())
 
     def _tokens(self, length: Any) -> Any:
-        return len(self.layout.prefix) + 2 * self.layout.space.depth * (length - 1)
+        return len(self.layout.opening) + (self.layout.item_tokens + self.layout.space.depth) * (length - 1)
 
     def batch(self, examples: np.ndarray, seed: int, epoch: int) -> PackedBatch:
         """Packed rows of windows [M], padded at the end."""
@@ -117,8 +117,8 @@ class QueryPrompts:
         """Interactions, alike in prompt length; tokens_per_batch counts prompt tokens, padding included."""
         rng = np.random.default_rng([seed, epoch])
         asked = rng.permutation(np.flatnonzero(self.queries.lengths[self.queries.which] > 0))
-        sizes = self._history(asked, seed, epoch)[1] * self.layout.space.depth
-        sizes = sizes + len(self.layout.prefix) + len(self.layout.placeholders) + self.layout.max_query
+        sizes = self._history(asked, seed, epoch)[1] * self.layout.item_tokens
+        sizes = sizes + len(self.layout.opening) + len(self.layout.placeholders) + self.layout.max_query
         drawn = int(np.searchsorted(np.cumsum(sizes), self.share * self.packed_tokens, "right"))
         asked, sizes = asked[:drawn], sizes[:drawn]
         order = np.argsort(sizes, kind="stable")

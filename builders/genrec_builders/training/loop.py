@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from genrec.reporting.kept import Fingerprint, digest, flat, require_same
 from genrec_builders.config import TrainingConfig
 from genrec_builders.training.examples import Source
-from genrec_builders.training.objective import Objective, add_dropout
+from genrec_builders.training.objective import NezhaObjective, Objective, add_dropout, freeze_backbone
 from genrec_builders.training.tracking import Tracker
 
 Progress = Callable[[int, int, float], None]  # (step, steps, loss)
@@ -67,6 +67,7 @@ def train(
     """
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     model = objective.model
+    write_placeholders = _freeze(objective) if config.freeze_backbone else None
     run = _Run(objective, sources, config, accelerator, made_of or {})
     if state_path is not None and state_path.exists():
         run.load(state_path)
@@ -104,6 +105,8 @@ def train(
         run.save(state_path)
     run.keep_best()
     model.to("cpu").eval()
+    if write_placeholders is not None:
+        write_placeholders()
     return Curves(run.losses, run.validation, run.seconds)
 
 
@@ -120,8 +123,6 @@ class _Run:
     ) -> None:
         self.made_of = made_of
         self.config, self.accelerator, self.model = config, accelerator, objective.model
-        if config.freeze_backbone:
-            _freeze_backbone(objective)
         self.plans = [self._plan(sources, epoch) for epoch in range(config.epochs)]
         self.steps = sum(map(len, self.plans))
         if config.epochs and not self.steps:
@@ -299,11 +300,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:
     ]
 
 
-def _freeze_backbone(objective: Objective) -> None:
-    """Let gradients reach the draft head and, of the backbone, only the placeholders' embeddings."""
-    for parameter in objective.model.model.parameters():
-        parameter.requires_grad_(False)
-    embeddings = objective.model.input_embeddings()
-    trained = torch.zeros(len(embeddings), 1, device=embeddings.device)
-    trained[list(objective.layout.placeholders)] = 1.0
-    embeddings.requires_grad_(True).register_hook(lambda gradient: gradient * trained)
+def _freeze(objective: Objective) -> Callable[[], None]:
+    if not isinstance(objective, NezhaObjective):
+        raise ValueError("with a frozen backbone a draft head alone is trained, and this decoder has none")
+    return freeze_backbone(objective)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,15 +10,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from genrec.model.autoregressive import AutoregressiveModel
 from genrec.model.backbone import BackboneModel, last_positions
 from genrec.model.draft_head import History
 from genrec.model.nezha import NezhaModel
-from genrec.model.packing import pack_rows, packed_structure
+from genrec.model.packing import pack_rows, structure_of
 from genrec.prompt import PromptLayout
 
+TAUGHT = 0.9  # share of a frozen backbone's own predictions in the loss of its head (docs/checkpoints.md)
 IGNORED = -100  # a target that does not count, to cross_entropy
 
 
@@ -79,16 +80,28 @@ class NezhaObjective(Objective):
 
     auxiliary_weight: weight of the next-token loss on the history's own SID tokens, whose logits are products with
     the input embeddings. Without a prompt prefix nothing stands before a row's first code, which the loss leaves out.
+    heads: the rows of each level's codes in an output head that a checkpoint has beside the embeddings, [T_l, d] each:
+    the logits are products with these, which stay as they are.
     """
 
     model: NezhaModel
 
-    def __init__(self, model: NezhaModel, layout: PromptLayout, auxiliary_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: NezhaModel,
+        layout: PromptLayout,
+        auxiliary_weight: float = 0.0,
+        heads: Sequence[Tensor] | None = None,
+    ) -> None:
         super().__init__(model, layout)
         self.auxiliary_weight = auxiliary_weight
+        self.frozen = False  # see `freeze_backbone`
+        self.own_heads = heads is not None
         for level in range(layout.space.depth):
             tokens = torch.from_numpy(layout.level_tokens(level).astype(np.int64))
             self.register_buffer(f"level_tokens_{level}", tokens, persistent=False)
+            if heads is not None:
+                self.register_buffer(f"head_{level}", heads[level], persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of a batch, a scalar."""
@@ -103,8 +116,12 @@ class NezhaObjective(Objective):
             return self.head_loss(states[:, None], history, targets[:, None])
         hidden, states, history = self.packed_states(batch, device)
         sids = torch.from_numpy(batch.sids.astype(np.int64)).to(device)
-        targets = sids[:, 1:].masked_fill(~torch.from_numpy(batch.counted).to(device)[..., None], IGNORED)
-        loss = self.head_loss(states, history, targets)
+        counted = torch.from_numpy(batch.counted).to(device)
+        targets = sids[:, 1:].masked_fill(~counted[..., None], IGNORED)
+        logits = self.model.draft_head.logits(states, targets.clamp(min=0), history)
+        loss = self._levels_loss(logits, targets)
+        if self.frozen and (seen := counted[:, :-1]).any():
+            return TAUGHT * self._taught_loss(hidden, logits, seen) + (1 - TAUGHT) * loss
         if self.auxiliary_weight:
             loss = loss + self.auxiliary_weight * self._history_loss(hidden, sids, batch.counted)
         return loss
@@ -113,15 +130,22 @@ class NezhaObjective(Objective):
         """Hidden states of packed rows [R, S, d], of them h_0 .. h_L of each group [R, N - 1, L + 1, d], and what the
         transitions read."""
         layout, items = self.layout, batch.sids.shape[1]
-        structure = packed_structure(len(layout.prefix), layout.space.depth, items)
-        hidden, inputs = self.model.hidden_states(
-            pack_rows(layout, batch.sids).to(device),
-            structure.positions[None].to(device),
-            structure.allowed.to(device),
-        )
+        structure = structure_of(layout, items)
+        tokens, positions = pack_rows(layout, batch.sids).to(device), structure.positions[None].to(device)
+        allowed = structure.allowed.to(device)
+        if self.frozen:  # nothing that is trained stands in the history: its states need no gradients
+            end, cache = structure.history_end, DynamicCache()
+            with torch.no_grad():
+                hidden, inputs = self.model.hidden_states(
+                    tokens[:, :end], positions[:, :end], allowed[:end, :end], cache
+                )
+            answers, _ = self.model.hidden_states(tokens[:, end:], positions[:, end:], allowed[end:], cache)
+            hidden = torch.cat([hidden, answers], 1)
+        else:
+            hidden, inputs = self.model.hidden_states(tokens, positions, allowed)
         # Slices, whose gradients are faster than a gather's and added up in a fixed order.
-        first = len(layout.prefix) + layout.space.depth - 1
-        last_history = hidden[:, first : structure.history_end : layout.space.depth]
+        first = len(layout.opening) + layout.item_tokens - 1
+        last_history = hidden[:, first : structure.history_end : layout.item_tokens]
         placeholders = hidden[:, structure.history_end :].unflatten(1, (items - 1, -1))
         states = torch.cat([last_history[:, :, None], placeholders], 2)
         return hidden, states, self.packed_history(inputs[:, : structure.history_end], items)
@@ -130,10 +154,9 @@ class NezhaObjective(Objective):
         """Of rows of `items` items, from the states before the last layer of all but placeholders, [R, S, d]."""
         if not self.model.draft_head.attention_heads:
             return None
-        depth = self.layout.space.depth
-        structure = packed_structure(len(self.layout.prefix), depth, items)
+        structure = structure_of(self.layout, items)
         # A group's history is what its placeholders may attend to, but for themselves.
-        seen = structure.allowed[structure.history_end :: depth, : structure.history_end]
+        seen = structure.allowed[structure.history_end :: self.layout.space.depth, : structure.history_end]
         return History(self._last_norm(inputs), seen[None].to(inputs.device))
 
     def _last_norm(self, inputs: Tensor) -> Tensor:
@@ -141,29 +164,58 @@ class NezhaObjective(Objective):
 
     def head_loss(self, states: Tensor, history: History | None, targets: Tensor) -> Tensor:
         """states [B, Q, L + 1, d], targets int64 [B, Q, L], IGNORED where a target does not count."""
-        logits = self.model.draft_head.logits(states, targets.clamp(min=0), history)
-        losses = [level_loss(each, targets[..., level]) for level, each in enumerate(logits)]
-        return self.mean_of_levels("loss", losses)
+        return self._levels_loss(self.model.draft_head.logits(states, targets.clamp(min=0), history), targets)
+
+    def _levels_loss(self, logits: list[Tensor], targets: Tensor) -> Tensor:
+        return self.mean_of_levels("loss", [level_loss(each, targets[..., level]) for level, each in enumerate(logits)])
+
+    def _taught_loss(self, hidden: Tensor, logits: list[Tensor], seen: Tensor) -> Tensor:
+        """Mean cross-entropy of the head's codes against what the frozen backbone itself says of them.
+
+        It says so in every row, of all items but the last: what stands before a code there is what beam search would
+        read. hidden: of packed rows. logits: of items 1 to N - 1. seen: bool [R, N - 2], which of them but the last
+        count.
+        """
+        before = self._before_codes(hidden.detach(), seen.shape[1] + 1)[:, 1:][seen]  # [n, tokens of an item, d]
+        losses = []
+        for level, each in enumerate(logits):
+            with torch.no_grad():
+                taught = (before[:, level] @ self._table(level).T).float().softmax(-1)
+            losses.append(F.cross_entropy(each[:, :-1][seen].float(), taught))
+        return self.mean_of_levels("loss of what is taught", losses)
+
+    def _before_codes(self, hidden: Tensor, items: int) -> Tensor:
+        """Of packed rows, the states before each token of the first `items` items: [R, S, d] -> [R, items, tokens, d].
+
+        Where nothing stands before the first code, its state is 0.
+        """
+        start, item = len(self.layout.opening) - 1, self.layout.item_tokens
+        before = hidden[:, max(0, start) : start + items * item]
+        if start < 0:
+            before = F.pad(before, (0, 0, 1, 0))
+        return before.unflatten(1, (items, item))
+
+    def _table(self, level: int) -> Tensor:
+        """What hidden states are multiplied with for the logits of a level's codes, [T_l, d]."""
+        if self.own_heads:
+            return self.get_buffer(f"head_{level}")
+        return F.embedding(self.get_buffer(f"level_tokens_{level}"), self.model.input_embeddings())
 
     def _history_loss(self, hidden: Tensor, sids: Tensor, counted: np.ndarray) -> Tensor:
         depth, groups = self.layout.space.depth, sids.shape[1] - 1
         # Each token before an item's code predicts that code: [R, N - 1, L, d]. Items before the last target count.
-        start = len(self.layout.prefix) - 1
-        before = hidden[:, max(0, start) : start + groups * depth]
+        before = self._before_codes(hidden, groups)
         seen = np.flip(np.maximum.accumulate(np.flip(counted, 1), 1), 1)
         predicted = np.repeat(seen[..., None], depth, -1)
-        if start < 0:
-            before = F.pad(before, (0, 0, 1, 0))  # nothing stands before the first code
+        if not self.layout.opening:
             predicted[:, 0, 0] = False
-        before = before.unflatten(1, (groups, depth))
         targets = sids[:, :-1].masked_fill(~torch.from_numpy(predicted).to(sids.device), IGNORED)
         losses = []
         for level in range(depth):
             if not predicted[..., level].any():  # rows of one item before their target; a mean of nothing is no number
                 losses.append(hidden.new_zeros(()))
                 continue
-            table = F.embedding(self.get_buffer(f"level_tokens_{level}"), self.model.input_embeddings())
-            losses.append(level_loss(before[:, :, level] @ table.T, targets[..., level]))
+            losses.append(level_loss(before[:, :, level] @ self._table(level).T, targets[..., level]))
         return self.mean_of_levels("auxiliary loss", losses)
 
 
@@ -192,15 +244,46 @@ class AutoregressiveObjective(Objective):
     def packed_logits(self, batch: PackedBatch) -> list[Tensor]:
         """Teacher-forced logits of items 1 .. N - 1 of each row, per level [R, N - 1, T_l]."""
         rows, items, depth = batch.sids.shape
-        tokens = self.layout.tokens_of(batch.sids).reshape(rows, -1)[:, :-1]
-        prefix = np.tile(np.asarray(self.layout.prefix, np.int32), (rows, 1))
-        token_ids = torch.from_numpy(np.concatenate([prefix, tokens], 1).astype(np.int64))
+        tokens = self.layout.history_tokens(batch.sids)[:, :-1]
+        opening = np.tile(np.asarray(self.layout.opening, np.int32), (rows, 1))
+        token_ids = torch.from_numpy(np.concatenate([opening, tokens], 1).astype(np.int64))
         hidden, _ = self.model.causal_states(token_ids.to(self.model.input_embeddings().device))
-        first = len(self.layout.prefix) + depth - 1  # the last token of a row's first item
-        return self._logits(hidden[:, first:].unflatten(1, (items - 1, depth)))
+        item = self.layout.item_tokens
+        first = len(self.layout.opening) + item - 1  # the last token of a row's first item
+        return self._logits(hidden[:, first:].unflatten(1, (items - 1, item))[:, :, :depth])
 
     def _logits(self, states: Tensor) -> list[Tensor]:
         return [self.model.level_logits(states[..., level, :], level) for level in range(states.shape[-2])]
+
+
+def freeze_backbone(objective: NezhaObjective) -> Callable[[], None]:
+    """Let only the draft head and the placeholders' embeddings be trained; the backbone's weights stay as they are.
+
+    The embeddings are trained as a parameter of their own, so that none of the others has a gradient. Returns the
+    function that writes them into the backbone.
+    """
+    model, layout = objective.model, objective.layout
+    for parameter in model.model.parameters():
+        parameter.requires_grad_(False)
+    tokens = torch.tensor(layout.placeholders)
+    trained = nn.Parameter(model.input_embeddings()[tokens].detach().clone())
+    model.register_parameter("placeholder_embeddings", trained)
+
+    def put_in(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        here = inputs[0][..., None] == tokens.to(output.device)
+        return torch.where(here.any(-1, keepdim=True), here.to(output.dtype) @ trained.to(output.dtype), output)
+
+    hook = model.model.get_input_embeddings().register_forward_hook(put_in)
+    objective.frozen = True
+
+    def write() -> None:
+        hook.remove()
+        with torch.no_grad():
+            model.input_embeddings()[tokens] = trained.to(model.input_embeddings())
+        del model.placeholder_embeddings
+        objective.frozen = False
+
+    return write
 
 
 def level_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from genrec_builders.build import build_bundle, export_bundle
 from genrec_builders.config import BuildConfig, TrainingConfig
 from genrec_builders.data import Dataset, split_leave_one_out
 
+FROZEN = TrainingConfig(epochs=1, freeze_backbone=True)
+
 
 def test_a_baseline_bundle_is_served_by_the_same_engines(baseline: Bundle, bundle: Bundle, dataset: Dataset) -> None:
     baseline.check()
@@ -55,6 +57,8 @@ def test_a_draft_head_is_trained_on_the_frozen_backbone_of_another_bundle(
     ("changes", "says"),
     [
         ({"decoder": "greedy"}, "decoder 'greedy' is unknown; use one of"),
+        ({"training": FROZEN}, "a frozen backbone must be a trained one: give a checkpoint"),
+        ({"training": FROZEN, "checkpoint": "bundle", "decoder": "beam_search"}, "and beam_search has none"),
         ({"levels": (8, 8), "checkpoint": "bundle"}, r"has levels \(16, 16, 16\), the semantic IDs have \(8, 8\)"),
         ({"max_query": 8, "checkpoint": "bundle"}, "was not trained with text queries"),
     ],

@@ -244,7 +244,7 @@ def test_tensors_reshaped_missing_and_too_many(hollow_copy: Path, monkeypatch: p
     [
         ({"vocab_size": 30}, "vocab_size 30 is below the layout's 53 token ids"),
         ({"max_position_embeddings": 60}, "max_position_embeddings 60 is below the longest prompt"),
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is neither qwen3 nor llama"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is none of qwen3, llama, qwen2, mistral"),
     ],
 )
 def test_a_config_that_cannot_serve(
@@ -332,7 +332,7 @@ def test_a_damaged_tokenizer_fails_its_checksum(text_copy: Path) -> None:
         ({"text_tokens": 256}, "the layout has room for 256"),
         ({"text_tokens": 10**6}, "is below the layout's"),
         ({"text_tokens": 10**12}, "is above 2147483647"),
-        ({"text_offset": 3}, "are also used as SID, prefix or placeholder tokens"),
+        ({"text_offset": 3}, "are also used as SID, prefix, placeholder or marker tokens"),
         ({"max_query": 0}, "must both be positive, or both 0"),
         ({"max_query": 10**12}, "is below the longest prompt's"),
     ],

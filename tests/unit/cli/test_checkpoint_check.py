@@ -51,8 +51,8 @@ def test_prints_what_a_build_would_use_and_drop(tmp_path: Path, capsys: pytest.C
     assert out.splitlines() == [
         "use: qwen3: 2 layers, 32 wide, 12 rows in the embedding, 512 positions, weights in model.safetensors",
         "use: no bos_token_id: prompts start with the first item",
-        "drop: lm_head.weight, an output head of its own: the draft head replaces it, and beam search scores with the "
-        "input embeddings",
+        "use: lm_head.weight, an output head of its own: beam search scores codes with its rows, and a draft head "
+        "replaces it",
         "use: level 0, '<a_{}>': all 4 SID tokens found",
         "use: level 1, '<b_{}>': all 6 SID tokens found",
     ]

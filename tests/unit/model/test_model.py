@@ -1,6 +1,7 @@
 """The mathematics: packed rows against unpacked prompts, the beam against a naive one, checkpoints."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from genrec.model.backbone import backbone_config, last_positions
 from genrec.model.draft_head import DraftHead, History
 from genrec.model.masks import Masks
 from genrec.model.nezha import NezhaModel
-from genrec.model.packing import pack_rows, packed_structure
+from genrec.model.packing import pack_rows, structure_of
 from genrec.prompt import PromptLayout
 from genrec_builders.export.onnx import write_graph
 from genrec_builders.training.checkpoint import open_backbone
@@ -48,13 +49,15 @@ def small_model(family: str, layout: PromptLayout, seed: int = 0, kv_heads: int 
     return model
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_a_packed_row_gives_each_position_the_hidden_states_of_its_own_prompt(family: str) -> None:
-    layout = PromptLayout.contiguous(SPACE, max_history=20)
+@pytest.mark.parametrize(("family", "markers"), [("qwen3", ()), ("llama", ()), ("qwen2", (29, 30)), ("mistral", ())])
+def test_a_packed_row_gives_each_position_the_hidden_states_of_its_own_prompt(
+    family: str, markers: tuple[int, ...]
+) -> None:
+    layout = replace(PromptLayout.contiguous(SPACE, max_history=20), markers=markers)
     model = small_model(family, layout)
     items = 9
     sids = np.random.default_rng(0).integers(0, SPACE.levels, (2, items, 3))
-    structure = packed_structure(len(layout.prefix), SPACE.depth, items)
+    structure = structure_of(layout, items)
     with torch.inference_mode():
         hidden, _ = model.hidden_states(pack_rows(layout, sids), structure.positions[None], structure.allowed)
         packed = hidden[:, structure.hidden_at]
@@ -75,7 +78,7 @@ class Prefill(torch.nn.Module):
 
 
 @pytest.mark.training
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen2"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])  # 4: every query head has its own, for which there is a fused operator
 def test_the_prefill_gives_what_transformers_own_pass_gives_in_a_graph_too(
     family: str, kv_heads: int, tmp_path: Path
@@ -258,7 +261,8 @@ def test_an_existing_checkpoint_keeps_the_sid_tokens_of_its_tokenizer(tmp_path: 
     original = AutoModelForCausalLM.from_config(config)
     original.save_pretrained(tmp_path)
 
-    backbone, layout = open_backbone(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", ""))
+    opened = open_backbone(tmp_path, SPACE, 20, ("<a_{}>", "<b_{}>", ""))
+    backbone, layout = opened.backbone, opened.layout
     model = NezhaModel(backbone.config, SPACE.levels, 16, 32, backbone=backbone)
 
     assert layout.prefix == (1,)

@@ -26,6 +26,23 @@ def test_prompt_is_prefix_history_placeholders(items: int, seed: int) -> None:
     assert len(prompt) <= layout.max_tokens
 
 
+@given(st.integers(0, 12), st.integers(0, 2), st.integers(0, 2**32 - 1))
+def test_markers_stand_around_each_item_and_the_next_one_has_begun(items: int, asked: int, seed: int) -> None:
+    plain = PromptLayout.contiguous(SPACE, max_history=7, max_query=2, text_tokens=3)
+    begin, end = plain.vocabulary_size, plain.vocabulary_size + 1
+    layout = dataclasses.replace(plain, markers=(begin, end))
+    sids = np.random.default_rng(seed).integers(0, SPACE.levels, (items, 3))
+    expected = [*layout.prefix, *layout.query_tokens([0, 1][:asked])]
+    for sid in sids.tolist()[-7:]:
+        expected += [begin, *(layout.level_tokens(level)[code] for level, code in enumerate(sid)), end]
+    expected += [begin, *layout.placeholders]
+    assert layout.encode(sids, layout.query_tokens([0, 1][:asked])).tolist() == expected
+    assert len(expected) <= layout.max_tokens == plain.max_tokens + 7 * 2 + 1
+    assert layout.vocabulary_size == end + 1
+    rows = layout.history_tokens(sids[None])
+    assert rows.shape == (1, items * layout.item_tokens) and rows[0].tolist() == layout.history_tokens(sids).tolist()
+
+
 def test_a_made_vocabulary_has_no_gaps_and_no_shared_ids() -> None:
     layout = PromptLayout.contiguous(SPACE, 5)
     ids = [*layout.prefix, *layout.placeholders, *(t for level in range(3) for t in layout.level_tokens(level))]
@@ -125,6 +142,8 @@ def test_a_prompt_may_have_no_placeholders() -> None:
         ({"placeholders": (2, 3)}, "as many placeholders"),
         ({"placeholders": (2, 3, 3)}, "token id of its own"),
         ({"placeholders": (2, 3, 5)}, "also used as a prefix or placeholder"),
+        ({"markers": (5, 99)}, "or a marker"),
+        ({"markers": (99,)}, "must be the token that begins an item and the one that ends it"),
         ({"sid_tokens": (((5, 4),), ((9, 7),), ((17, 6),))}, "level 1 has 8 codes but its token map covers 7"),
         ({"sid_tokens": (((5, 4),), ((8, 8),), ((17, 6),))}, "token id of its own"),
         ({"max_history": 0}, "max_history"),

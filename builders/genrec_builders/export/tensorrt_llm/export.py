@@ -125,6 +125,11 @@ def require_kernels(checkpoint: dict[str, Any], dtype: str, source: Path) -> Non
     checkpoint: its config.json. source: the bundle, for the message.
     """
     family = checkpoint["model_type"]
+    if family not in KERNELS:
+        raise ValueError(
+            f"{source}: its backbone is of the family {family}; the TensorRT-LLM model is written for "
+            f"{' and '.join(KERNELS)}. Serve it with `genrec serve --engine torch`"
+        )
     taken = KERNELS[family]
     size = checkpoint.get("head_dim") or checkpoint["hidden_size"] // checkpoint["num_attention_heads"]
     if size not in taken.head_dims:

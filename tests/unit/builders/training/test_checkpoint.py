@@ -19,6 +19,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from genrec.bundle import BundleError
+from genrec.bundle.checkpoint_shapes import FAMILIES
 from genrec.catalog import PrefixTable, RuleMasks, SemanticIdSpace
 from genrec.engines.base import Drafts
 from genrec.engines.onnx import CODES, RULE_BITS, RULE_ROWS, SCORES, OnnxEngine, graph_masks
@@ -31,7 +32,7 @@ from genrec.prompt import PromptLayout
 from genrec_builders.export.onnx import export_onnx
 from genrec_builders.training import checkpoint as training_checkpoint
 from genrec_builders.training.checkpoint import open_backbone
-from genrec_builders.training.checkpoint_facts import DEFAULTS
+from genrec_builders.training.checkpoint_config import DEFAULTS
 from genrec_builders.training.objective import NezhaObjective, PackedBatch
 from tests.near import assert_same_drafts
 
@@ -68,6 +69,11 @@ def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> N
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def opened(folder: Path, *arguments: Any, **options: Any) -> tuple[Any, PromptLayout]:
+    found = open_backbone(folder, *arguments, **options)
+    return found.backbone, found.layout
 
 
 def said(folder: Path, patterns: tuple[str, ...] | None = PATTERNS, **options: Any) -> list[str]:
@@ -124,7 +130,7 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_every_supported_variation_computes_what_transformers_computes(name: str, tmp_path: Path) -> None:
     family, fields = VARIATIONS[name]
     folder = saved(tmp_path / "original", family, **fields)
-    backbone, layout = open_backbone(folder, SPACE, 20, PATTERNS)
+    backbone, layout = opened(folder, SPACE, 20, PATTERNS)
     NezhaModel(backbone.config, SPACE.levels, 8, 16, backbone=backbone).save_checkpoint(tmp_path / "ours")
     model = load_checkpoint(tmp_path / "ours")
     tokens = torch.randint(0, SIZES["vocab_size"], (2, 45), generator=torch.Generator().manual_seed(0))
@@ -169,7 +175,7 @@ def test_every_form_of_the_files_is_read(form: Callable[[Path], None], tmp_path:
     folder = saved(tmp_path)
     expected = load_file(folder / "model.safetensors")
     form(folder)
-    backbone, _ = open_backbone(folder, SPACE, 5, PATTERNS)
+    backbone, _ = opened(folder, SPACE, 5, PATTERNS)
     for name, tensor in backbone.state_dict().items():
         original = expected[f"model.{name}"]
         torch.testing.assert_close(tensor[: len(original)], original, rtol=0, atol=0)
@@ -259,18 +265,17 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "has no weights.*model-q4.gguf",
     ),
     # other kinds of checkpoints
-    "lora alone": (adapter_alone, "LoRA adapter of shop/base.*merge_and_unload"),
-    "lora beside its base": (adapter, "LoRA adapter of shop/base.*merge_and_unload"),
-    "lora within": (lambda f: weights(f, as_peft_names), "holds LoRA weights.*merge_and_unload"),
+    "lora alone": (adapter_alone, "LoRA adapter of shop/base without that base.*--checkpoint BASE --adapter "),
+    "lora within": (lambda f: weights(f, as_peft_names), "holds LoRA weights.*--adapter DIR"),
     "gptq": (lambda f: configured(f, quantization_config={"quant_method": "gptq", "bits": 4}), "quantization.*'gptq'"),
     "gptq by its tensors": (lambda f: weights(f, as_gptq_names), "q_proj.weight is missing.*quantised"),
-    "t5": (lambda f: configured(f, model_type="t5"), "config.json: model_type 't5' is not supported.*qwen3 or llama"),
-    "no type": (lambda f: configured(f, model_type=...), "config.json: has no model_type.*qwen3 or llama"),
+    "t5": (lambda f: configured(f, model_type="t5"), "config.json: model_type 't5' is not supported.*qwen2 or mistral"),
+    "no type": (lambda f: configured(f, model_type=...), "config.json: has no model_type.*qwen2 or mistral"),
     "own code": (lambda f: configured(f, auto_map={"AutoModel": "mine.Model"}), "auto_map names code of its own"),
     # fields
     "sliding window": (
         lambda f: configured(f, use_sliding_window=True, sliding_window=8, max_window_layers=1, layer_types=...),
-        "sliding window of 8 tokens.*use_sliding_window",
+        "sliding window of 8 tokens is in use.* has 13.*max_history below 5",
     ),
     "layer types": (
         lambda f: configured(f, layer_types=["full_attention", "chunked_attention"]),
@@ -376,7 +381,7 @@ def test_none_at_a_level_is_an_error_with_what_there_is_instead(patterns: tuple[
 def test_an_empty_pattern_adds_a_level_of_new_tokens_and_says_so(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     assert "new: level 1, no pattern: 6 new tokens with random embeddings" in said(folder, ("<a_{}>", ""))
-    _, layout = open_backbone(folder, SPACE, 5, ("<a_{}>", ""))
+    _, layout = opened(folder, SPACE, 5, ("<a_{}>", ""))
     assert layout.level_tokens(0).tolist() == [2, 3, 4, 5] and layout.level_tokens(1).tolist() == list(range(16, 22))
     lines = said(folder, None)
     assert "new: level 0, no pattern: 4 new tokens with random embeddings" in lines
@@ -393,7 +398,7 @@ def test_tokens_without_rows_in_the_embedding_are_no_found_tokens(tmp_path: Path
         "warning: level 1, '<b_{}>': 4 of 6 SID tokens found; new and random: <b_4>, <b_5>, which the tokenizer "
         "holds without a row in the embedding"
     ) in lines
-    backbone, layout = open_backbone(folder, SPACE, 5, PATTERNS)
+    backbone, layout = opened(folder, SPACE, 5, PATTERNS)
     assert layout.level_tokens(1).tolist() == list(range(6, 12)), "they keep the tokenizer's ids"
     assert layout.placeholders == (13, 14) and backbone.config.vocab_size == 15
 
@@ -417,6 +422,52 @@ def test_codes_may_be_written_with_leading_zeros(tmp_path: Path) -> None:
     assert "use: level 0, '<a_{:03}>': all 4 SID tokens found" in said(folder, ("<a_{:03}>", "<b_{}>"))
 
 
+@pytest.mark.parametrize("form", ["added_tokens.json", "tokenizer_config.json", "vocab.json"])
+def test_tokens_are_known_from_the_files_of_an_older_tokenizer_too(form: str, tmp_path: Path) -> None:
+    """Without a tokenizer.json text cannot be read, but codes can."""
+    folder = saved(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    numbers: dict[str, Any] = {word: number for number, word in enumerate(WORDS)}
+    if form == "tokenizer_config.json":
+        numbers = {"added_tokens_decoder": {str(number): {"content": word} for word, number in numbers.items()}}
+    put(folder, form, json.dumps(numbers))
+    _, layout = opened(folder, SPACE, 5, PATTERNS)
+    assert layout.level_tokens(1).tolist() == list(range(6, 12))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: is missing, but text queries need it.*save_pretrained"):
+        open_backbone(folder, SPACE, 5, PATTERNS, max_query=4)
+
+
+def test_a_list_of_added_tokens_that_is_none_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    (folder / "tokenizer.json").unlink()
+    put(folder, "added_tokens.json", '{"<a_0>": "two"}')
+    with pytest.raises(ValueError, match=r"added_tokens\.json: cannot be read: .*no whole number; get it again"):
+        open_backbone(folder, SPACE, 5, PATTERNS)
+
+
+# Markers
+
+
+MARKED = [*WORDS, "<|sid_begin|>", "<|sid_end|>"]
+MARKERS = ("<|sid_begin|>", "<|sid_end|>")
+
+
+def test_item_markers_are_tokens_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = saved(tmp_path, words=MARKED)
+    assert "use: <|sid_begin|> and <|sid_end|> around each item" in said(folder, item_markers=MARKERS)
+    assert opened(folder, SPACE, 5, PATTERNS, item_markers=MARKERS)[1].markers == (13, 14)
+    hint = [line for line in said(folder) if line.startswith("warning")]
+    assert len(hint) == 1 and "<|sid_begin|>, <|sid_end|>" in hint[0] and "--item-markers" in hint[0]
+
+
+def test_item_markers_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, words=MARKED, vocab_size=14)
+    with pytest.raises(ValueError, match=r"no token '<\|sid_start\|>', an item marker; it has .*<\|sid_"):
+        open_backbone(folder, SPACE, 5, PATTERNS, item_markers=("<|sid_start|>", "<|sid_end|>"))
+    with pytest.raises(ValueError, match=r"'<\|sid_end\|>', an item marker, has no row among the 14"):
+        open_backbone(folder, SPACE, 5, PATTERNS, item_markers=MARKERS)
+
+
 def test_two_levels_cannot_share_their_tokens(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"levels 0 and 1 have the same SID token pattern '<a_\{\}>'"):
         open_backbone(saved(tmp_path), SPACE, 5, ("<a_{}>", "<a_{}>"))
@@ -427,30 +478,33 @@ def test_what_is_dropped_is_said(tmp_path: Path) -> None:
     weights(folder, lambda t: t.update({"v_head.weight": torch.zeros(1, 32), "v_head.bias": torch.zeros(1)}))
     configured(folder, selfmade_scale=2.0)
     lines = said(folder)
-    assert any(line.startswith("drop: lm_head.weight, an output head of its own") for line in lines)
+    assert any(line.startswith("use: lm_head.weight, an output head of its own") for line in lines)
     assert "drop: v_head.bias, v_head.weight: no part of the backbone" in lines
     assert "drop: config.json: selfmade_scale: nothing reads it" in lines
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fields_that_transformers_writes_need_no_word(family: str, tmp_path: Path) -> None:
-    folder = saved(tmp_path, family, tie_word_embeddings=True)
+    folder = saved(tmp_path, family, tie_word_embeddings=True, sliding_window=None)
     (folder / "config.json").write_text(json.dumps(AutoConfig.from_pretrained(folder).to_dict()))
     assert [line for line in said(folder) if not line.startswith("use")] == []
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fields_that_are_left_out_have_the_familys_values(family: str, tmp_path: Path) -> None:
     config = AutoConfig.for_model(family)
-    assert {name: getattr(config, name) for name in DEFAULTS[family]} == DEFAULTS[family]
+    off = {"sliding_window": None} if family == "qwen2" else {}  # one that is not in use, transformers forgets
+    assert {name: getattr(config, name) for name in DEFAULTS[family]} == DEFAULTS[family] | off
+    if family == "mistral":
+        return
     folder = saved(tmp_path, family, num_key_value_heads=4)
     if family == "llama":
         configured(folder, num_key_value_heads=..., head_dim=..., bos_token_id=..., attention_bias=..., mlp_bias=...)
-        _, layout = open_backbone(folder, SPACE, 5, PATTERNS)
+        _, layout = opened(folder, SPACE, 5, PATTERNS)
         assert layout.prefix == (1,)
     else:
         configured(folder, bos_token_id=..., attention_bias=..., max_position_embeddings=...)
-        _, layout = open_backbone(folder, SPACE, 5, PATTERNS)
+        _, layout = opened(folder, SPACE, 5, PATTERNS)
         assert layout.prefix == ()
 
 
@@ -467,7 +521,7 @@ def objective(layout: PromptLayout, auxiliary_weight: float) -> NezhaObjective:
 def test_without_a_prefix_the_auxiliary_loss_leaves_out_the_first_items_first_code_alone(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     configured(folder, bos_token_id=None)
-    _, layout = open_backbone(folder, SPACE, 5, PATTERNS)
+    _, layout = opened(folder, SPACE, 5, PATTERNS)
     assert layout.prefix == ()
     assert "use: no bos_token_id: prompts start with the first item" in said(folder)
     sids = np.array([[[1, 2], [3, 4], [0, 5], [2, 0]]], np.int32)
@@ -490,7 +544,7 @@ def test_without_a_prefix_a_history_of_one_item_still_has_a_loss(tmp_path: Path)
     """Nothing is left of the first level then."""
     folder = saved(tmp_path)
     configured(folder, bos_token_id=None)
-    _, layout = open_backbone(folder, SPACE, 5, PATTERNS)
+    _, layout = opened(folder, SPACE, 5, PATTERNS)
     loss = objective(layout, 0.5)
     value = loss.train()(PackedBatch(np.array([[[1, 2], [3, 4]]], np.int32), np.array([[True]])))
     value.backward()
@@ -505,7 +559,7 @@ def test_without_a_prefix_a_history_of_one_item_still_has_a_loss(tmp_path: Path)
 @pytest.mark.parametrize("kind", ["nezha", "autoregressive"])
 def test_a_graph_holds_the_rotary_table_of_its_longest_prompt(kind: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "original", max_position_embeddings=131072)
-    backbone, layout = open_backbone(folder, SPACE, 5, PATTERNS)
+    backbone, layout = opened(folder, SPACE, 5, PATTERNS)
     if kind == "nezha":
         model: Any = NezhaModel(backbone.config, SPACE.levels, 8, 16, backbone=backbone).eval()
     else:
@@ -547,7 +601,7 @@ def test_beam_search_with_more_beams_than_a_prompt_has_tokens(tmp_path: Path) ->
 
 
 def test_a_longest_prompt_below_the_traced_one_can_be_exported(tmp_path: Path) -> None:
-    backbone, _ = open_backbone(saved(tmp_path / "original"), SPACE, 1, PATTERNS)
+    backbone, _ = opened(saved(tmp_path / "original"), SPACE, 1, PATTERNS)
     model = NezhaModel(backbone.config, SPACE.levels, 8, 16, backbone=backbone)
     export_onnx(model, tmp_path / "model.onnx", 4, 4)
     assert (tmp_path / "model.onnx").exists()
@@ -581,7 +635,7 @@ def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_inside_a_bundle_names_the_bundle(tmp_path: Path) -> None:
-    backbone, _ = open_backbone(saved(tmp_path / "original"), SPACE, 5, PATTERNS)
+    backbone, _ = opened(saved(tmp_path / "original"), SPACE, 5, PATTERNS)
     folder = tmp_path / "bundle" / "checkpoint"
     NezhaModel(backbone.config, SPACE.levels, 8, 16, backbone=backbone).save_checkpoint(folder)
     (tmp_path / "bundle" / "manifest.json").write_text("{}")

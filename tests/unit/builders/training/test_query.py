@@ -84,7 +84,8 @@ def test_sid_tokens_that_are_words_are_left_out(tmp_path: Path) -> None:
     )  # fmt: skip
     AutoModel.from_config(config).save_pretrained(tmp_path)
     patterns = ("<a_{}>", "<b_{}>", "<c_{}>")
-    backbone, layout = open_backbone(tmp_path, SPACE, 20, patterns, max_query=4)
+    opened = open_backbone(tmp_path, SPACE, 20, patterns, max_query=4)
+    backbone, layout = opened.backbone, opened.layout
     assert (layout.max_query, layout.text_offset, layout.text_tokens) == (4, 0, len(words))
     assert backbone.config.vocab_size == layout.vocabulary_size == len(words) + 3
     tokenizer = QueryTokenizer(tmp_path / "tokenizer.json", layout)

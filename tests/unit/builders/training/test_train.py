@@ -21,6 +21,7 @@ from genrec_builders.config import TrainingConfig
 from genrec_builders.training.examples import PackedWindows, QueryPrompts, make_windows
 from genrec_builders.training.loop import Curves, parameter_groups, train
 from genrec_builders.training.objective import (
+    TAUGHT,
     AutoregressiveObjective,
     NezhaObjective,
     Objective,
@@ -28,11 +29,13 @@ from genrec_builders.training.objective import (
     PromptBatch,
     add_dropout,
     dropped,
+    freeze_backbone,
 )
 from genrec_builders.training.query import EncodedQueries
 
 SPACE = SemanticIdSpace((8, 8))
 LAYOUT = PromptLayout.contiguous(SPACE, max_history=6, max_query=3, text_tokens=5)
+MARKED = replace(LAYOUT, markers=(LAYOUT.vocabulary_size, LAYOUT.vocabulary_size + 1))
 SIDS = np.random.default_rng(0).integers(0, 8, (40, 2)).astype(np.int32)
 
 
@@ -55,17 +58,19 @@ def test_every_item_but_the_first_is_a_target_once_with_enough_before_it(sizes: 
     np.testing.assert_array_equal(seen, expected)
 
 
-def new_objective(kind: str = "nezha", seed: int = 0, auxiliary_weight: float = 0.5) -> Objective:
+def new_objective(
+    kind: str = "nezha", seed: int = 0, auxiliary_weight: float = 0.5, layout: PromptLayout = LAYOUT
+) -> Objective:
     torch.manual_seed(seed)
     config = backbone_config(
-        "qwen3", vocab_size=LAYOUT.vocabulary_size, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        "qwen3", vocab_size=layout.vocabulary_size, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, head_dim=8,
     )  # fmt: skip
     if kind == "nezha":
         model = NezhaModel(config, SPACE.levels, 12, 24, 3)
         torch.nn.init.normal_(model.draft_head.transition_mixes[0].weight)  # zero at first: history would not matter
-        return NezhaObjective(model, LAYOUT, auxiliary_weight)
-    return AutoregressiveObjective(AutoregressiveModel(config, LAYOUT.sid_tokens), replace(LAYOUT, placeholders=()))
+        return NezhaObjective(model, layout, auxiliary_weight)
+    return AutoregressiveObjective(AutoregressiveModel(config, layout.sid_tokens), replace(layout, placeholders=()))
 
 
 def sequences() -> tuple[np.ndarray, np.ndarray]:
@@ -80,9 +85,12 @@ def packed(objective: Objective) -> PackedWindows:
     return PackedWindows(make_windows(*sequences(), LAYOUT.max_history), SIDS, objective.layout)
 
 
+@pytest.mark.parametrize("layout", [LAYOUT, MARKED], ids=["plain", "markers"])
 @pytest.mark.parametrize("kind", ["nezha", "autoregressive"])
-def test_loss_of_a_packed_row_counts_only_its_targets_and_is_that_of_their_prompts(kind: str) -> None:
-    objective = new_objective(kind, auxiliary_weight=0.0).eval()
+def test_loss_of_a_packed_row_counts_only_its_targets_and_is_that_of_their_prompts(
+    kind: str, layout: PromptLayout
+) -> None:
+    objective = new_objective(kind, auxiliary_weight=0.0, layout=layout).eval()
     sids = SIDS[np.random.default_rng(2).integers(0, 40, (3, 5))]
     counted = np.zeros((3, 4), bool)
     counted[1, 2] = counted[2, 0] = True
@@ -115,17 +123,19 @@ def test_loss_of_a_prompt_is_the_cross_entropy_of_what_serving_computes() -> Non
         assert loss.item() == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-def test_auxiliary_loss_is_next_token_prediction_on_the_histories_of_the_targets() -> None:
-    with_it, without = new_objective(auxiliary_weight=1.0).eval(), new_objective(auxiliary_weight=0.0).eval()
+@pytest.mark.parametrize("layout", [LAYOUT, MARKED], ids=["plain", "markers"])
+def test_auxiliary_loss_is_next_token_prediction_on_the_histories_of_the_targets(layout: PromptLayout) -> None:
+    with_it, without = (new_objective(auxiliary_weight=weight, layout=layout).eval() for weight in (1.0, 0.0))
     sids = SIDS[np.random.default_rng(2).integers(0, 40, (1, 5))]
     counted = np.array([[False, True, False, False]])  # the history of this target is items 0 and 1
-    plain = AutoregressiveModel(with_it.model.config, LAYOUT.sid_tokens, with_it.model.model).eval()
+    plain = AutoregressiveModel(with_it.model.config, layout.sid_tokens, with_it.model.model).eval()
     with torch.no_grad():
         auxiliary = with_it(PackedBatch(sids, counted)) - without(PackedBatch(sids, counted))
         losses = []
-        tokens = np.concatenate([LAYOUT.prefix, LAYOUT.tokens_of(sids[0, :2]).ravel()]).astype(np.int64)
+        tokens = np.concatenate([layout.opening, layout.history_tokens(sids[0, :2])]).astype(np.int64)
         for at, code in enumerate(sids[0, :2].ravel()):
-            hidden, _ = plain.prefill(torch.from_numpy(tokens[: at + 1])[None], torch.tensor([at + 1]))
+            before = len(layout.opening) + at // 2 * layout.item_tokens + at % 2
+            hidden, _ = plain.prefill(torch.from_numpy(tokens[:before])[None], torch.tensor([before]))
             losses.append(-plain.level_logits(hidden[0, 0], at % 2).log_softmax(-1)[code].item())
     assert auxiliary.item() == pytest.approx(np.mean(losses), abs=1e-5)
 
@@ -273,6 +283,61 @@ def test_a_frozen_backbone_keeps_all_but_the_placeholders_embeddings() -> None:
     after = objective.model.input_embeddings()
     rows = (after != before["model.embed_tokens.weight"]).any(1).nonzero().flatten().tolist()
     assert rows == list(LAYOUT.placeholders)
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, MARKED], ids=["plain", "markers"])
+def test_a_frozen_backbones_loss_and_gradients_are_those_of_the_whole_pass(layout: PromptLayout) -> None:
+    """Though only the placeholders' pass has gradients."""
+    objective = new_objective(auxiliary_weight=0.0, layout=layout).eval()
+    assert isinstance(objective, NezhaObjective)
+    counted = np.zeros((3, 4), bool)
+    counted[:, -1] = True  # the last items, of which the backbone says nothing in a packed row
+    batch = PackedBatch(SIDS[np.random.default_rng(2).integers(0, 40, (3, 5))], counted)
+    whole = objective(batch)
+    whole.backward()
+    places = list(layout.placeholders)
+    expected = objective.model.input_embeddings().grad[places].clone()  # type: ignore[index]
+    write = freeze_backbone(objective)
+    trained = objective.model.placeholder_embeddings
+    loss = objective(batch)
+    loss.backward()
+    assert loss.item() == pytest.approx(whole.item(), abs=1e-5)
+    torch.testing.assert_close(trained.grad, expected, rtol=1e-4, atol=1e-6)
+    torch.nn.init.ones_(trained)
+    changed = objective(batch).item()
+    write()
+    assert objective(batch).item() == pytest.approx(changed, abs=1e-5) and changed != whole.item()
+    assert "placeholder_embeddings" not in objective.model.state_dict()
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, MARKED, replace(LAYOUT, prefix=())], ids=["plain", "markers", "bare"])
+def test_a_frozen_backbone_teaches_what_its_beam_search_would_score(layout: PromptLayout) -> None:
+    objective = new_objective(auxiliary_weight=0.0, layout=layout).eval()
+    assert isinstance(objective, NezhaObjective)
+    sids = SIDS[np.random.default_rng(2).integers(0, 40, (1, 4))]
+    counted = np.array([[True, False, True]])  # item 1, which the backbone can tell, and the last one
+    plain = AutoregressiveModel(objective.model.config, layout.sid_tokens, objective.model.model).eval()
+    hard = objective(PackedBatch(sids, counted)).item()
+    prompt = replace(layout, placeholders=()).encode(sids[0, :1])
+    soft = []
+    with torch.no_grad():
+        tokens = torch.from_numpy(layout.encode(sids[0, :1]))[None]
+        hidden, read = objective.model.prefill(tokens, torch.tensor([tokens.shape[1]]))
+        logits = objective.model.draft_head.logits(hidden[:, None], torch.from_numpy(sids[:, 1:2]).long(), read)
+        for level in range(2):
+            before = torch.from_numpy(np.concatenate([prompt, layout.tokens_of(sids[0, 1])[:level]]))[None]
+            states, _ = plain.prefill(before, torch.tensor([before.shape[1]]))
+            taught = plain.level_logits(states[0, 0], level).softmax(-1)
+            soft.append(-(taught * logits[level][0, 0].log_softmax(-1)).sum().item())
+        freeze_backbone(objective)
+        found = objective(PackedBatch(sids, counted)).item()
+    assert found == pytest.approx(TAUGHT * np.mean(soft) + (1 - TAUGHT) * hard, abs=1e-5)
+
+
+def test_beam_search_has_no_head_to_train_alone() -> None:
+    objective = new_objective("autoregressive")
+    with pytest.raises(ValueError, match="a draft head alone is trained, and this decoder has none"):
+        train(objective, [packed(objective)], TrainingConfig(epochs=1, freeze_backbone=True))
 
 
 @pytest.mark.parametrize(("backbone", "head"), [(0.5, 0.0), (0.0, 0.5)])
