@@ -62,13 +62,17 @@ class ItemKnn:
 
     def __call__(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """float64 [B, items]: 1 and the votes where there are any, else a share below 1."""
+        votes = self.votes(histories)
+        return np.where(votes > 0, 1.0 + votes, self.share)
+
+    def votes(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """float64 [B, items], 0 for items without a vote."""
         recent = [history[-self.max_history :] for history in histories]
         lengths = np.array([len(each) for each in recent])
         weights = np.concatenate([self.decay ** np.arange(length - 1.0, -1.0, -1.0) for length in lengths])
         user = np.repeat(np.arange(lengths.size), lengths)
         said = csr_matrix((weights, (user, np.concatenate(recent))), (lengths.size, self.share.size))
-        votes = (said @ self.similar).toarray()
-        return np.where(votes > 0, 1.0 + votes, self.share)
+        return np.asarray((said @ self.similar).toarray())
 
 
 def tuned_item_knn(

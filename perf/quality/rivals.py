@@ -12,18 +12,22 @@ from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import numpy as np
 import torch
 import typer
+from safetensors.numpy import load_file
 
+from genrec.bundle import CHECKPOINT, Bundle
 from genrec.cli.arguments import one_of
 from genrec.evaluation.comparison import described, opened
-from genrec.evaluation.metrics import metrics
+from genrec.evaluation.metrics import CUTOFFS, metrics
+from genrec.evaluation.ranker import Ranker, require_catalog
 from genrec.evaluation.report import write_report
 from genrec.evaluation.results import COMPARISON, Trained, this_run
 from genrec.evaluation.scored import Scorer, add_scored, rank_scored
+from genrec.pipeline import Pipeline
 from genrec.reporting.kept import flat, require_same
 from genrec.reporting.outputs import require_output
 from genrec.reporting.progress import Task, track
@@ -31,8 +35,10 @@ from genrec_builders.config import BuildConfig
 from genrec_builders.data import popularity, read_dataset, sample_users, split_leave_one_out, user_sample
 from genrec_builders.training.examples import make_windows
 from perf.quality.item_knn import Popularity, tuned_item_knn
+from perf.quality.votes import NezhaWithVotes, tuned_votes
 
 POPULARITY, ITEM_KNN, SASREC = RIVALS = ("popularity", "item-knn", "sasrec")
+VOTES = "nezha-with-votes"
 BATCH = 256
 
 
@@ -109,6 +115,27 @@ class Rivals:
         similar = model.similar
         return model, [similar.data, similar.indices, similar.indptr], asdict(config), None
 
+    def with_votes(
+        self, bundle: Path, task: Task
+    ) -> tuple[Scorer, list[np.ndarray], dict[str, Any], dict[str, Any] | None]:
+        """See `add`. bundle: whose drafts are ranked with item-kNN's votes."""
+        pipeline = Pipeline.open(bundle)
+        require_catalog(Bundle(bundle), self.users.item_ids)
+        ranker = Ranker(pipeline)
+        knn, knn_config = tuned_item_knn(self.split.train, self.items, self.max_history, self.validate)
+        config = tuned_votes(
+            ranker, knn, self.histories, lambda rows: metrics(rows, self.targets)["ndcg@10"], max(CUTOFFS), BATCH
+        )
+        trained = Bundle(bundle).manifest.training or {}
+        settings = {
+            "bundle": Bundle(bundle).manifest.bundle_version,
+            "seed": trained.get("config", {}).get("seed"),
+            **asdict(config),
+            **{f"item-knn {name}": value for name, value in asdict(knn_config).items()},
+        }
+        weights = load_file(bundle / CHECKPOINT / "model.safetensors")
+        return NezhaWithVotes(ranker, knn, config), [*weights.values(), knn.similar.data], settings, None
+
     def sasrec(self, config: Any, task: Task) -> tuple[Scorer, list[np.ndarray], dict[str, Any], dict[str, Any]]:
         """See `add`. config: a SasrecConfig."""
         from perf.quality.sasrec import train_sasrec
@@ -136,6 +163,9 @@ def main(
         str, typer.Option(help="Mixed precision: no or bf16.", callback=one_of(("no", "bf16")))
     ] = "no",
     seed: Annotated[int, typer.Option()] = 0,
+    bundle: Annotated[
+        Optional[Path], typer.Option(help=f"A bundle of the data: as {VOTES}, its drafts with item-kNN's votes.")
+    ] = None,
 ) -> None:
     """Train rivals, rank all test users, and write what `genrec compare-report` joins with bundles' results."""
     chosen = rivals.split(",")
@@ -161,6 +191,8 @@ def main(
         work.add(POPULARITY, work.popularity)
     if ITEM_KNN in chosen:
         work.add(ITEM_KNN, work.item_knn)
+    if bundle is not None:
+        work.add(VOTES, lambda task: work.with_votes(bundle, task))
     if config is not None:
         work.add(SASREC, lambda task: work.sasrec(config, task), asdict(config))
     typer.echo(f"{len(work.results.record.cells)} rankings; report in {write_report(work.results, out)}")

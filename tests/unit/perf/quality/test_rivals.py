@@ -14,11 +14,15 @@ from typer.testing import CliRunner
 from genrec.bundle import Bundle
 from genrec.cli.main import app
 from genrec.evaluation import bootstrap
+from genrec.evaluation.ranker import Ranker
 from genrec.evaluation.results import Results
+from genrec.evaluation.scored import best_rows
+from genrec.pipeline import Pipeline
 from genrec_builders.data import Dataset, Sequences, write_dataset
 from genrec_builders.training.examples import make_windows
 from perf.quality.item_knn import ItemKnn, ItemKnnConfig
 from perf.quality.rivals import Rivals
+from perf.quality.votes import VotesConfig, combined, drafted
 
 ITEMS = 30
 
@@ -58,6 +62,34 @@ def test_item_knn_is_what_its_formula_says(config: ItemKnnConfig) -> None:
             assert found[item] == pytest.approx(1 + votes[item] if votes[item] else share)
 
 
+@pytest.mark.parametrize("config", [VotesConfig(), VotesConfig(2.0, 0.01, -1.0, 3), VotesConfig(0.5, 0.1, 1.0, ITEMS)])
+def test_drafts_and_votes_are_one_score(config: VotesConfig) -> None:
+    rng = np.random.default_rng(0)
+    drafts = np.where(rng.random((20, ITEMS)) < 0.2, -rng.random((20, ITEMS)) * 9, -np.inf)
+    drafts[3] = -np.inf  # a user of whom nothing was drafted
+    votes = np.where(rng.random((20, ITEMS)) < 0.4, rng.random((20, ITEMS)), 0.0)
+    votes[4] = 0.0
+    scores = combined(drafts, votes, config)
+    for user in range(20):
+        known = [p for p in drafts[user].tolist() if p > -math.inf]
+        most = sorted(votes[user].tolist(), reverse=True)[: config.voted]
+        for item, (p, count) in enumerate(zip(drafts[user].tolist(), votes[user].tolist(), strict=True)):
+            if p == -math.inf and count > 0 and count in most:
+                p = (min(known) if known else 0.0) - config.below
+            assert scores[user, item] == pytest.approx(p + config.weight * math.log(count + config.doubt))
+
+
+def test_without_votes_the_drafts_rank_as_they_do_alone(bundle: Bundle, dataset: Dataset) -> None:
+    ranker = Ranker(Pipeline.open(bundle, "torch"))
+    some = [np.array(history, np.int32) for history in histories(2, 9)]
+    drafts = drafted(ranker, some)
+    ours = best_rows(combined(drafts, np.zeros((9, len(dataset.items))), VotesConfig()), 10)
+    # Items that share a semantic ID tie, so the scores are compared.
+    one, other = (np.take_along_axis(drafts, rows, 1) for rows in (ours, ranker.rank(some).rows))
+    assert (one > -np.inf).all()
+    np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def run(data: Path, out: Path, *words: object) -> str:
     from typer import Typer
 
@@ -88,12 +120,12 @@ def test_rivals_stand_beside_bundles_in_one_report(bundle: Bundle, shop: Path, t
     compared = ["compare", shop, "--out", tmp_path / "a", "--model", f"nezha={bundle.path}", "--beam-widths", 20]
     done = CliRunner().invoke(app, [*map(str, compared), "--masks", "on", "--engine", "torch", "--batch-size", "64"])
     assert done.exit_code == 0, done.output
-    run(shop, tmp_path / "b", "--rivals", "popularity,item-knn")
+    run(shop, tmp_path / "b", "--rivals", "popularity,item-knn", "--bundle", bundle.path)
     done = CliRunner().invoke(app, ["compare-report", *(str(tmp_path / name) for name in ("joined", "a", "b"))])
     assert done.exit_code == 0, done.output or done.exception
     joined = Results.load(tmp_path / "joined")
-    assert joined.names == ["nezha", "popularity", "item-knn"]
-    assert {d.baseline for d in joined.record.differences} == {"popularity", "item-knn"}
+    assert joined.names == ["nezha", "popularity", "item-knn", "nezha-with-votes"]
+    assert {d.baseline for d in joined.record.differences} == {"popularity", "item-knn", "nezha-with-votes"}
     for floor in joined.record.popularity:  # ties in another order
         (cell,) = joined.cells("popularity", (None, None, floor.history_excluded))
         assert cell.metrics["hit@10"] == pytest.approx(floor.metrics["hit@10"], abs=0.02)
