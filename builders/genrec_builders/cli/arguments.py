@@ -25,11 +25,26 @@ AttributeTypes = Annotated[
         f"{', '.join(KINDS)}. Repeatable.",
     ),
 ]
+
+
+def _moment(given: str | None) -> str | None:
+    """Whether it is one at all is told before millions of interactions are read."""
+    from genrec_builders.data.times import require_moment
+
+    if given is not None:
+        try:
+            require_moment(given)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    return given
+
+
 SplitAt = Annotated[
     Optional[str],
     typer.Option(
         help="Train on what lies before this moment and hold out users' next items, instead of the last two of each "
-        "user: 2024-05-01 or 2024-05-01T12:00 (UTC), or a number as the timestamps are written."
+        "user: 2024-05-01 or 2024-05-01T12:00 (UTC), or a number as the timestamps are written.",
+        callback=_moment,
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]

@@ -19,6 +19,7 @@ _READINGS = (
     *(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")),
 )
 # Numbers below so much are of that unit, since 1970: seconds until the year 5138, milliseconds until then on.
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 _UNITS = ((10**11, "s"), (10**14, "ms"), (10**17, "us"))
 
 
@@ -71,24 +72,28 @@ def as_moments(times: np.ndarray) -> np.ndarray:
     return np.asarray(times).astype(np.int64).astype(f"M8[{unit}]")
 
 
+def require_moment(text: str) -> None:
+    """Raises ValueError for what is neither a date in ISO 8601 nor a number."""
+    if not _NUMBER.fullmatch(text) and not _is_moment(_read_text(pa.array([text])).type):
+        raise ValueError(
+            f"cannot split at {text!r}: it is no moment; write a date such as 2024-05-01 or 2024-05-01T12:00, or a "
+            "number as in the file"
+        )
+
+
 def moment_among(text: str, times: np.ndarray) -> np.generic:
     """The moment `text`, a number as the file writes them or a date in ISO 8601 (UTC), to compare `times` [N] with.
 
     Raises ValueError for anything else, and for a number where the times are dates.
     """
-    if re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?", text):
+    if _NUMBER.fullmatch(text):
         if times.dtype.kind == "M":
             raise ValueError(
                 f"cannot split at {text}: it is a number, and the timestamps are dates; write one such as 2024-05-01"
             )
         return np.int64(text) if text.lstrip("+-").isdigit() and len(text) < 19 else np.float64(text)
-    read = _read_text(pa.array([text]))
-    if not _is_moment(read.type):
-        raise ValueError(
-            f"cannot split at {text!r}: it is no moment; write a date such as 2024-05-01 or 2024-05-01T12:00, or a "
-            "number as in the file"
-        )
-    moment = read.to_numpy(zero_copy_only=False)[0]
+    require_moment(text)
+    moment = _read_text(pa.array([text])).to_numpy(zero_copy_only=False)[0]
     if times.dtype.kind == "M":
         return moment
     unit = np.datetime_data(as_moments(times).dtype)[0]

@@ -118,10 +118,11 @@ class NezhaObjective(Objective):
         sids = torch.from_numpy(batch.sids.astype(np.int64)).to(device)
         counted = torch.from_numpy(batch.counted).to(device)
         targets = sids[:, 1:].masked_fill(~counted[..., None], IGNORED)
-        logits = self.model.draft_head.logits(states, targets.clamp(min=0), history)
-        loss = self._levels_loss(logits, targets)
         if self.frozen and (seen := counted[:, :-1]).any():
-            return TAUGHT * self._taught_loss(hidden, logits, seen) + (1 - TAUGHT) * loss
+            logits = self.model.draft_head.logits(states, targets.clamp(min=0), history)
+            taught = self._taught_loss(hidden, logits, seen)
+            return TAUGHT * taught + (1 - TAUGHT) * self._levels_loss(logits, targets)
+        loss = self.head_loss(states, history, targets)
         if self.auxiliary_weight:
             loss = loss + self.auxiliary_weight * self._history_loss(hidden, sids, batch.counted)
         return loss

@@ -116,7 +116,9 @@ def test_dropout_is_the_decoders_own_unless_given(
 ) -> None:
     asked: list[BuildConfig] = []
     monkeypatch.setattr("genrec_builders.data.read_dataset", lambda data, tell, kinds, track: None)
-    monkeypatch.setattr("genrec_builders.build.build_bundle", lambda data, out, config, track: asked.append(config))
+    monkeypatch.setattr(
+        "genrec_builders.build.build_bundle", lambda data, out, config, track, curves: asked.append(config)
+    )
     result = CliRunner().invoke(app, ["build", str(tmp_path / "data"), str(tmp_path / "bundle"), *words])
     assert result.exit_code == 0, result.output
     training = replace(TrainingConfig(), dropout=expected[0], head_dropout=expected[1])
@@ -128,7 +130,9 @@ def test_options_of_a_build_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     asked: list[BuildConfig] = []
     kinds: list[dict[str, str]] = []
     monkeypatch.setattr("genrec_builders.data.read_dataset", lambda data, tell, types, track: kinds.append(types))
-    monkeypatch.setattr("genrec_builders.build.build_bundle", lambda data, out, config, track: asked.append(config))
+    monkeypatch.setattr(
+        "genrec_builders.build.build_bundle", lambda data, out, config, track, curves: asked.append(config)
+    )
     words = "--levels 8,9 --head-scales 100,10,2 --max-top-k 7 --sid-tokens <a_{}>,<b_{}> --heads 2 --state-size 32"
     words += " --attribute-type price=number --attribute-type a=b=strings"
     words = [*words.split(), "--checkpoint", str(tmp_path / "checkpoint")]

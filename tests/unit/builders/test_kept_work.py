@@ -199,8 +199,8 @@ def test_a_fingerprint_tells_every_setting(shop: Dataset, tmp_path: Path) -> Non
     bare = with_items(shop, sids=None, levels=None, embeddings=np.ones((120, 4), np.float32))
     seen = []
     for name, config in changed_settings(base):
-        if name == "checkpoint":
-            continue  # by its content, below
+        if name in ("checkpoint", "adapter"):
+            continue  # by their content, below
         seen.append(name)
         same = build_fingerprint(bare, config) == build_fingerprint(bare, base)
         assert same == (name in ("evaluate_users", "sid_tokens", "split_at")), name  # below, and in test_split_at.py
@@ -223,6 +223,7 @@ def test_a_fingerprint_tells_a_checkpoint_by_its_content(shop: Dataset, bundle: 
     (moved / "model.safetensors").write_bytes(weights)
     assert found(moved)["checkpoint"] != before["checkpoint"]
     assert found(bundle.path)["checkpoint"] != before["checkpoint"]
+    assert found(folder, adapter=moved)["adapter"] == found(moved)["checkpoint"]
 
 
 def test_data_in_another_form_is_the_same_data(shop: Dataset, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_split_at_a_moment_says_what_it_drops(check: Check, tmp_path: Path) ->
         status == 1 and "split at 9, no user has one interaction before the moment and two from it on (2 have" in error
     )
     status, _, error = check(tmp_path, "--split-at", "soon")
-    assert status == 1 and "cannot split at 'soon': it is no moment" in error
+    assert status == 2 and "cannot split at 'soon': it is no moment" in error
 
 
 def test_everything_that_a_build_would_do_is_said(check: Check, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_torch_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_a_build_says_what_it_reads_and_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genrec_builders.build.build_bundle", lambda data, out, config, track: None)
+    monkeypatch.setattr("genrec_builders.build.build_bundle", lambda data, out, config, track, curves: None)
     data_folder(tmp_path, INTER, INDEX, **{"notes.txt": ""})
     done = CliRunner().invoke(app, ["build", str(tmp_path), str(tmp_path.with_name("out"))])
     assert done.exit_code == 0, done.output

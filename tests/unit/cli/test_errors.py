@@ -33,6 +33,8 @@ RIGHT |= {(f"catalog.{name}", "location"): "{blocked}" for name in LIVE}
 RIGHT[("serve", "catalog")] = "{blocked}"
 # Text that may be anything, as far as the command line can tell. All other text options judge theirs.
 ANY_TEXT = {("serve", "host"), ("serve", "catalog"), ("catalog.apply", "message"), ("catalog.rollback", "message")}
+# Text that is right or wrong by the data.
+ANY_TEXT |= {("build", "split_at"), ("data.check", "split_at")}
 # Text that may name any place; where there is nothing to be found, it is told by that name.
 ANY_PLACE = {key for key in RIGHT if key[1] in ("location", "catalog")} | {("doctor", "store")}
 WRONG_TEXTS = ["no such value", "8,8,x", "<{code}>", "-1", "nan", "a="]
