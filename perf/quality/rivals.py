@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -34,7 +35,7 @@ from genrec.reporting.progress import Task, track
 from genrec_builders.config import BuildConfig
 from genrec_builders.data import popularity, read_dataset, sample_users, split_leave_one_out, user_sample
 from genrec_builders.training.examples import make_windows
-from perf.quality.item_knn import Popularity, tuned_item_knn
+from perf.quality.item_knn import ItemKnn, ItemKnnConfig, Popularity, tuned_item_knn
 from perf.quality.votes import NezhaWithVotes, tuned_votes
 
 POPULARITY, ITEM_KNN, SASREC = RIVALS = ("popularity", "item-knn", "sasrec")
@@ -58,7 +59,15 @@ class Rivals:
     def validate(self, score: Scorer) -> float:
         """NDCG@10 of the validation users, history not excluded."""
         ((rows, _),) = rank_scored(score, self.histories, batch=BATCH)
+        return self._ndcg(rows)
+
+    def _ndcg(self, rows: np.ndarray) -> float:
         return metrics(rows, self.targets)["ndcg@10"]
+
+    @cached_property
+    def _knn(self) -> tuple[ItemKnn, ItemKnnConfig]:
+        """The tuned one, alone and beside a bundle's drafts."""
+        return tuned_item_knn(self.split.train, self.items, self.max_history, self.validate)
 
     def add(
         self,
@@ -111,29 +120,27 @@ class Rivals:
 
     def item_knn(self, task: Task) -> tuple[Scorer, list[np.ndarray], dict[str, Any], None]:
         """See `add`."""
-        model, config = tuned_item_knn(self.split.train, self.items, self.max_history, self.validate)
+        model, config = self._knn
         similar = model.similar
         return model, [similar.data, similar.indices, similar.indptr], asdict(config), None
 
     def with_votes(
-        self, bundle: Path, task: Task
+        self, path: Path, task: Task
     ) -> tuple[Scorer, list[np.ndarray], dict[str, Any], dict[str, Any] | None]:
-        """See `add`. bundle: whose drafts are ranked with item-kNN's votes."""
-        pipeline = Pipeline.open(bundle)
-        require_catalog(Bundle(bundle), self.users.item_ids)
-        ranker = Ranker(pipeline)
-        knn, knn_config = tuned_item_knn(self.split.train, self.items, self.max_history, self.validate)
-        config = tuned_votes(
-            ranker, knn, self.histories, lambda rows: metrics(rows, self.targets)["ndcg@10"], max(CUTOFFS), BATCH
-        )
-        trained = Bundle(bundle).manifest.training or {}
+        """See `add`. path: of the bundle whose drafts are ranked with item-kNN's votes."""
+        bundle = Bundle(path)
+        require_catalog(bundle, self.users.item_ids)
+        ranker = Ranker(Pipeline.open(bundle))
+        knn, knn_config = self._knn
+        config = tuned_votes(ranker, knn, self.histories, self._ndcg, max(CUTOFFS), BATCH)
+        trained = bundle.manifest.training or {}
         settings = {
-            "bundle": Bundle(bundle).manifest.bundle_version,
+            "bundle": bundle.manifest.bundle_version,
             "seed": trained.get("config", {}).get("seed"),
             **asdict(config),
             **{f"item-knn {name}": value for name, value in asdict(knn_config).items()},
         }
-        weights = load_file(bundle / CHECKPOINT / "model.safetensors")
+        weights = load_file(path / CHECKPOINT / "model.safetensors")
         return NezhaWithVotes(ranker, knn, config), [*weights.values(), knn.similar.data], settings, None
 
     def sasrec(self, config: Any, task: Task) -> tuple[Scorer, list[np.ndarray], dict[str, Any], dict[str, Any]]:
