@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from genrec.knowledge.pools import Pools
 from genrec.reporting.progress import Task
 from genrec_builders.data import Dataset, write_dataset
 from genrec_builders.knowledge.folder import grow_pools
+from tests.histories import sequences
 from tests.near import NEAR, narrowest_choice
 
 USERS, NEW_TOKENS = 40, 16
@@ -58,11 +60,7 @@ def interrupted_after(texts: int) -> Callable[[str], Any]:
 
 
 def histories(dataset: Dataset, users: int) -> dict[str, list[str]]:
-    events, ids = dataset.interactions, dataset.items.item_ids
-    return {
-        events.user_ids[user]: [ids[row] for row in events.rows[events.offsets[user] : events.offsets[user + 1]]]
-        for user in range(users)
-    }
+    return dict(islice(sequences(dataset).items(), users))
 
 
 def write_users(path: Path, users: dict[str, list[str]]) -> Path:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from genrec.errors import DataError
 from genrec_builders.data import Dataset, Interactions, ItemTable, read_dataset
 from genrec_builders.data.checks import rounded_levels
+from tests.histories import sequences
 
 LETTERS = "abcdefgh"
 
@@ -301,14 +302,6 @@ def folder_of(folder: Path, files: dict[str, Any]) -> Path:
         else:
             put(folder / name, value if isinstance(value, str) else json.dumps(value))
     return folder
-
-
-def sequences(dataset: Dataset) -> dict[str, list[str]]:
-    inter = dataset.interactions
-    return {
-        user: [dataset.items.item_ids[row] for row in inter.rows[inter.offsets[i] : inter.offsets[i + 1]]]
-        for i, user in enumerate(inter.user_ids)
-    }
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from genrec.errors import DataError
-from genrec_builders.data import Dataset, read_dataset
+from genrec_builders.data import read_dataset
 from genrec_builders.data.json_lines import read_records
+from tests.histories import sequences
 
 PAGE = (Path(__file__).parents[4] / "docs/data.md").read_text()
 SEQUENCES = {"1": ["20", "10", "30"], "2": ["10", "20"]}
@@ -44,14 +45,6 @@ def put(folder: Path, names: tuple[str, ...], packed: bool = False) -> Path:
         data = examples()[name].encode()
         (folder / f"{name}{'.gz' * packed}").write_bytes(gzip.compress(data) if packed else data)
     return folder
-
-
-def sequences(dataset: Dataset) -> dict[str, list[str]]:
-    inter = dataset.interactions
-    return {
-        user: [dataset.items.item_ids[row] for row in inter.rows[inter.offsets[i] : inter.offsets[i + 1]]]
-        for i, user in enumerate(inter.user_ids)
-    }
 
 
 def test_every_example_is_tried() -> None:

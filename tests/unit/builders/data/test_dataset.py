@@ -29,6 +29,7 @@ from genrec_builders.data import (
     write_dataset,
 )
 from genrec_builders.data.times import moment_among
+from tests.histories import sequences
 
 INDEX = {"0": ["<a_1>", "<b_2>"], "1": ["<a_0>", "<b_5>"], "7": ["<a_1>", "<b_2>"]}
 
@@ -51,14 +52,6 @@ def write_tables(path: Path, items: dict[str, Any], interactions: dict[str, Any]
 
 ITEMS = {"item_id": ["x", "y", "z"]}
 EVENTS = {"user_id": ["u", "u"], "item_id": ["x", "y"], "timestamp": [1, 2]}
-
-
-def sequences(dataset: Dataset) -> dict[str, list[str]]:
-    inter = dataset.interactions
-    return {
-        user: [dataset.items.item_ids[row] for row in inter.rows[inter.offsets[i] : inter.offsets[i + 1]]]
-        for i, user in enumerate(inter.user_ids)
-    }
 
 
 # --- the JSON form
