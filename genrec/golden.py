@@ -13,7 +13,7 @@ import numpy as np
 from genrec.catalog import Catalog
 from genrec.engines.base import EXACT, Engine
 from genrec.pipeline import Pipeline
-from genrec.prompt import Preprocessor, Request
+from genrec.prompt import Preprocessor, PromptLayout, Request
 from genrec.verifier import Verifier
 
 _TOP_K = np.array([10])
@@ -38,7 +38,8 @@ def write_golden(path: Path, history: np.ndarray, pipeline: Pipeline, query: byt
     request = Request(item_ids.astype(object), _NO_ITEMS, query=query)
     prompt = pipeline.preprocessor.prepare([request])[0].prompt
     drafts = pipeline.engine.draft([prompt])
-    verified = pipeline.verifier.verify(drafts.codes, drafts.scores, [history], _TOP_K)
+    recent = pipeline.layout.recent(history)
+    verified = pipeline.verifier.verify(drafts.codes, drafts.scores, [history], _TOP_K, histories=[recent])
     np.savez(
         path,
         history=item_ids,
@@ -89,10 +90,11 @@ def check_drafts(golden: dict[str, np.ndarray], engine: Engine) -> None:
         raise GoldenMismatch(f"the engine drafted {others[0]}{more}, the build did not")
 
 
-def check_items(golden: dict[str, np.ndarray], catalog: Catalog, verifier: Verifier) -> None:
+def check_items(golden: dict[str, np.ndarray], catalog: Catalog, layout: PromptLayout, verifier: Verifier) -> None:
     """Raise GoldenMismatch unless `verifier` turns the golden drafts into the golden items."""
-    blocked = catalog.rows_of(golden["history"].astype(object))
-    verified = verifier.verify(golden["codes"][None], golden["scores"][None], [blocked], _TOP_K)
+    history = catalog.rows_of(golden["history"].astype(object))
+    recent = layout.recent(history)
+    verified = verifier.verify(golden["codes"][None], golden["scores"][None], [history], _TOP_K, histories=[recent])
     items = catalog.item_ids[verified.rows]
     if not np.array_equal(items, golden["items"]):
         raise GoldenMismatch(f"golden drafts gave items {items.tolist()}, expected {golden['items'].tolist()}")

@@ -23,16 +23,17 @@ from genrec.rules import Applied, RuleBook
 from genrec.rules.explanation import explanation
 from genrec.rules.narrowing import Narrowed, Narrowing, masks_of
 from genrec.verifier import Verified, Verifier
+from genrec.votes import Voting
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """One user's answer; the fields are the wire contract's outputs.
 
-    item_ids: k distinct ids, best first. scores: float32 [k], log-probabilities of the items' semantic IDs. source:
-    uint8 [k], DRAFTED or FALLBACK. drafted, valid: drafts with a finite score, and those that are live items. unknown:
-    items of the history that are not in the catalogue. filled: items from the popularity fallback. explanation: of what
-    rules did, if they ask for one.
+    item_ids: k distinct ids, best first. scores: float32 [k], log-probabilities of the items' semantic IDs, with what
+    votes add. source: uint8 [k], DRAFTED, FALLBACK or VOTED. drafted, valid: drafts with a finite score, and those that
+    are live items. unknown: items of the history that are not in the catalogue. filled: items from the popularity
+    fallback. explanation: of what rules did, if they ask for one.
     """
 
     item_ids: list[str]
@@ -49,7 +50,8 @@ class Pipeline:
     """Preprocessor, engine and verifier over one catalogue.
 
     engine: its draft width is the beam width. tokenizer: of a model that was trained with text queries. limits: of a
-    request, the defaults of `Limits` if None. rules: that hold for every request, as JSON.
+    request, the defaults of `Limits` if None. rules: that hold for every request, as JSON. voting: what is added to
+    the drafts' scores.
     """
 
     def __init__(
@@ -61,13 +63,14 @@ class Pipeline:
         tokenizer: QueryTokenizer | None = None,
         limits: Limits | None = None,
         rules: str = "",
+        voting: Voting | None = None,
     ) -> None:
         """Raises InvalidRequest for rules that are wrong, or do not fit the catalogue."""
         self.catalog, self.layout, self.engine, self.tokenizer = catalog, layout, engine, tokenizer
         self.book = RuleBook(catalog.kinds, rules)
         self.preprocessor = Preprocessor(catalog, layout, limits or Limits(), tokenizer, self.book)
         self.narrowing = Narrowing(layout.space, engine.rule_masks if engine.takes_rules else None)
-        self.verifier = Verifier(catalog, index)
+        self.verifier = Verifier(catalog, index, voting)
 
     @classmethod
     def open(
@@ -83,7 +86,8 @@ class Pipeline:
             bundle = Bundle(bundle)
         opened = open_engine(bundle, engine, **options) if isinstance(engine, str) else engine
         limits = bundle.manifest.limits
-        return cls(bundle.catalog, bundle.index, bundle.layout, opened, bundle.query_tokenizer, limits, rules)
+        tokenizer, voting = bundle.query_tokenizer, bundle.voting()
+        return cls(bundle.catalog, bundle.index, bundle.layout, opened, tokenizer, limits, rules, voting)
 
     def recommend(
         self,
@@ -123,7 +127,8 @@ class Pipeline:
         wanted = np.array([one.top_k for one in prepared])
         applied = [self.book.applied(self.catalog, one.rules) for one in prepared]
         blocked = [one.blocked for one in prepared]
-        found = self.verifier.verify(drafts.codes, drafts.scores, blocked, wanted, applied)
+        histories = [one.recent for one in prepared]
+        found = self.verifier.verify(drafts.codes, drafts.scores, blocked, wanted, applied, histories)
         ids = [item_id.decode() for item_id in self.catalog.ids_of(found.rows).tolist()]
         bounds = zip(found.offsets[:-1].tolist(), found.offsets[1:].tolist(), strict=True)
         return [

@@ -35,7 +35,7 @@ settings.register_profile("few", settings.get_profile("default"), max_examples=1
 settings.load_profile("default")
 
 # Whoever asks for one of these, through other fixtures too, waits for a training.
-TRAINED = {"bundle", "baseline", "text_bundle", "tail_only", "llama", "knowledge_folder"}
+TRAINED = {"bundle", "voting_bundle", "baseline", "text_bundle", "tail_only", "llama", "knowledge_folder"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,6 +97,16 @@ def bundle(dataset: Dataset, tiny_build: tuple[BuildConfig, Track], tmp_path_fac
 
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     build_bundle(dataset, path, *tiny_build)
+    return Bundle(path)
+
+
+@pytest.fixture(scope="session")
+def voting_bundle(bundle: Bundle, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The small bundle with votes. Read-only."""
+    from genrec_builders.votes import add_votes
+
+    path = tmp_path_factory.mktemp("bundles") / "votes"
+    add_votes(bundle.path, path, dataset, silent, validation_users=100, evaluate_users=50)
     return Bundle(path)
 
 

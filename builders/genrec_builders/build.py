@@ -49,6 +49,7 @@ from genrec.prompt import PromptLayout, QueryTokenizer
 from genrec.reporting.kept import Fingerprint, require_same
 from genrec.reporting.outputs import require_replaceable, require_space
 from genrec.reporting.progress import Task, Track
+from genrec.votes import Voting
 from genrec_builders.config import BuildConfig
 from genrec_builders.data import Dataset, Split, popularity, sample_queries, sample_users, split_interactions
 from genrec_builders.export.int8 import quantize_backbone
@@ -202,7 +203,8 @@ def export_bundle(source: Path, out: Path, beam_width: int | None = None) -> Man
         shutil.rmtree(folder / INDEX)  # written anew; an older format has other files there
         export_graphs(load_checkpoint(folder / CHECKPOINT), folder, beam_width, bundle.layout)
         history = bundle.catalog.rows_of(bundle.golden["history"].astype(object))
-        write_catalog(folder, bundle.space, bundle.layout, bundle.catalog, beam_width, history, bundle.query_tokenizer)
+        tokenizer, voting = bundle.query_tokenizer, bundle.voting()
+        write_catalog(folder, bundle.space, bundle.layout, bundle.catalog, beam_width, history, tokenizer, voting)
         fields = bundle.manifest.model_dump(exclude={"format_version", "files"})
         version = f"{bundle.manifest.bundle_version}-beam{beam_width}"
         return seal_bundle(folder, **(fields | {"beam_width": beam_width, "bundle_version": version}))
@@ -222,10 +224,12 @@ def write_catalog(
     beam_width: int,
     golden_history: np.ndarray,
     tokenizer: QueryTokenizer | None = None,
+    voting: Voting | None = None,
 ) -> Pipeline:
     """Write catalogue, index, masks and golden request into a bundle's `folder`; returns the pipeline that serves it.
 
-    golden_history: int32 [N], catalogue rows, oldest first. tokenizer: of a bundle with text queries.
+    golden_history: int32 [N], catalogue rows, oldest first. tokenizer: of a bundle with text queries. voting: of one
+    with votes.
     """
     index = ItemIndex.build(space, catalog)
     catalog.save(folder / CATALOG)
@@ -233,7 +237,7 @@ def write_catalog(
     masks = PrefixTable.of(space, catalog)
     masks.save(folder / MASKS)
     engine = OnnxEngine(folder / ONNX_GRAPH, masks, space.beams(beam_width))
-    pipeline = Pipeline(catalog, index, layout, engine, tokenizer)
+    pipeline = Pipeline(catalog, index, layout, engine, tokenizer, voting=voting)
     write_golden(folder / GOLDEN, golden_history, pipeline, GOLDEN_QUERY)
     return pipeline
 

@@ -15,15 +15,17 @@ class Source(IntEnum):
     """Drafted by the model."""
     FALLBACK = 1
     """Filled in by popularity, because too few drafts were valid."""
+    VOTED = 2
+    """Not drafted, but bought by those who bought the history's items; only from bundles with votes."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecommendedItem:
     """One item of the answer.
 
-    item_id: the catalogue's id. score: log-probability of the item's semantic ID, without what boosts added; -1e9 for a
-    fallback; always finite.
-    source: drafted or fallback.
+    item_id: the catalogue's id. score: log-probability of the item's semantic ID, with what votes add and without what
+    boosts added; -1e9 for a fallback; always finite.
+    source: drafted, fallback or voted.
     """
 
     item_id: str

@@ -20,12 +20,14 @@ from genrec.bundle.manifest import (
     PREFIXES,
     PREFIXES_FORMAT,
     TOKENIZER,
+    VOTES,
     BundleError,
     read_manifest,
 )
 from genrec.bundle.signature import verify_bundle
-from genrec.catalog import Catalog, ItemIndex, PrefixTable, PrefixTrie, SemanticIdSpace
+from genrec.catalog import Catalog, CatalogView, ItemIndex, PrefixTable, PrefixTrie, SemanticIdSpace
 from genrec.prompt import PromptLayout, QueryTokenizer
+from genrec.votes import ItemVotes, Voting
 
 _MOST_SHOWN = 100
 
@@ -85,6 +87,18 @@ class Bundle:
             return None
         with _blame(self.path / TOKENIZER):
             return QueryTokenizer(self.path / TOKENIZER, self.layout)
+
+    @cached_property
+    def votes(self) -> ItemVotes | None:
+        """What is added to the drafts' scores; None for a bundle without."""
+        if self.manifest.votes is None:
+            return None
+        with _blame(self.path / VOTES):
+            return ItemVotes.load(self.path / VOTES, self.manifest.votes, len(self.catalog))
+
+    def voting(self, view: CatalogView | None = None) -> Voting | None:
+        """The votes on a version of a live catalogue, on the bundle's own if None; None for a bundle without."""
+        return None if self.votes is None else Voting(self.votes, self.catalog, view or self.catalog)
 
     @cached_property
     def golden(self) -> dict[str, np.ndarray]:

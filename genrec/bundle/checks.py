@@ -17,6 +17,7 @@ from genrec.bundle.manifest import (
     QUANTIZER,
     TENSORRT_LLM,
     TOKENIZER,
+    VOTES,
     BundleError,
     sha256_of,
 )
@@ -24,7 +25,7 @@ from genrec.bundle.manifest import (
 if TYPE_CHECKING:
     from genrec.bundle.bundle import Bundle
 
-_FOLDERS = tuple(f"{folder}/" for folder in (CATALOG, INDEX, CHECKPOINT, TENSORRT_LLM, QUANTIZER))
+_FOLDERS = tuple(f"{folder}/" for folder in (CATALOG, INDEX, CHECKPOINT, TENSORRT_LLM, QUANTIZER, VOTES))
 
 
 def file_problems(bundle: Bundle) -> Iterator[str]:
@@ -68,7 +69,8 @@ def content_problems(bundle: Bundle) -> Iterator[str]:
         yield from (f"{name}: is not in the manifest" for name in unlisted)
         return
     try:
-        layout, catalog, index, _ = bundle.layout, bundle.catalog, bundle.index, bundle.graph_masks
+        layout, catalog, index, votes = bundle.layout, bundle.catalog, bundle.index, bundle.votes
+        _ = bundle.graph_masks
     except BundleError as error:
         yield str(error)
         return
@@ -80,6 +82,8 @@ def content_problems(bundle: Bundle) -> Iterator[str]:
         yield f"{CATALOG}: has the attributes {catalog.kinds}, the manifest says {manifest.catalog.attributes}"
     yield from (f"{CATALOG}/{problem}" for problem in catalog.problems(bundle.space))
     yield from index.problems(catalog, bundle.space)
+    if votes is not None:
+        yield from (f"{VOTES}/{problem}" for problem in votes.problems())
     least = bundle.space.beams(2 * manifest.limits.top_k)
     if manifest.beam_width < least:
         yield f"{MANIFEST}: beam_width {manifest.beam_width} is below twice limits.top_k, {least}"

@@ -18,13 +18,14 @@ from pydantic import (
 
 from genrec.json_files import parse_json, read_json
 from genrec.prompt import Limits
+from genrec.votes import VotesConfig
 
 FORMAT_VERSION = 4
 # Older ones are read, too. The graph of format 3 takes no rules, that of format 2 takes the masks as a `PrefixTrie`.
 PREFIXES_FORMAT = 2
 MANIFEST = "manifest.json"
 SIGNATURE = f"{MANIFEST}.sig"
-CATALOG, INDEX, MASKS, PREFIXES, CHECKPOINT, ONNX_GRAPH, ONNX_INT8, TENSORRT_LLM, QUANTIZER = (
+CATALOG, INDEX, MASKS, PREFIXES, CHECKPOINT, ONNX_GRAPH, ONNX_INT8, TENSORRT_LLM, QUANTIZER, VOTES = (
     "catalog",
     "index",
     "index/masks",
@@ -34,6 +35,7 @@ CATALOG, INDEX, MASKS, PREFIXES, CHECKPOINT, ONNX_GRAPH, ONNX_INT8, TENSORRT_LLM
     "engines/onnx/int8.onnx",
     "engines/tensorrt_llm",
     "quantizer",
+    "votes",
 )
 GOLDEN = "golden.npz"
 TOKENIZER = "tokenizer.json"
@@ -101,15 +103,21 @@ class Manifest(_Section):
     beam_width: Annotated[int, Field(ge=2)]
     limits: Limits
     catalog: CatalogSection
+    votes: VotesConfig | None = None
     training: dict[str, Any] = {}
     files: dict[Annotated[str, AfterValidator(_require_inside)], FileSection]
+
+    @model_serializer(mode="wrap")
+    def _readable_without_votes(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A genrec of before votes refuses the name, so only a bundle that has some says so."""
+        return {name: value for name, value in write(self).items() if name != "votes" or value is not None}
 
     @property
     def summary(self) -> str:
         """What it is, in one line."""
         return (
             f"bundle {self.bundle_version}, catalogue {self.catalog.version} with {self.catalog.available} of "
-            f"{self.catalog.items} items available, beam width {self.beam_width}"
+            f"{self.catalog.items} items available, beam width {self.beam_width}{', with votes' * bool(self.votes)}"
         )
 
     @property

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from genrec.bundle import CATALOG, CHECKPOINT, INDEX, Bundle, Manifest
+from genrec.bundle import CATALOG, CHECKPOINT, INDEX, VOTES, Bundle, Manifest
 from genrec.bundle.checkpoint_shapes import decoder_of
 from genrec.engines import ENGINES
 from genrec.engines.base import Engine
@@ -290,7 +290,9 @@ def _contents(manifest: Manifest) -> dict[str, str]:
     """What rankings depend on, besides beam width and masks: whatever a bundle has more, such as graphs, follows."""
     prompt = manifest.prompt.model_dump_json().encode()
     found = {"prompts": digest([prompt]), "code format": RANKING_FORMAT}
-    for name in (CATALOG, INDEX, CHECKPOINT):
+    if manifest.votes is not None:
+        found["votes settings"] = manifest.votes.model_dump_json()
+    for name in (CATALOG, INDEX, CHECKPOINT, *([VOTES] if manifest.votes else [])):
         files = sorted(file for file in manifest.files if file.startswith(name))
         found[name] = digest(part.encode() for file in files for part in (file, manifest.files[file].sha256))
     return found

@@ -79,8 +79,9 @@ class Ranker:
             drafting += ended - started
             for number, excluded in enumerate(exclusions):
                 blocked = [np.unique(histories[user]) if excluded else _NOTHING for user in users]
-                result = verifier.verify(drafts.codes, drafts.scores, blocked, np.full(users.size, top_k))
-                _place(ranked[number], users, result)
+                wanted, recent = np.full(users.size, top_k), [self.pipeline.layout.recent(histories[u]) for u in users]
+                result = verifier.verify(drafts.codes, drafts.scores, blocked, wanted, histories=recent)
+                place(ranked[number], users, result)
                 started, ended = ended, time.perf_counter()
                 verifying[number] += ended - started
             drafted, valid = drafted + result.drafted.sum(), valid + result.valid.sum()
@@ -119,16 +120,17 @@ def rank_popular(
         part = histories[at : at + batch]
         codes, scores = np.full((len(part), 1), -1, np.int64), np.full((len(part), 1), -np.inf, np.float32)
         blocked = [np.unique(history) if exclude_history else _NOTHING for history in part]
-        result = verifier.verify(codes, scores, blocked, np.full(len(part), top_k))
-        _place(ranked, np.arange(at, at + len(part)), result)
+        nobody = [_NOTHING] * len(part)  # votes for anything
+        result = verifier.verify(codes, scores, blocked, np.full(len(part), top_k), histories=nobody)
+        place(ranked, np.arange(at, at + len(part)), result)
     return ranked
 
 
-def _place(ranked: np.ndarray, users: np.ndarray, result: Verified) -> None:
-    """Write a verified batch into the rows of its `users` (int64 [B])."""
+def place(ranked: np.ndarray, users: np.ndarray, result: Verified) -> None:
+    """Write a verified batch into the rows of its `users` (int64 [B]) of `ranked`, int32 [E, K]."""
     sizes = np.diff(result.offsets)
-    place = np.arange(result.rows.size) - np.repeat(result.offsets[:-1], sizes)
-    ranked[np.repeat(users, sizes), place] = result.rows
+    rank = np.arange(result.rows.size) - np.repeat(result.offsets[:-1], sizes)
+    ranked[np.repeat(users, sizes), rank] = result.rows
 
 
 def require_catalog(bundle: Bundle, item_ids: Sequence[str]) -> None:

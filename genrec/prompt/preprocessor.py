@@ -37,11 +37,13 @@ class Request:
 class Prepared:
     """What the backbone and the verifier need of one request.
 
-    prompt: int32 [P], empty if there is neither a known item nor a query. blocked: int32 [b], rows that must not be
-    returned. unknown: history items that are not in the catalogue. rules: in their canonical form, empty for none.
+    prompt: int32 [P], empty if there is neither a known item nor a query. recent: int32 [h], the rows of its history,
+    oldest first. blocked: int32 [b], rows that must not be returned. unknown: history items that are not in the
+    catalogue. rules: in their canonical form, empty for none.
     """
 
     prompt: np.ndarray
+    recent: np.ndarray
     blocked: np.ndarray
     top_k: int
     unknown: int
@@ -118,13 +120,11 @@ class Preprocessor:
         blocked = exclude[exclude >= 0]
         if not request.allow_history:
             blocked = np.concatenate([blocked, known])
+        recent = self._layout.recent(known)
         asked = known.size or query.size
-        if asked:
-            prompt = self._layout.encode(self._catalog.sids_of(self._layout.recent(known)), query)
-        else:
-            prompt = np.empty(0, np.int32)
         return Prepared(
-            prompt=prompt,
+            prompt=self._layout.encode(self._catalog.sids_of(recent), query) if asked else np.empty(0, np.int32),
+            recent=recent,
             blocked=blocked,
             top_k=self._limits.default_top_k if request.top_k is None else request.top_k,
             unknown=history.size - known.size,

@@ -37,18 +37,19 @@ Result = TypeVar("Result")
 
 
 _SHEDDABLE = "sheddable"  # a parameter of the whole request
-_TOLD = 7  # numbers of a stamp before the rules
+_TOLD = 8  # numbers of a stamp before the history and the rules
 _LONGEST_NS = 60_000_000_000  # that a request is believed to have waited
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [7 + r].
+    """What `preprocessing` notes for the later steps: the internal tensor `stamp`, int64 [8 + h + r].
 
     Times are on CLOCK_MONOTONIC, which all processes of a machine share. began_ns: when the front had the request, or
     without one `preprocessing`; handed_ns: when that was done. number: of the request, as of `Gate`.
-    rules: the request's in their canonical form, of 8 r bytes; empty for none. One tensor, because each costs a request
-    more than what it holds.
+    history: integers [h], the rows that the prompt holds, oldest first; empty where no votes need them. rules: the
+    request's in their canonical form, of 8 r bytes; empty for none. One tensor, because each costs a request more than
+    what it holds.
     """
 
     top_k: int
@@ -58,24 +59,25 @@ class Stamp:
     number: int
     began_ns: int
     handed_ns: int
+    history: np.ndarray
     rules: bytes
 
     def tensor(self) -> Any:
         told = (
             *(self.top_k, self.unknown, self.catalog_version, self.deadline_ns, self.number),
-            *(self.began_ns, self.handed_ns),
+            *(self.began_ns, self.handed_ns, self.history.size),
         )
         values = np.array(told, np.int64)
-        if self.rules:
-            values = np.concatenate([values, np.frombuffer(self.rules, np.int64)])
+        if self.history.size or self.rules:
+            values = np.concatenate([values, self.history, np.frombuffer(self.rules, np.int64)])
         return pb.Tensor("stamp", values[None])
 
     @classmethod
     def of(cls, request: Any) -> Stamp:
         values = tensor(request, "stamp")[0]
-        rules = values[_TOLD:].tobytes()
-        top_k, unknown, version, deadline_ns, number, began_ns, handed_ns = values[:_TOLD].tolist()
-        return cls(top_k, unknown, version, deadline_ns, number, began_ns, handed_ns, rules)
+        top_k, unknown, version, deadline_ns, number, began_ns, handed_ns, items = values[:_TOLD].tolist()
+        history, rules = np.split(values[_TOLD:], [items])
+        return cls(top_k, unknown, version, deadline_ns, number, began_ns, handed_ns, history, rules.tobytes())
 
 
 class Step(ABC, Generic[Input]):

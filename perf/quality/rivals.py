@@ -10,36 +10,29 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from safetensors.numpy import load_file
 
-from genrec.bundle import CHECKPOINT, Bundle
 from genrec.cli.arguments import one_of
 from genrec.evaluation.comparison import described, opened
-from genrec.evaluation.metrics import CUTOFFS, metrics
-from genrec.evaluation.ranker import Ranker, require_catalog
+from genrec.evaluation.metrics import metrics
 from genrec.evaluation.report import write_report
 from genrec.evaluation.results import COMPARISON, Trained, this_run
 from genrec.evaluation.scored import Scorer, add_scored, rank_scored
-from genrec.pipeline import Pipeline
 from genrec.reporting.kept import flat, require_same
 from genrec.reporting.outputs import require_output
 from genrec.reporting.progress import Task, track
 from genrec_builders.config import BuildConfig
 from genrec_builders.data import popularity, read_dataset, sample_users, split_leave_one_out, user_sample
 from genrec_builders.training.examples import make_windows
-from perf.quality.item_knn import ItemKnn, ItemKnnConfig, Popularity, tuned_item_knn
-from perf.quality.votes import NezhaWithVotes, tuned_votes
+from perf.quality.item_knn import Popularity, tuned_item_knn
 
 POPULARITY, ITEM_KNN, SASREC = RIVALS = ("popularity", "item-knn", "sasrec")
-VOTES = "nezha-with-votes"
 BATCH = 256
 
 
@@ -59,15 +52,7 @@ class Rivals:
     def validate(self, score: Scorer) -> float:
         """NDCG@10 of the validation users, history not excluded."""
         ((rows, _),) = rank_scored(score, self.histories, batch=BATCH)
-        return self._ndcg(rows)
-
-    def _ndcg(self, rows: np.ndarray) -> float:
         return metrics(rows, self.targets)["ndcg@10"]
-
-    @cached_property
-    def _knn(self) -> tuple[ItemKnn, ItemKnnConfig]:
-        """The tuned one, alone and beside a bundle's drafts."""
-        return tuned_item_knn(self.split.train, self.items, self.max_history, self.validate)
 
     def add(
         self,
@@ -120,28 +105,10 @@ class Rivals:
 
     def item_knn(self, task: Task) -> tuple[Scorer, list[np.ndarray], dict[str, Any], None]:
         """See `add`."""
-        model, config = self._knn
-        similar = model.similar
-        return model, [similar.data, similar.indices, similar.indptr], asdict(config), None
-
-    def with_votes(
-        self, path: Path, task: Task
-    ) -> tuple[Scorer, list[np.ndarray], dict[str, Any], dict[str, Any] | None]:
-        """See `add`. path: of the bundle whose drafts are ranked with item-kNN's votes."""
-        bundle = Bundle(path)
-        require_catalog(bundle, self.users.item_ids)
-        ranker = Ranker(Pipeline.open(bundle))
-        knn, knn_config = self._knn
-        config = tuned_votes(ranker, knn, self.histories, self._ndcg, max(CUTOFFS), BATCH)
-        trained = bundle.manifest.training or {}
-        settings = {
-            "bundle": bundle.manifest.bundle_version,
-            "seed": trained.get("config", {}).get("seed"),
-            **asdict(config),
-            **{f"item-knn {name}": value for name, value in asdict(knn_config).items()},
-        }
-        weights = load_file(path / CHECKPOINT / "model.safetensors")
-        return NezhaWithVotes(ranker, knn, config), [*weights.values(), knn.similar.data], settings, None
+        counts = popularity(self.split, self.items)
+        model, config = tuned_item_knn(self.split.train, counts, self.max_history, self.validate)
+        votes = model.votes
+        return model, [votes.similarity, votes.neighbours, votes.offsets], asdict(config), None
 
     def sasrec(self, config: Any, task: Task) -> tuple[Scorer, list[np.ndarray], dict[str, Any], dict[str, Any]]:
         """See `add`. config: a SasrecConfig."""
@@ -170,9 +137,6 @@ def main(
         str, typer.Option(help="Mixed precision: no or bf16.", callback=one_of(("no", "bf16")))
     ] = "no",
     seed: Annotated[int, typer.Option()] = 0,
-    bundle: Annotated[
-        Optional[Path], typer.Option(help=f"A bundle of the data: as {VOTES}, its drafts with item-kNN's votes.")
-    ] = None,
 ) -> None:
     """Train rivals, rank all test users, and write what `genrec compare-report` joins with bundles' results."""
     chosen = rivals.split(",")
@@ -198,8 +162,6 @@ def main(
         work.add(POPULARITY, work.popularity)
     if ITEM_KNN in chosen:
         work.add(ITEM_KNN, work.item_knn)
-    if bundle is not None:
-        work.add(VOTES, lambda task: work.with_votes(bundle, task))
     if config is not None:
         work.add(SASREC, lambda task: work.sasrec(config, task), asdict(config))
     typer.echo(f"{len(work.results.record.cells)} rankings; report in {write_report(work.results, out)}")

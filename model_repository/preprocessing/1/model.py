@@ -28,6 +28,7 @@ class TritonPythonModel(Step[tuple[Request, int, int, int]]):
         self.timeout_us = 1000 * int(self.parameters["timeout_ms"])
         check_prompt(self.bundle.golden, self.preprocessor(self.bundle.catalog))
         self.catalogues = self.versions(self.preprocessor)
+        self.tells_history = self.bundle.votes is not None
         self.gate = Gate(waiting_file(os.getppid()))
 
     def preprocessor(
@@ -72,7 +73,11 @@ class TritonPythonModel(Step[tuple[Request, int, int, int]]):
             [
                 pb.Tensor("input_ids", one.prompt[None]),
                 pb.Tensor("blocked_rows", one.blocked[None]),
-                Stamp(one.top_k, one.unknown, entry.version, deadline, number, began, handed, one.rules).tensor(),
+                Stamp(
+                    *(one.top_k, one.unknown, entry.version, deadline, number, began, handed),
+                    history=one.recent if self.tells_history else one.recent[:0],
+                    rules=one.rules,
+                ).tensor(),
             ]
             for one, (_, began, deadline, number) in zip(prepared, inputs, strict=True)
         ]

@@ -45,14 +45,15 @@ class TritonPythonModel(Step[Draft]):
 
     def setup(self) -> None:
         bundle = self.bundle
-        check_items(bundle.golden, bundle.catalog, Verifier(bundle.catalog, bundle.index))
+        verifier = Verifier(bundle.catalog, bundle.index, bundle.voting())
+        check_items(bundle.golden, bundle.catalog, bundle.layout, verifier)
         self.catalogues = self.versions(self.catalogue)
         refusals = Refusals(waiting_file(os.getppid()))
         self.metrics = Metrics(self.page, self.catalogues, self.parameters["catalog"], refusals)
 
     def catalogue(self, items: CatalogView, buckets: BucketView, masks: Callable[[], PrefixTable]) -> Catalogue:
         applied = kept(partial(self.rule_book(items).applied, items), _MOST_APPLIED)
-        return Catalogue(items, Verifier(items, buckets), applied)
+        return Catalogue(items, Verifier(items, buckets, self.bundle.voting(items)), applied)
 
     def read(self, request: Any) -> Draft:
         stamp = checked_stamp(request)
@@ -79,7 +80,8 @@ class TritonPythonModel(Step[Draft]):
         unknown = np.array([stamp.unknown for stamp in stamps])
         catalogue = entries[0].made
         applied = [catalogue.applied(stamp.rules) for stamp in stamps]
-        result = catalogue.verifier.verify(codes, np.stack(scores), blocked, top_k, applied)
+        histories = [stamp.history for stamp in stamps]
+        result = catalogue.verifier.verify(codes, np.stack(scores), blocked, top_k, applied, histories)
         counts = np.stack([result.drafted, result.valid, unknown, result.filled], axis=1).astype(np.int32)
         self.metrics.count(counts, [stamp.began_ns for stamp in stamps])
         if result.ruled:

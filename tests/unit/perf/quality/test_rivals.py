@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,15 +13,13 @@ from typer.testing import CliRunner
 from genrec.bundle import Bundle
 from genrec.cli.main import app
 from genrec.evaluation import bootstrap
-from genrec.evaluation.ranker import Ranker
 from genrec.evaluation.results import Results
-from genrec.evaluation.scored import best_rows
-from genrec.pipeline import Pipeline
+from genrec.votes import ItemVotes, VotesConfig
 from genrec_builders.data import Dataset, Sequences, write_dataset
 from genrec_builders.training.examples import make_windows
-from perf.quality.item_knn import ItemKnn, ItemKnnConfig
+from genrec_builders.votes import nearest_items
+from perf.quality.item_knn import ItemKnn
 from perf.quality.rivals import Rivals
-from perf.quality.votes import VotesConfig, combined, drafted
 
 ITEMS = 30
 
@@ -38,56 +35,16 @@ def sequences(users: list[list[int]]) -> Sequences:
     return Sequences(users=np.arange(len(lists)), offsets=offsets, rows=np.concatenate(lists))
 
 
-@pytest.mark.parametrize("config", [ItemKnnConfig(), ItemKnnConfig(0.7, 5.0, 4), ItemKnnConfig(1.0, 0.5, 1)])
-def test_item_knn_is_what_its_formula_says(config: ItemKnnConfig) -> None:
-    users, max_history = histories(0, 60), 5
-    bought = {item: {user for user, items in enumerate(users) if item in items} for item in range(ITEMS)}
-
-    def similarity(a: int, b: int) -> float:
-        norms = math.sqrt(len(bought[a]) * len(bought[b]))
-        return len(bought[a] & bought[b]) / (norms + config.shrinkage) if a != b and norms else 0.0
-
-    model = ItemKnn(sequences(users), ITEMS, max_history, config)
-    asked = histories(1, 20)
-    scores = model([np.array(history, np.int32) for history in asked])
-    most = max(sum(map(lambda items, item=item: item in items, users)) for item in range(ITEMS))
-    for history, found in zip(asked, scores, strict=True):
-        votes = np.zeros(ITEMS)
-        for age, item in enumerate(reversed(history[-max_history:])):
-            near = sorted(range(ITEMS), key=lambda other, item=item: (-similarity(item, other), other))
-            for other in near[: config.neighbours]:
-                votes[other] += config.decay**age * similarity(item, other)
-        for item in range(ITEMS):
-            share = len(bought[item]) / (1 + most)
-            assert found[item] == pytest.approx(1 + votes[item] if votes[item] else share)
-
-
-@pytest.mark.parametrize("config", [VotesConfig(), VotesConfig(2.0, 0.01, -1.0, 3), VotesConfig(0.5, 0.1, 1.0, ITEMS)])
-def test_drafts_and_votes_are_one_score(config: VotesConfig) -> None:
-    rng = np.random.default_rng(0)
-    drafts = np.where(rng.random((20, ITEMS)) < 0.2, -rng.random((20, ITEMS)) * 9, -np.inf)
-    drafts[3] = -np.inf  # a user of whom nothing was drafted
-    votes = np.where(rng.random((20, ITEMS)) < 0.4, rng.random((20, ITEMS)), 0.0)
-    votes[4] = 0.0
-    scores = combined(drafts, votes, config)
-    for user in range(20):
-        known = [p for p in drafts[user].tolist() if p > -math.inf]
-        most = sorted(votes[user].tolist(), reverse=True)[: config.voted]
-        for item, (p, count) in enumerate(zip(drafts[user].tolist(), votes[user].tolist(), strict=True)):
-            if p == -math.inf and count > 0 and count in most:
-                p = (min(known) if known else 0.0) - config.below
-            assert scores[user, item] == pytest.approx(p + config.weight * math.log(count + config.doubt))
-
-
-def test_without_votes_the_drafts_rank_as_they_do_alone(bundle: Bundle, dataset: Dataset) -> None:
-    ranker = Ranker(Pipeline.open(bundle, "torch"))
-    some = [np.array(history, np.int32) for history in histories(2, 9)]
-    drafts = drafted(ranker, some)
-    ours = best_rows(combined(drafts, np.zeros((9, len(dataset.items))), VotesConfig()), 10)
-    # Items that share a semantic ID tie, so the scores are compared.
-    one, other = (np.take_along_axis(drafts, rows, 1) for rows in (ours, ranker.rank(some).rows))
-    assert (one > -np.inf).all()
-    np.testing.assert_allclose(one, other, rtol=1e-6)
+def test_item_knn_scores_votes_and_then_popularity() -> None:
+    users, counts = histories(0, 60), np.arange(ITEMS)
+    votes = ItemVotes(VotesConfig(decay=0.7), *next(nearest_items(sequences(users), ITEMS, [5.0], 4)))
+    asked = [np.array(history, np.int32) for history in histories(1, 20)]
+    for history, found in zip(asked, ItemKnn(votes, counts, 5)(asked), strict=True):
+        recent = history[-5:]
+        rows, cast = votes.cast(np.zeros(recent.size, np.int64), recent, 1)
+        expected = counts / ITEMS
+        expected[rows] = 1 + cast
+        np.testing.assert_allclose(found, expected)
 
 
 def run(data: Path, out: Path, *words: object) -> str:
@@ -120,12 +77,12 @@ def test_rivals_stand_beside_bundles_in_one_report(bundle: Bundle, shop: Path, t
     compared = ["compare", shop, "--out", tmp_path / "a", "--model", f"nezha={bundle.path}", "--beam-widths", 20]
     done = CliRunner().invoke(app, [*map(str, compared), "--masks", "on", "--engine", "torch", "--batch-size", "64"])
     assert done.exit_code == 0, done.output
-    run(shop, tmp_path / "b", "--rivals", "popularity,item-knn", "--bundle", bundle.path)
+    run(shop, tmp_path / "b", "--rivals", "popularity,item-knn")
     done = CliRunner().invoke(app, ["compare-report", *(str(tmp_path / name) for name in ("joined", "a", "b"))])
     assert done.exit_code == 0, done.output or done.exception
     joined = Results.load(tmp_path / "joined")
-    assert joined.names == ["nezha", "popularity", "item-knn", "nezha-with-votes"]
-    assert {d.baseline for d in joined.record.differences} == {"popularity", "item-knn", "nezha-with-votes"}
+    assert joined.names == ["nezha", "popularity", "item-knn"]
+    assert {d.baseline for d in joined.record.differences} == {"popularity", "item-knn"}
     for floor in joined.record.popularity:  # ties in another order
         (cell,) = joined.cells("popularity", (None, None, floor.history_excluded))
         assert cell.metrics["hit@10"] == pytest.approx(floor.metrics["hit@10"], abs=0.02)
@@ -165,8 +122,7 @@ def test_no_rival_learns_from_what_is_held_out(dataset: Dataset, tmp_path: Path)
         write_dataset(changed, tmp_path / name)
         rivals = Rivals(tmp_path / name, tmp_path / f"{name} out", validation_users=50)
         counts = rivals.popularity(lambda *_: None)[1]
-        item_knn = ItemKnn(rivals.split.train, rivals.items, rivals.max_history, ItemKnnConfig(0.8, 10.0)).similar
-        learnt.append([*counts, item_knn.data, item_knn.indices])
+        learnt.append([*counts, *next(nearest_items(rivals.split.train, rivals.items, [10.0]))])
     for other in learnt[1:]:
         for ours, theirs in zip(learnt[0], other, strict=True):
             np.testing.assert_array_equal(ours, theirs)

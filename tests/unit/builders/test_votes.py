@@ -1,0 +1,137 @@
+"""`genrec votes`: what it counts, what it may learn from, and the bundle that it writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genrec.bundle import MANIFEST, Bundle
+from genrec.pipeline import Pipeline
+from genrec.verifier import VOTED
+from genrec_builders import votes as building
+from genrec_builders.build import export_bundle
+from genrec_builders.data import Dataset, Sequences, write_dataset
+from genrec_builders.votes import add_votes, nearest_items
+from tests.conftest import silent
+
+ITEMS = 12
+
+
+def sequences(users: list[list[int]]) -> Sequences:
+    lists = [np.array(user, np.int32) for user in users]
+    offsets = np.cumsum([0, *map(len, lists)])
+    return Sequences(users=np.arange(len(lists)), offsets=offsets, rows=np.concatenate([np.empty(0, np.int32), *lists]))
+
+
+@given(
+    users=st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=9), max_size=30),
+    shrinkage=st.sampled_from([0.0, 0.5, 50.0]),
+    neighbours=st.integers(1, ITEMS),
+    pairs=st.integers(1, 60),
+)
+def test_neighbours_are_what_the_formula_says(
+    users: list[list[int]], shrinkage: float, neighbours: int, pairs: int
+) -> None:
+    bought = {item: {user for user, items in enumerate(users) if item in items} for item in range(ITEMS)}
+
+    def similarity(a: int, b: int) -> float:
+        both = len(bought[a] & bought[b]) if a != b else 0
+        return both / (math.sqrt(len(bought[a]) * len(bought[b])) + shrinkage) if both else 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "_PAIRS", pairs)  # however the counting is cut up
+        found = list(nearest_items(sequences(users), ITEMS, [7.0, shrinkage], neighbours))
+    offsets, near, similar = found[1]
+    assert offsets.dtype == np.int64 and near.dtype == np.int32 and similar.dtype == np.float32
+    for item in range(ITEMS):
+        others = [other for other in range(ITEMS) if similarity(item, other)]
+        others.sort(key=lambda other, item=item: (-similarity(item, other), other))
+        own = slice(offsets[item], offsets[item + 1])
+        assert near[own].tolist() == others[:neighbours]
+        np.testing.assert_allclose(similar[own], [similarity(item, o) for o in others[:neighbours]], rtol=1e-6)
+
+
+def test_only_the_latest_items_of_a_user_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "LONGEST", 2)
+    offsets, near, _ = next(nearest_items(sequences([[0, 1, 2], [3, 3, 4]]), 5, [0.0]))
+    assert [near[offsets[item] : offsets[item + 1]].tolist() for item in range(5)] == [[], [2], [1], [4], [3]]
+
+
+def swapped(dataset: Dataset, back: int) -> Dataset:
+    """The items that stand `back` from the end of each user, turned among the users."""
+    interactions = dataset.interactions
+    rows = interactions.rows.copy()
+    at = interactions.offsets[1:] - back
+    rows[at] = np.roll(rows[at], 1)
+    return replace(dataset, interactions=replace(interactions, rows=rows))
+
+
+def test_held_out_items_are_not_counted(
+    bundle: Bundle, voting_bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    # The test items alone: those of validation choose the settings.
+    add_votes(bundle.path, tmp_path / "other", swapped(dataset, 1), silent, 100, 50)
+    ours, theirs = voting_bundle.votes, Bundle(tmp_path / "other").votes
+    assert ours is not None and theirs is not None and ours.config == theirs.config
+    for name in ("offsets", "neighbours", "similarity"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_the_command_writes_a_bundle_that_recommends_better(
+    bundle: Bundle, dataset: Dataset, tmp_path: Path, run_genrec: Callable[..., tuple[int, str]]
+) -> None:
+    write_dataset(dataset, tmp_path / "shop")
+    status, said = run_genrec(
+        "votes", bundle.path, tmp_path / "shop", tmp_path / "out", "--validation-users", 100, "--evaluate-users", 200
+    )
+    assert status == 0, said
+    made = Bundle(tmp_path / "out")
+    made.check()
+    assert made.manifest.bundle_version == f"{bundle.manifest.bundle_version}-votes"
+    assert made.manifest.summary.endswith("with votes")
+    record = made.manifest.training["votes"]
+    assert record["validation_ndcg"]["with"] > record["validation_ndcg"]["without"]
+    quality = made.manifest.training["quality"]
+    assert quality["users"] == 200 and quality["history_allowed"]["ndcg@10"] > 0
+    users = [[bundle.catalog.item_ids[row].decode() for row in (3, 17, 29)]]
+    (with_votes,), (without,) = (Pipeline.open(each).recommend(users, 20) for each in (made, bundle))
+    assert VOTED in with_votes.source and VOTED not in without.source
+
+    # A copy for another beam width keeps them, and so does one with votes made anew.
+    export_bundle(tmp_path / "out", tmp_path / "narrow", 60)
+    narrow = Bundle(tmp_path / "narrow")
+    assert narrow.votes is not None and narrow.manifest.votes == made.manifest.votes
+    Pipeline.open(narrow).recommend(users, 20)
+    again = add_votes(tmp_path / "out", tmp_path / "again", dataset, silent, 100, 20)
+    assert again.votes == made.manifest.votes and again.bundle_version == made.manifest.bundle_version
+
+
+def test_a_bundle_without_votes_says_nothing_of_them(bundle: Bundle) -> None:
+    assert "votes" not in bundle.manifest.model_dump(exclude={"training"})
+    assert '"votes"' not in (bundle.path / MANIFEST).read_text().partition('"training"')[0]
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_written(
+    bundle: Bundle, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewer = replace(dataset, items=replace(dataset.items, item_ids=[*dataset.items.item_ids[:-1], "another"]))
+    with pytest.raises(ValueError, match="is not the 400 items of the data"):
+        add_votes(bundle.path, tmp_path / "out", fewer, silent)
+    monkeypatch.setattr(building, "WEIGHTS", (0.0,))
+    monkeypatch.setattr(
+        building,
+        "nearest_items",
+        lambda train, items, shrinkages: [
+            (np.zeros(items + 1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)) for _ in shrinkages
+        ],
+    )
+    with pytest.raises(ValueError, match="votes do not help: NDCG@10 of 50 validation users"):
+        add_votes(bundle.path, tmp_path / "out", dataset, silent, 50)
+    assert not (tmp_path / "out").exists()
