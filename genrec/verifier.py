@@ -86,9 +86,8 @@ class Verifier:
                 beams = np.flatnonzero(valid[number])
                 expand, its_scores = partial(self._expanded, buckets[number, beams]), scores[number, beams]
             else:
-                own = candidates.of(number)
-                expand, its_scores = own.expand, own.tie_scores
-                voted[number] = np.sort(own.rows[own.voted])
+                ties = candidates.of(number)
+                expand, its_scores, voted[number] = ties.expand, ties.scores, ties.voted
             answers[number] = applied.answer(expand, its_scores, blocked[number], int(top_k[number]))
         plain = [number for number in range(len(codes)) if number not in answers]
         others = None
@@ -135,14 +134,16 @@ class Verifier:
         top_k: np.ndarray,
     ) -> Verified:
         """The answers of some of the batch's `requests`, rising, without rules; the other arrays are theirs alone."""
-        place = np.searchsorted(requests, candidates.request)
-        own = np.flatnonzero(np.asarray(requests).take(place, mode="clip") == candidates.request)
-        owner = place[own]
+        # A request's place among `requests`.
+        owner = np.searchsorted(requests, candidates.request)
+        own = np.asarray(requests).take(owner, mode="clip") == candidates.request
+        owner, rows = owner[own], candidates.rows[own]
         blocked_keys, blocked_sizes = self._blocked_keys(blocked)
-        keys = candidates.rows[own] + owner * self._items
+        keys = rows + owner * self._items
         chosen = self._first_of_each(owner, keys, blocked_keys, top_k)
-        source = np.where(candidates.voted[own[chosen]], np.uint8(VOTED), np.uint8(DRAFTED))
-        found = owner[chosen], keys[chosen], candidates.scores[own[chosen]], source
+        scores = candidates.scores[own].take(chosen)
+        source = np.where(candidates.voted[own].take(chosen), np.uint8(VOTED), np.uint8(DRAFTED))
+        found = owner.take(chosen), keys.take(chosen), scores, source
         return self._answers(*found, finite, valid.sum(1), blocked_keys, blocked_sizes, top_k)
 
     def _verified(

@@ -26,6 +26,9 @@ from genrec.catalog.ragged import runs
 from genrec.catalog.row_sets import is_in
 
 MOST_VOTED = 50
+# Larger than any difference of scores, so that one sort puts those of each request in order; of 64 requests, float64
+# still tells the last bits of a float32.
+_APART = 1e6
 
 
 class VotesConfig(BaseModel):
@@ -64,8 +67,14 @@ class ItemVotes:
         voice = self.config.decay ** (last[request] - 1.0 - np.arange(request.size))
         begin = self.offsets.take(rows)
         at, voter = runs(begin, self.offsets.take(rows + 1) - begin)
-        keys, place = np.unique(request.take(voter) * len(self) + self.neighbours.take(at), return_inverse=True)
-        return keys, np.bincount(place, voice.take(voter) * self.similarity.take(at), keys.size)
+        keys = (request * len(self)).take(voter) + self.neighbours.take(at)
+        order = keys.argsort(kind="stable")  # so that what an item gets is always added up in the same order
+        keys = keys.take(order)
+        first = np.ones(keys.size, bool)
+        np.not_equal(keys[1:], keys[:-1], out=first[1:])
+        first = first.nonzero()[0]
+        share = (voice.take(voter) * self.similarity.take(at)).take(order)
+        return keys.take(first), np.add.reduceat(share, first) if first.size else share
 
     def worth(self, votes: np.ndarray) -> np.ndarray:
         """What votes, float [v], add to a log-probability: float64 [v]."""
@@ -102,30 +111,41 @@ class ItemVotes:
 class Candidates:
     """Items of a batch that may be answered, request by request, best first; an item may come twice.
 
-    request: int64 [c], rising. rows: int64 [c]. scores: float32 [c], with what votes add, falling within a request.
-    voted: bool [c], those that were not drafted. tie: int64 [c], rising: the same for items of one draft that score
-    the same, which nothing here puts in order.
+    request: int64 [c], rising. draft: int64 [c], of which draft of the request an item is. rows: int64 [c]. scores:
+    float32 [c], with what votes add, falling within a request. voted: bool [c], those that were not drafted, each of
+    a draft of its own.
     """
 
     request: np.ndarray
+    draft: np.ndarray
     rows: np.ndarray
     scores: np.ndarray
     voted: np.ndarray
-    tie: np.ndarray
 
-    def of(self, number: int) -> Candidates:
+    def of(self, number: int) -> Ties:
         """Those of one request."""
         own = slice(*np.searchsorted(self.request, [number, number + 1]))
-        tie = self.tie[own]
-        return Candidates(self.request[own], self.rows[own], self.scores[own], self.voted[own], tie - tie[:1])
+        draft, scores = self.draft[own], self.scores[own]
+        other = np.ones(draft.size, bool)
+        other[1:] = (draft[1:] != draft[:-1]) | (scores[1:] != scores[:-1])
+        return Ties(self.rows[own], scores[other], other.cumsum() - 1, np.sort(self.rows[own][self.voted[own]]))
 
-    @property
-    def tie_scores(self) -> np.ndarray:
-        """The score of each tie of one request, float32 [t], falling: what rules take for drafts."""
-        return self.scores[np.searchsorted(self.tie, np.arange(self.tie[-1] + 1))] if self.tie.size else self.scores
+
+@dataclass(frozen=True, eq=False)
+class Ties:
+    """Candidates of one request for rules, which take a tie for a draft: items of one draft that score the same.
+
+    rows: int64 [c], best first. scores: float32 [t], of each tie, falling. tie: int64 [c], rising, of each item. voted:
+    int64 [v], rising: the rows that were not drafted.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    tie: np.ndarray
+    voted: np.ndarray
 
     def expand(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """Items of the ties begin .. end - 1 of one request, and which tie each is of."""
+        """Items of the ties begin .. end - 1, and which tie each is of."""
         own = slice(*np.searchsorted(self.tie, [begin, end]))
         return self.rows[own], self.tie[own]
 
@@ -177,15 +197,13 @@ class Voting:
         owner = np.concatenate([request, voter])
         beam = np.concatenate([draft, draft.max(initial=0) + 1 + np.arange(voted.size)])
         score = np.concatenate([scores + added, least[voter] + votes.worth(cast[most])]).astype(np.float32)
-        order = np.lexsort((beam, -score, owner))
-        owner, beam, score = owner[order], beam[order], score[order]
-        other = (np.diff(owner) != 0) | (np.diff(score) != 0) | (np.diff(beam) != 0)
+        order = (owner * _APART - score).argsort(kind="stable")  # what ties stays in the order of the drafts
         return Candidates(
-            request=owner,
-            rows=np.concatenate([rows, voted]).astype(np.int64)[order],
-            scores=score,
+            request=owner.take(order),
+            draft=beam.take(order),
+            rows=np.concatenate([rows, voted]).take(order),
+            scores=score.take(order),
             voted=order >= rows.size,
-            tie=np.concatenate([[0], other.cumsum()])[: owner.size],
         )
 
     def _cast(
@@ -211,6 +229,6 @@ class Voting:
 
 def _most_of_each(request: np.ndarray, votes: np.ndarray, most: int) -> np.ndarray:
     """Places of the `most` highest `votes` (float [v]) of each request (int64 [v], rising): int64 [m]."""
-    order = np.lexsort((-votes, request))
-    first = np.searchsorted(request, request)  # where each one's request begins
-    return order[np.arange(order.size) - first < most]
+    order = (request * _APART - votes).argsort(kind="stable")
+    sizes = np.bincount(request)
+    return order[np.arange(order.size) - (sizes.cumsum() - sizes).repeat(sizes) < most]

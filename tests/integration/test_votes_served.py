@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,8 +21,6 @@ from genrec.serving.repository import Deployment
 from genrec.serving.serve import LiveCatalog, serve_bundle
 from genrec_client import Recommender, RecommendRequest, Source
 from tests.near import assert_same_ranking
-
-RULES = '{"deny": ["%s"], "explain": true}'
 
 
 @dataclass
@@ -54,7 +53,7 @@ def test_answers_are_the_pipelines(served: Served, voting_bundle: Bundle, shop: 
     ids = [*shop.ids, "gone"]
     histories = [*shop.users[:60], [], *(rng.choice(ids, rng.integers(0, 40)).tolist() for _ in range(60))]
     voted = 0
-    for options in ({}, {"allow_history": True}, {"rules": RULES % shop.popular[0]}):
+    for options in ({}, {"allow_history": True}, {"rules": json.dumps({"deny": shop.popular[:1], "explain": True})}):
         requests = [RecommendRequest(history, top_k=20, **options) for history in histories]
         answers = served.client.recommend_many(requests, concurrency=8, return_exceptions=False)
         here = pipeline.recommend(histories, top_k=20, **options)
@@ -69,11 +68,11 @@ def test_answers_are_the_pipelines(served: Served, voting_bundle: Bundle, shop: 
     assert voted > 50
 
 
+@pytest.mark.parametrize("served", ["live catalogue"], indirect=True, scope="module")
 def test_what_is_gone_is_not_voted_for_and_what_is_new_is_drafted(
     served: Served, voting_bundle: Bundle, shop: Any
 ) -> None:
-    if served.store is None:
-        pytest.skip("needs a live catalogue")
+    assert served.store is not None
     history = next(
         user
         for user in shop.users
@@ -96,7 +95,7 @@ def test_what_is_gone_is_not_voted_for_and_what_is_new_is_drafted(
     while (after := served.client.recommend(history, top_k=20)).catalog_version == before.catalog_version:
         assert time.monotonic() < waited_until
     assert voted not in after.item_ids
-    allowed = served.client.recommend(history, top_k=2, rules='{"allow": ["brand-new", "%s"]}' % drafted)
+    allowed = served.client.recommend(history, top_k=2, rules=json.dumps({"allow": ["brand-new", drafted]}))
     new, old = sorted(allowed.items, key=lambda item: item.item_id)
     assert (new.item_id, new.source) == ("brand-new", Source.DRAFTED)
     assert new.score == pytest.approx(old.score)  # one draft, and the other one's votes are all that there are
