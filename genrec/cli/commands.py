@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": BUILDERS,
     "compare": BUILDERS,
     "compare-report": BUILDERS,
+    "votes": BUILDERS,
     "export": BUILDERS,
     "export-tensorrt-llm": BUILDERS,
     "knowledge.build": BUILDERS,

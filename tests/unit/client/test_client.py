@@ -168,13 +168,13 @@ def test_numbers_and_flags_may_be_numpys(server: FaultyServer) -> None:
 
 
 def test_the_answer_is_parsed(server: FaultyServer) -> None:
-    response = answer(["i1", "é"], sources=[0, 1], scores=[-0.5, -1e9])
+    response = answer(["i2", "i1", "é"], sources=[2, 0, 1], scores=[3.5, -0.5, -1e9])
     server.behave = lambda request: response
     with Recommender(server.url) as recommender:
         got = recommender.recommend(["a"])
-    assert got.item_ids == ("i1", "é")
-    assert [item.score for item in got.items] == [-0.5, -1e9]
-    assert [item.source for item in got.items] == [Source.DRAFTED, Source.FALLBACK]
+    assert got.item_ids == ("i2", "i1", "é")
+    assert [item.score for item in got.items] == [3.5, -0.5, -1e9]
+    assert [item.source for item in got.items] == [Source.VOTED, Source.DRAFTED, Source.FALLBACK]
     assert (got.drafted, got.valid, got.unknown_history, got.filled) == (32, 20, 3, 1)
     assert (got.bundle_version, got.catalog_version) == ("bundle-7", "catalog-9")
     assert got.attempts == 1
@@ -213,7 +213,7 @@ def _with_raw(index: int, raw: bytes) -> Any:
         _with_raw(0, pack([b"\xff"])),
         _with_raw(1, b"\x00" * 8),
         _with_raw(2, b"\x00\x00"),
-        _with_raw(2, b"\x02"),
+        _with_raw(2, b"\x03"),
         _with_raw(3, b"\x00" * 12),
         _with_raw(4, pack([b"v"])),
     ],
