@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrec.bundle import MANIFEST, Bundle
+from genrec.bundle import MANIFEST, VOTES, Bundle, BundleError, seal_bundle
 from genrec.pipeline import Pipeline
 from genrec.verifier import VOTED
 from genrec_builders import votes as building
@@ -111,6 +112,20 @@ def test_the_command_writes_a_bundle_that_recommends_better(
     Pipeline.open(narrow).recommend(users, 20)
     again = add_votes(tmp_path / "out", tmp_path / "again", dataset, silent, 100, 20)
     assert again.votes == made.manifest.votes and again.bundle_version == made.manifest.bundle_version
+
+
+def test_damaged_votes_are_refused_by_name(voting_bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(voting_bundle.path, tmp_path / "copy"))
+    neighbours = np.load(copy / VOTES / "neighbours.npy")
+    neighbours[0] = len(voting_bundle.catalog)
+    np.save(copy / VOTES / "neighbours.npy", neighbours)
+    seal_bundle(copy, **voting_bundle.manifest.model_dump(exclude={"files"}))
+    with pytest.raises(BundleError, match=r"votes/neighbours\.npy: has rows outside of the 400 items"):
+        Bundle(copy).check()
+    wrong = voting_bundle.manifest.model_dump_json().replace('"doubt":', '"doubt":-')
+    (copy / MANIFEST).write_text(wrong)
+    with pytest.raises(BundleError, match=r"votes\.doubt: Input should be greater than or equal to"):
+        Bundle(copy)
 
 
 def test_a_bundle_without_votes_says_nothing_of_them(bundle: Bundle) -> None:

@@ -180,7 +180,7 @@ def test_the_answer_is_parsed(server: FaultyServer) -> None:
     assert got.attempts == 1
     assert 0 < got.latency_ms < 5000
     # The double speaks the protocol as NVIDIA's own client reads it.
-    assert InferResult(response).as_numpy("item_ids").tolist() == [[b"i1", "é".encode()]]
+    assert InferResult(response).as_numpy("item_ids").tolist() == [[b"i2", b"i1", "é".encode()]]
 
 
 def test_an_empty_answer_is_an_answer(server: FaultyServer) -> None:
