@@ -81,6 +81,8 @@ class TrainingConfig:
 # dropout and head_dropout that are better for each decoder after a dozen epochs (docs/quality.md): the draft head
 # learns faster and overfits first.
 DROPOUTS = {DRAFT_HEAD: (0.2, 0.1), BEAM_SEARCH: (0.1, 0.0)}
+# What is better for a head alone, which its backbone teaches (docs/checkpoints.md).
+HEAD_ALONE_DROPOUTS, HEAD_ALONE_LEARNING_RATE = (0.0, 0.0), 4e-3
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,14 @@ from genrec_builders.cli.arguments import (
     markers,
     print_quality,
 )
-from genrec_builders.config import DROPOUTS, BackboneShape, BuildConfig, TrainingConfig
+from genrec_builders.config import (
+    DROPOUTS,
+    HEAD_ALONE_DROPOUTS,
+    HEAD_ALONE_LEARNING_RATE,
+    BackboneShape,
+    BuildConfig,
+    TrainingConfig,
+)
 
 
 def _option(panel: str, text: str, **limits: Any) -> Any:
@@ -35,7 +42,8 @@ _MOST_CODES = 1_000_000  # of a level
 
 
 def _by_decoder(text: str, place: int) -> str:
-    return f"{text}; by default " + ", ".join(f"{each[place]} for {name}" for name, each in DROPOUTS.items()) + "."
+    usual = ", ".join(f"{each[place]} for {name}" for name, each in DROPOUTS.items())
+    return f"{text}; by default {usual}, {HEAD_ALONE_DROPOUTS[place]:g} with --freeze-backbone."
 
 
 def build(
@@ -96,8 +104,14 @@ def build(
         int, _training("Passes over the training data; 0 leaves the weights random, to measure speed.", min=0)
     ] = _DEFAULT.epochs,
     learning_rate: Annotated[
-        float, _training("Peak learning rate of the backbone.", min=1e-7, max=1)
-    ] = _DEFAULT.learning_rate,
+        Optional[float],
+        _training(
+            f"Peak learning rate of the backbone; by default {_DEFAULT.learning_rate:g}, "
+            f"{HEAD_ALONE_LEARNING_RATE:g} with --freeze-backbone.",
+            min=1e-7,
+            max=1,
+        ),
+    ] = None,
     head_scales: Annotated[
         str,
         _training(
@@ -141,8 +155,8 @@ def build(
         head_scales,
         dropout,
         head_dropout,
+        learning_rate,
         epochs=epochs,
-        learning_rate=learning_rate,
         tokens_per_batch=tokens_per_batch,
         auxiliary_weight=auxiliary_weight,
         patience=patience,
@@ -205,10 +219,17 @@ def build(
 
 
 def _training_config(
-    decoder: str, head_scales: str, dropout: float | None, head_dropout: float | None, **settings: Any
+    decoder: str,
+    head_scales: str,
+    dropout: float | None,
+    head_dropout: float | None,
+    learning_rate: float | None,
+    **settings: Any,
 ) -> TrainingConfig:
-    """Dropouts are the decoder's own unless given. settings: what `TrainingConfig` takes as it is."""
-    usual = DROPOUTS[decoder]
+    """What is not given is what suits the decoder, or a head alone. settings: what `TrainingConfig` takes as it is."""
+    alone = settings["freeze_backbone"]
+    usual = HEAD_ALONE_DROPOUTS if alone else DROPOUTS[decoder]
+    usual_rate = HEAD_ALONE_LEARNING_RATE if alone else _DEFAULT.learning_rate
     code_embeddings, transitions, projections = numbers(
         "--head-scales", head_scales, float, count=3, least=0.0, most=1e6
     )
@@ -216,8 +237,9 @@ def _training_config(
         code_embedding_scale=code_embeddings,
         transition_scale=transitions,
         projection_scale=projections,
-        dropout=(0.0 if settings["freeze_backbone"] else usual[0]) if dropout is None else dropout,
+        dropout=usual[0] if dropout is None else dropout,
         head_dropout=usual[1] if head_dropout is None else head_dropout,
+        learning_rate=usual_rate if learning_rate is None else learning_rate,
         **settings,
     )
 

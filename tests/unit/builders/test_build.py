@@ -144,3 +144,10 @@ def test_options_of_a_build_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (config.limits.top_k, config.limits.default_top_k) == (7, 7)
     assert (config.shape.heads, config.shape.kv_heads) == (2, 2)
     assert scales.items() <= vars(config.training).items()
+
+    # A head alone has settings of its own.
+    for more, expected in ([], (0.0, 0.0, 4e-3)), (["--learning-rate", "0.01"], (0.0, 0.0, 1e-2)):
+        frozen = ["build", str(tmp_path / "data"), str(tmp_path / "bundle"), *words, "--freeze-backbone", *more]
+        assert CliRunner().invoke(app, frozen).exit_code == 0
+        training = asked[-1].training
+        assert (training.dropout, training.head_dropout, training.learning_rate) == expected
