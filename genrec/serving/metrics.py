@@ -22,13 +22,14 @@ from genrec.serving.step import open_folder
 from genrec.serving.triton.launch import RESTARTS
 from genrec.serving.waiting import Refusals
 
-# Requests answered, then the wire contract's `counts` in their order.
+# Requests answered, then the wire contract's `counts` in their order, and what was voted for.
 _COUNTERS = {
     "genrec_requests_total": "Recommendations answered",
     "genrec_drafted_total": "Drafts with a finite score",
     "genrec_valid_total": "Drafts that are semantic IDs of live items",
     "genrec_unknown_items_total": "History items that are not in the catalogue",
     "genrec_fallback_items_total": "Items filled in from the popularity fallback",
+    "genrec_voted_items_total": "Items that were voted for and not drafted",
 }
 _OVERLOADED = "genrec_overloaded_requests_total"
 _OVERLOADED_TEXT = "Requests refused at once, because too many were waiting for them to be answered in time"
@@ -89,9 +90,12 @@ class Metrics:
         self._show()
         page.before(self._show)
 
-    def count(self, counts: np.ndarray, began_ns: list[int]) -> None:
-        """Add a batch's `counts`, int32 [B, 4], whose requests began at `began_ns` on CLOCK_MONOTONIC."""
-        amounts = (len(counts), *counts.sum(0).tolist())
+    def count(self, counts: np.ndarray, voted: int, began_ns: list[int]) -> None:
+        """Add a batch's `counts`, int32 [B, 4], and `voted` items.
+
+        began_ns: when its requests began, on CLOCK_MONOTONIC.
+        """
+        amounts = (len(counts), *counts.sum(0).tolist(), voted)
         self._page.add(dict(zip(self._counters, amounts, strict=True)))
         self._latency.observe(time.monotonic_ns(), began_ns)
 

@@ -19,7 +19,7 @@ from genrec.rules.explanation import explanation
 from genrec.serving.metrics import Metrics
 from genrec.serving.step import Stamp, Step, checked_stamp, stamped, tensor
 from genrec.serving.waiting import Refusals, waiting_file
-from genrec.verifier import Verifier
+from genrec.verifier import VOTED, Verifier
 
 _NO_EXPLANATION = np.array([[b""]], object)
 _MOST_APPLIED = 64  # rules for which the fallback was looked up are kept with it
@@ -83,7 +83,8 @@ class TritonPythonModel(Step[Draft]):
         histories = [stamp.history for stamp in stamps]
         result = catalogue.verifier.verify(codes, np.stack(scores), blocked, top_k, applied, histories)
         counts = np.stack([result.drafted, result.valid, unknown, result.filled], axis=1).astype(np.int32)
-        self.metrics.count(counts, [stamp.began_ns for stamp in stamps])
+        voted = int(np.count_nonzero(result.source == VOTED))
+        self.metrics.count(counts, voted, [stamp.began_ns for stamp in stamps])
         if result.ruled:
             self.metrics.count_rules(applied, result.ruled, narrowing[:, 0].astype(bool).tolist())
         item_ids = catalogue.items.ids_of(result.rows)[None]

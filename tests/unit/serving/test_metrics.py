@@ -96,17 +96,18 @@ def applied(shop: Shop) -> Callable[..., Applied | None]:
 def test_counts_are_published_once_for_many_requests(metrics: Any, page: Page) -> None:
     before = page.writes
     for _ in range(100):
-        metrics.count(np.array([[8, 6, 2, 1], [8, 8, 0, 0]], np.int32), [time.monotonic_ns()] * 2)
+        metrics.count(np.array([[8, 6, 2, 1], [8, 8, 0, 0]], np.int32), 3, [time.monotonic_ns()] * 2)
     metrics.close()
     assert page.of("genrec_requests_total") == {"": 200}
     assert page.of("genrec_drafted_total") == {"": 1600} and page.of("genrec_fallback_items_total") == {"": 100}
+    assert page.of("genrec_voted_items_total") == {"": 300}
     assert page.writes - before <= 2 * 35  # 25 of them of the histogram; twice, if the clock struck meanwhile
 
 
 def test_a_histogram_has_what_prometheus_takes_for_one(metrics: Any, page: Page) -> None:
     took_ms = [0.05, 4.0, 4.0, 90.0, 70_000.0]
     now = time.monotonic_ns()
-    metrics.count(np.zeros((5, 4), np.int32), [now - int(1e6 * ms) for ms in took_ms])
+    metrics.count(np.zeros((5, 4), np.int32), 0, [now - int(1e6 * ms) for ms in took_ms])
     metrics.close()
     buckets = {float(le): count for le, count in page.of("genrec_request_seconds_bucket").items()}
     assert [buckets.get(bound, 0) for bound in (0.003, 0.005, 0.07, 0.1, 5.0, float("inf"))] == [1, 3, 3, 4, 4, 5]
