@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from genrec.prompt import PromptLayout
 
+# What semantic IDs are made of: the data's own are taken as they are, or made from embeddings, from who bought what in
+# training, or from both.
+DATA, EMBEDDINGS, BEHAVIOUR, BOTH = SID_SOURCES = ("data", "embeddings", "behaviour", "both")
+
 
 @dataclass(frozen=True)
 class BackboneShape:
@@ -87,7 +91,9 @@ DROPOUTS = {DRAFT_HEAD: (0.2, 0.1), BEAM_SEARCH: (0.1, 0.0)}
 class BuildConfig:
     """Everything that decides what a build makes.
 
-    levels: codes per level, for catalogues without semantic IDs. checkpoint: a trained backbone to start from, instead
+    levels: codes per level, for semantic IDs that the build makes. sid_source: one of SID_SOURCES, see
+    `genrec_builders.sid_sources`; None for the first of them that the data has. distinct_sids: give no two items the
+    same. checkpoint: a trained backbone to start from, instead
     of `shape` from scratch: a Hugging Face folder, or a bundle (docs/checkpoints.md). With the former: sid_tokens, its
     tokenizer's SID tokens per level, "{}" standing for the code, e.g. ("<a_{}>", "<b_{}>"), of which those that it
     lacks are added; adapter, the folder of a LoRA adapter to merge; item_markers, the tokens that begin and end an
@@ -98,6 +104,8 @@ class BuildConfig:
     """
 
     levels: tuple[int, ...] = (128, 128, 128)
+    sid_source: str | None = None
+    distinct_sids: bool = False
     max_history: int = 20
     max_query: int = 0
     beam_width: int = 128
