@@ -112,11 +112,10 @@ def build_bundle(
     if not config.training.epochs:
         print_line("not trained: with 0 epochs the weights stay as they are, random where no checkpoint has them")
     torch.manual_seed(config.training.seed)
-    with track("semantic IDs") as task:
-        made = make_semantic_ids(dataset.items, split.train, config, lambda done, total: task(done, total, ""))
-    print_line(str(made))
-    space = SemanticIdSpace(made.levels)
+    space = SemanticIdSpace(dataset.items.levels or config.levels)
     require_limits(config.beam_width, config.limits, space)
+    made = make_semantic_ids(dataset.items, split.train, config, track)
+    print_line(str(made))
     catalog = Catalog.build(
         dataset.items.item_ids, made.sids, popularity(split, len(dataset.items)), columns=dataset.items.typed
     )

@@ -91,10 +91,9 @@ DROPOUTS = {DRAFT_HEAD: (0.2, 0.1), BEAM_SEARCH: (0.1, 0.0)}
 class BuildConfig:
     """Everything that decides what a build makes.
 
-    levels: codes per level, for semantic IDs that the build makes. sid_source: one of SID_SOURCES, see
-    `genrec_builders.sid_sources`; None for the first of them that the data has. distinct_sids: give no two items the
-    same. checkpoint: a trained backbone to start from, instead
-    of `shape` from scratch: a Hugging Face folder, or a bundle (docs/checkpoints.md). With the former: sid_tokens, its
+    levels: codes per level, of semantic IDs that are made. sid_source: one of SID_SOURCES, None for the first that the
+    data has. distinct_sids: no two items have the same. checkpoint: a trained backbone to start from, instead of
+    `shape` from scratch: a Hugging Face folder, or a bundle (docs/checkpoints.md). With the former: sid_tokens, its
     tokenizer's SID tokens per level, "{}" standing for the code, e.g. ("<a_{}>", "<b_{}>"), of which those that it
     lacks are added; adapter, the folder of a LoRA adapter to merge; item_markers, the tokens that begin and end an
     item. decoder: a draft head, of the sizes `head`, or beam search over the backbone, the baseline.

@@ -10,6 +10,7 @@ import numpy as np
 
 from genrec.catalog import ResidualQuantizer
 from genrec.errors import DataError
+from genrec.reporting.progress import Track, untracked
 from genrec_builders.behaviour import behaviour_embeddings
 from genrec_builders.config import BEHAVIOUR, BOTH, DATA, EMBEDDINGS, BuildConfig
 from genrec_builders.data import Dataset, ItemTable, Sequences
@@ -50,8 +51,8 @@ class SemanticIds:
         if self.moved:
             notes.append(f"{self.moved:,} items moved to a free one")
         if self.unknown:
-            without = "by their embeddings alone" if self.source == BOTH else "are all taken as alike"
-            notes.append(f"{self.unknown:,} items that nobody took beside another in training {without}")
+            go = "go by their embeddings alone" if self.source == BOTH else "are all taken as alike"
+            notes.append(f"{self.unknown:,} items that nobody took beside another in training {go}")
         return "; ".join(notes)
 
 
@@ -84,17 +85,20 @@ def used_dataset(dataset: Dataset, config: BuildConfig) -> Dataset:
     return replace(dataset, items=replace(items, sids=None, levels=None, embeddings=embeddings))
 
 
-def make_semantic_ids(
-    items: ItemTable, train: Sequences, config: BuildConfig, progress: Progress | None = None
-) -> SemanticIds:
+def make_semantic_ids(items: ItemTable, train: Sequences, config: BuildConfig, track: Track = untracked) -> SemanticIds:
     """items: of a `used_dataset`. train: the training part's histories, of which behaviour is known.
 
     The same input gives the same semantic IDs. Raises DataError if there is no behaviour, and QuantizerError for more
     items than there are semantic IDs, if no two may have the same.
     """
-    source = sid_source(items, config)
     if items.sids is not None and items.levels is not None:
-        return SemanticIds(items.sids, items.levels, None, source)
+        return SemanticIds(items.sids, items.levels, None, DATA)
+    with track("semantic IDs") as task:
+        return _made(items, train, config, lambda done, total: task(done, total, ""))
+
+
+def _made(items: ItemTable, train: Sequences, config: BuildConfig, progress: Progress) -> SemanticIds:
+    source = sid_source(items, config)
     known = np.ones(len(items), bool)
     if source == EMBEDDINGS:
         assert items.embeddings is not None
@@ -124,7 +128,7 @@ class _Made(NamedTuple):
     served: ResidualQuantizer | None
 
 
-def _of_embeddings(embeddings: np.ndarray, config: BuildConfig, progress: Progress | None) -> _Made:
+def _of_embeddings(embeddings: np.ndarray, config: BuildConfig, progress: Progress) -> _Made:
     seed = config.training.seed
     space = fit_residual_kmeans(embeddings, config.levels, seed, progress)
     served = ResidualQuantizer(space.codebooks, measure_fit(space, embeddings, seed))
@@ -132,7 +136,7 @@ def _of_embeddings(embeddings: np.ndarray, config: BuildConfig, progress: Progre
 
 
 def _of_both(
-    embeddings: np.ndarray, behaviour: np.ndarray, known: np.ndarray, config: BuildConfig, progress: Progress | None
+    embeddings: np.ndarray, behaviour: np.ndarray, known: np.ndarray, config: BuildConfig, progress: Progress
 ) -> _Made:
     """Codebooks of embeddings and behaviour side by side, each scaled to half of the variance.
 
