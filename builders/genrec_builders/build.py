@@ -34,7 +34,7 @@ from genrec.bundle import (
     seal_bundle,
 )
 from genrec.bundle.checkpoint_shapes import BEAM_SEARCH, DECODERS
-from genrec.catalog import Catalog, ItemIndex, PrefixTable, ResidualQuantizer, SemanticIdSpace
+from genrec.catalog import Catalog, ItemIndex, PrefixTable, SemanticIdSpace
 from genrec.engines.onnx import OnnxEngine
 from genrec.engines.torch import TorchEngine
 from genrec.evaluation.metrics import metrics
@@ -52,6 +52,7 @@ from genrec.reporting.progress import Task, Track
 from genrec.votes import Voting
 from genrec_builders.config import BuildConfig
 from genrec_builders.data import Dataset, Split, popularity, sample_queries, sample_users, split_interactions
+from genrec_builders.data.report import semantic_ids_in_words
 from genrec_builders.export.int8 import quantize_backbone
 from genrec_builders.export.onnx import export_onnx
 from genrec_builders.fingerprint import build_fingerprint
@@ -65,7 +66,7 @@ from genrec_builders.preflight import (
     require_places,
     work_of,
 )
-from genrec_builders.semantic_ids import collision_report, fit_residual_kmeans, measure_fit
+from genrec_builders.sid_sources import make_semantic_ids, used_dataset
 from genrec_builders.training.checkpoint import open_backbone, print_line
 from genrec_builders.training.checkpoint_facts import read_facts
 from genrec_builders.training.checkpoint_findings import require_usable
@@ -95,12 +96,15 @@ def build_bundle(
     """
     if config.max_query and dataset.interactions.queries is None:
         raise ValueError("max_query is set, but the interactions have no column `query` to train with")
+    dataset = used_dataset(dataset, config)
     require_places(out, [config.checkpoint, config.adapter])
     with track("split"):
         fingerprint = build_fingerprint(dataset, config)
         require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
         split = split_interactions(dataset.interactions, config.split_at)
     print_line(require_data(dataset, split, config))
+    if config.sid_source is None and dataset.items.sids is None and dataset.items.embeddings is None:
+        print_line(f"semantic IDs: {semantic_ids_in_words(dataset.items)}")
     if config.training.freeze_backbone:
         _require_codes(config)
     if config.checkpoint is not None and not (config.checkpoint / MANIFEST).exists():  # else it is a bundle
@@ -109,11 +113,12 @@ def build_bundle(
     if not config.training.epochs:
         print_line("not trained: with 0 epochs the weights stay as they are, random where no checkpoint has them")
     torch.manual_seed(config.training.seed)
-    sids, levels, quantizer = _semantic_ids(dataset, config, track)
-    space = SemanticIdSpace(levels)
+    space = SemanticIdSpace(dataset.items.levels or config.levels)
     require_limits(config.beam_width, config.limits, space)
+    made = make_semantic_ids(dataset.items, split.train, config, track)
+    print_line(str(made))
     catalog = Catalog.build(
-        dataset.items.item_ids, sids, popularity(split, len(dataset.items)), columns=dataset.items.typed
+        dataset.items.item_ids, made.sids, popularity(split, len(dataset.items)), columns=dataset.items.typed
     )
     work = new_work(out)
     model, layout, heads = _model(dataset, split, space, config, work)
@@ -132,8 +137,8 @@ def build_bundle(
         model.save_checkpoint(folder / CHECKPOINT)
         with track("export ONNX"):
             export_graphs(model, folder, config.beam_width, layout)
-        if quantizer is not None:
-            quantizer.save(folder / QUANTIZER)
+        if made.quantizer is not None:
+            made.quantizer.save(folder / QUANTIZER)
         if dataset.items.attributes:
             columns = {"item_id": dataset.items.item_ids, **dataset.items.attributes}
             pq.write_table(pa.table(columns), folder / ATTRIBUTES)
@@ -161,7 +166,7 @@ def build_bundle(
                 "decoder": config.decoder,
                 "parameters": parameters,
                 "curves": asdict(curves) | {"best_epoch": curves.best_epoch},
-                "semantic_ids": asdict(collision_report(sids)),
+                "semantic_ids": made.record,
                 "split": split_record(split, config.split_at),
                 "quality": quality,
                 "fingerprint": fingerprint,
@@ -182,7 +187,7 @@ def is_built(dataset: Dataset, out: Path, config: BuildConfig, say: Callable[[st
         say(f"{out}: an older genrec built it and did not note of what; it is used as it is")
     else:
         remedy = f"remove {out} to build anew, or name another folder"
-        require_same(out, kept, build_fingerprint(dataset, config), remedy)
+        require_same(out, kept, build_fingerprint(used_dataset(dataset, config), config), remedy)
     return True
 
 
@@ -348,22 +353,6 @@ def _validation(
         return metrics(ranking.rows, targets)["ndcg@10"]
 
     return validate
-
-
-def _semantic_ids(
-    dataset: Dataset, config: BuildConfig, track: Track
-) -> tuple[np.ndarray, tuple[int, ...], ResidualQuantizer | None]:
-    items = dataset.items
-    if items.sids is not None and items.levels is not None:
-        return items.sids, items.levels, None
-    assert items.embeddings is not None  # by require_data
-    with track("semantic IDs") as task:
-        quantizer = fit_residual_kmeans(
-            items.embeddings, config.levels, config.training.seed, lambda done, total: task(done, total, "")
-        )
-        fit = measure_fit(quantizer, items.embeddings, config.training.seed)
-    quantizer = ResidualQuantizer(quantizer.codebooks, fit)
-    return quantizer.encode(items.embeddings), config.levels, quantizer
 
 
 def _model(

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
     from genrec.prompt import PromptLayout
 
+# What semantic IDs are made of: the data's own are taken as they are, or made from embeddings, from who bought what in
+# training, or from both.
+DATA, EMBEDDINGS, BEHAVIOUR, BOTH = SID_SOURCES = ("data", "embeddings", "behaviour", "both")
+
 
 @dataclass(frozen=True)
 class BackboneShape:
@@ -89,8 +93,9 @@ HEAD_ALONE_DROPOUTS, HEAD_ALONE_LEARNING_RATE = (0.0, 0.0), 4e-3
 class BuildConfig:
     """Everything that decides what a build makes.
 
-    levels: codes per level, for catalogues without semantic IDs. checkpoint: a trained backbone to start from, instead
-    of `shape` from scratch: a Hugging Face folder, or a bundle (docs/checkpoints.md). With the former: sid_tokens, its
+    levels: codes per level, of semantic IDs that are made. sid_source: one of SID_SOURCES, None for the first that the
+    data has. distinct_sids: no two items have the same. checkpoint: a trained backbone to start from, instead of
+    `shape` from scratch: a Hugging Face folder, or a bundle (docs/checkpoints.md). With the former: sid_tokens, its
     tokenizer's SID tokens per level, "{}" standing for the code, e.g. ("<a_{}>", "<b_{}>"), of which those that it
     lacks are added; adapter, the folder of a LoRA adapter to merge; item_markers, the tokens that begin and end an
     item. decoder: a draft head, of the sizes `head`, or beam search over the backbone, the baseline.
@@ -100,6 +105,8 @@ class BuildConfig:
     """
 
     levels: tuple[int, ...] = (128, 128, 128)
+    sid_source: str | None = None
+    distinct_sids: bool = False
     max_history: int = 20
     max_query: int = 0
     beam_width: int = 128

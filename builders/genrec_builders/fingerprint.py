@@ -13,8 +13,9 @@ import numpy as np
 from genrec.bundle import MANIFEST, sha256_of
 from genrec.catalog import Columns
 from genrec.reporting.kept import Fingerprint, digest, flat
-from genrec_builders.config import BuildConfig
+from genrec_builders.config import DATA, EMBEDDINGS, BuildConfig
 from genrec_builders.data import Dataset
+from genrec_builders.sid_sources import sid_source
 
 # Another one when the same input and settings come to make something else: what was kept before is then refused.
 BUILD_FORMAT, KNOWLEDGE_FORMAT, SHOP_FORMAT = "1", "1", "2"
@@ -22,12 +23,14 @@ _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_mod
 
 
 def build_fingerprint(dataset: Dataset, config: BuildConfig) -> Fingerprint:
-    """All that decides what a build of `dataset` makes; how many users it evaluates does not."""
-    without = ["evaluate_users", "checkpoint", "adapter", "split_at"]
+    """All that decides what a build of `dataset`, a `used_dataset`, makes; how many users it evaluates does not."""
+    without = ["evaluate_users", "checkpoint", "adapter", "split_at", "sid_source"]
+    without += [] if config.distinct_sids else ["distinct_sids"]  # as when every semantic ID could be shared
     without += ["levels"] if dataset.items.sids is not None else []
     without += ["sid_tokens"] if config.checkpoint is None else ["shape"]
     without += ["item_markers"] if config.item_markers is None else []  # as when there were none
     settings = {name: value for name, value in asdict(config).items() if name not in without}
+    source = sid_source(dataset.items, config)
     adapter = {} if config.adapter is None else {"adapter": checkpoint_fingerprint(config.adapter)}
     settings["limits"] = {f"limit {name}": value for name, value in config.limits.model_dump().items()}
     return {
@@ -36,6 +39,7 @@ def build_fingerprint(dataset: Dataset, config: BuildConfig) -> Fingerprint:
         **_kinds(dataset.items.typed),
         "checkpoint": "none" if config.checkpoint is None else checkpoint_fingerprint(config.checkpoint),
         **adapter,
+        **({} if source in (DATA, EMBEDDINGS) else {"semantic IDs from": source}),  # as when there were none of others
         **({"training of the head alone": "2"} if config.training.freeze_backbone else {}),
         **flat(settings),
         **_split(dataset, config.split_at),

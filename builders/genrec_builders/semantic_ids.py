@@ -1,8 +1,8 @@
-"""Gives items their semantic IDs: fits a residual quantiser on item embeddings, and counts collisions."""
+"""Residual k-means on item embeddings, and how well semantic IDs tell items apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,17 +19,30 @@ HELD_OUT = 10_000
 
 
 @dataclass(frozen=True)
-class CollisionReport:
+class SemanticIdReport:
     """How well semantic IDs tell items apart.
 
-    items: n. distinct: distinct semantic IDs. colliding_share: share of the items that share their ID with another, 0
-    to 1. largest_bucket: items of the most shared ID.
+    items: n. levels: codes of each level, T_1 .. T_L. distinct: distinct semantic IDs. colliding_share: share of the
+    items that share their ID with another, 0 to 1. largest_bucket: items of the most shared ID. codes_used: of each
+    level. perplexity: of each level's codes over the items, exp of their entropy in nats; T_l if all are used alike, 1
+    if one is.
     """
 
     items: int
+    levels: tuple[int, ...]
     distinct: int
     colliding_share: float
     largest_bucket: int
+    codes_used: tuple[int, ...]
+    perplexity: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.levels)} levels of {_listed(self.levels)} codes ({_listed(self.codes_used)} used, perplexity "
+            f"{_listed(round(each) for each in self.perplexity)}); "
+            f"{self.distinct:,} distinct, {self.colliding_share:.1%} of the items share theirs, "
+            f"at most {self.largest_bucket:,} items one"
+        )
 
 
 def fit_residual_kmeans(
@@ -73,14 +86,20 @@ def fit_residual_kmeans(
     return ResidualQuantizer(codebooks)
 
 
-def measure_fit(quantizer: ResidualQuantizer, embeddings: np.ndarray, seed: int = 0) -> Fit | None:
-    """How well `fit_residual_kmeans` of these embeddings, which gave `quantizer`, fits items that it does not know.
+def measure_fit(
+    quantizer: ResidualQuantizer,
+    embeddings: np.ndarray,
+    seed: int = 0,
+    fit: Callable[[np.ndarray], ResidualQuantizer] | None = None,
+) -> Fit | None:
+    """How well the fit that gave `quantizer` describes items that it does not know.
 
     Codebooks lie closer to the items that they were fitted on, with few items a code much closer. So a tenth of the
     items, `HELD_OUT` at most, is measured by codebooks that are fitted on the others; with `ITEMS_PER_CODE` items a
     code, by the quantiser itself.
 
-    embeddings: float [n, D], finite. Returns None for fewer than 10 items.
+    embeddings: float [n, D], finite. fit: gives the codebooks of the rows bool [n]; None for `fit_residual_kmeans` of
+    their embeddings. Returns None for fewer than 10 items.
     """
     count = len(embeddings)
     if count < 10:
@@ -88,7 +107,7 @@ def measure_fit(quantizer: ResidualQuantizer, embeddings: np.ndarray, seed: int 
     held = np.zeros(count, bool)
     held[np.random.default_rng(seed).permutation(count)[: min(count // 10, HELD_OUT)]] = True
     if count < ITEMS_PER_CODE * max(quantizer.levels):
-        quantizer = fit_residual_kmeans(embeddings[~held], quantizer.levels, seed)
+        quantizer = fit_residual_kmeans(embeddings[~held], quantizer.levels, seed) if fit is None else fit(~held)
     sample = embeddings[held]
     error = quantizer.squared_errors(sample, quantizer.encode(sample)).mean()
     spread = embeddings[:: max(1, count // HELD_OUT)]  # enough for a variance
@@ -115,14 +134,22 @@ def _codebook(points: np.ndarray, size: int, seed: int) -> np.ndarray:
     return np.ascontiguousarray(model.cluster_centers_, dtype=np.float32)
 
 
-def collision_report(sids: np.ndarray) -> CollisionReport:
-    """Counts the items that share a semantic ID. `sids`: integer [n, L], n at least 1."""
+def semantic_id_report(sids: np.ndarray, levels: Sequence[int]) -> SemanticIdReport:
+    """Counts what is shared and used of semantic IDs, integer [n, L], both at least 1. levels: T_1 .. T_L."""
     if sids.ndim != 2 or 0 in sids.shape:
         raise QuantizerError(f"sids have shape {list(sids.shape)}; expected [n, L], both at least 1")
     sizes = np.unique(sids, axis=0, return_counts=True)[1]
-    return CollisionReport(
+    shares = [np.unique(codes, return_counts=True)[1] / len(sids) for codes in sids.T]
+    return SemanticIdReport(
         items=len(sids),
+        levels=tuple(levels),
         distinct=len(sizes),
         colliding_share=float(sizes[sizes > 1].sum() / len(sids)),
         largest_bucket=int(sizes.max()),
+        codes_used=tuple(share.size for share in shares),
+        perplexity=tuple(float(np.exp(-(share * np.log(share)).sum())) for share in shares),
     )
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))

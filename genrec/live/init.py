@@ -32,7 +32,7 @@ def init_catalog(bundle: Bundle, location: str, storage_options: Mapping[str, st
 
 
 def quantizer_of(bundle: Bundle) -> ResidualQuantizer | None:
-    """The bundle's quantiser, None for a bundle whose semantic IDs were given."""
+    """The bundle's quantiser, None for a bundle whose semantic IDs were given or are of behaviour."""
     folder = bundle.path / QUANTIZER
     return ResidualQuantizer.load(folder) if folder.is_dir() else None
 

@@ -241,7 +241,7 @@ def _errors(
 ) -> tuple[float | Unknown, float | Unknown]:
     """The added items' error, and the trained ones'."""
     if quantizer is None:
-        unknown = Unknown("the bundle has no quantiser: its semantic IDs were given")
+        unknown = Unknown("the bundle has no quantiser: its semantic IDs were given, or are of behaviour")
         return unknown, unknown
     if quantizer.fit is None:
         unknown = Unknown("the bundle is of before it was noted; build it again")

@@ -25,6 +25,7 @@ from genrec_builders.config import (
     DROPOUTS,
     HEAD_ALONE_DROPOUTS,
     HEAD_ALONE_LEARNING_RATE,
+    SID_SOURCES,
     BackboneShape,
     BuildConfig,
     TrainingConfig,
@@ -50,8 +51,19 @@ def build(
     data: DataPath,
     out: Annotated[Path, typer.Argument(help="Where the bundle goes; one that is there is replaced.")],
     levels: Annotated[
-        str, typer.Option(help="Codes per level, commas between, for a catalogue without semantic IDs.")
+        str, typer.Option(help="Codes per level, commas between, of semantic IDs that are made.")
     ] = "128,128,128",
+    sid_source: Annotated[
+        Optional[str],
+        typer.Option(
+            help="What semantic IDs are made of: data takes those that the data has; embeddings; behaviour, who bought "
+            "what in the training part; both. By default data, embeddings or behaviour, the first that there is.",
+            callback=one_of(SID_SOURCES),
+        ),
+    ] = None,
+    distinct_sids: Annotated[
+        bool, typer.Option("--distinct-sids", help="An item whose semantic ID is taken gets the nearest free one.")
+    ] = False,
     beam_width: Annotated[int, typer.Option(min=2, help="Beams drafted; at least twice the largest top_k.")] = 128,
     max_top_k: Annotated[int, typer.Option(min=1, help="The largest top_k that a request may ask for.")] = 50,
     max_history: Annotated[int, typer.Option(min=1, help="Most recent items kept in a prompt.")] = 20,
@@ -178,6 +190,8 @@ def build(
         levels,
         sid_tokens,
         max_top_k,
+        sid_source=sid_source,
+        distinct_sids=distinct_sids,
         max_history=max_history,
         max_query=max_query,
         beam_width=beam_width,

@@ -9,9 +9,13 @@ from genrec.catalog import SemanticIdSpace
 from genrec.prompt import PromptLayout
 from genrec_builders.data.found import Found, some
 from genrec_builders.data.split import LEAVE_ONE_OUT, TESTED_FROM, Split, popularity
-from genrec_builders.data.tables import Dataset, Interactions, ItemTable
+from genrec_builders.data.tables import Dataset, Interactions, ItemTable, Sequences
 from genrec_builders.data.times import as_moments
 
+NO_BEHAVIOUR = (
+    "nobody took two different items in training, so there is no behaviour to make semantic IDs from; give longer "
+    "histories, or the items semantic IDs or embeddings"
+)
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
 
@@ -41,7 +45,7 @@ def describe(dataset: Dataset, found: Found, split: Split) -> list[tuple[str, st
         ("times", _times(interactions)),
         *_split(interactions, split),
         ("items", _items(dataset, split)),
-        ("semantic IDs", _semantic_ids(items)),
+        ("semantic IDs", semantic_ids_in_words(items)),
         ("embeddings", "none" if items.embeddings is None else f"{items.embeddings.shape[1]} dimensions"),
         ("attributes", _attributes(items)),
         ("queries", _queries(interactions)),
@@ -57,12 +61,8 @@ def problems(dataset: Dataset, split: Split, trains: bool = True) -> list[str]:
             PromptLayout.contiguous(SemanticIdSpace(items.levels), max_history=1)
         except ValueError as error:
             found.append(str(error))
-    elif items.embeddings is None:
-        columns = some([repr(name) for name in items.attributes])
-        rename = f"; if one of the columns {columns} holds them, name it 'sid' or 'embedding'" if columns else ""
-        found.append(
-            f"the catalogue has neither semantic IDs nor embeddings to make them from; add one of them{rename}"
-        )
+    elif items.embeddings is None and not _behaves(split.train):
+        found.append(NO_BEHAVIOUR)
     if not (tested := len(split.test)):
         found.append(f"there is nothing to test with: {_nobody_tested(dataset.interactions, split)}")
     elif trains and not training_targets(split):
@@ -71,6 +71,12 @@ def problems(dataset: Dataset, split: Split, trains: bool = True) -> list[str]:
             f"interactions left in training (the most are {lengths.max()}); give longer histories"
         )
     return found
+
+
+def _behaves(train: Sequences) -> bool:
+    """Whether two different items follow each other in a history."""
+    users = np.repeat(np.arange(len(train)), np.diff(train.offsets))
+    return bool(((train.rows[1:] != train.rows[:-1]) & (users[1:] == users[:-1])).any())
 
 
 def training_targets(split: Split) -> int:
@@ -168,18 +174,17 @@ def _attributes(items: ItemTable) -> str:
     )
 
 
-def _semantic_ids(items: ItemTable) -> str:
-    if items.sids is None or items.levels is None:
-        return "none" if items.embeddings is None else "none; a build makes them from the embeddings"
-    from genrec_builders.semantic_ids import collision_report
+def semantic_ids_in_words(items: ItemTable) -> str:
+    """What the data has of them, or what a build makes them of unless it is told."""
+    if items.sids is not None and items.levels is not None:
+        from genrec_builders.semantic_ids import semantic_id_report
 
-    used = [len(np.unique(codes)) for codes in items.sids.T]
-    report = collision_report(items.sids)
-    return (
-        f"{len(items.levels)} levels of {', '.join(map(str, items.levels))} codes ({', '.join(map(str, used))} used); "
-        f"{report.distinct:,} distinct, {report.colliding_share:.1%} of the items share theirs, "
-        f"at most {report.largest_bucket:,} items one"
-    )
+        return str(semantic_id_report(items.sids, items.levels))
+    if items.embeddings is not None:
+        return "none; a build makes them from the embeddings"
+    columns = some([repr(name) for name in items.attributes])
+    rename = f" (if one of the columns {columns} holds them, name it 'sid' or 'embedding')" if columns else ""
+    return f"none, and no embeddings; a build makes them from what users took in training{rename}"
 
 
 def _queries(interactions: Interactions) -> str:

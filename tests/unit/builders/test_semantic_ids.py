@@ -7,7 +7,7 @@ import pytest
 
 from genrec.catalog import QuantizerError
 from genrec_builders.data.demo_shop import make_demo_shop
-from genrec_builders.semantic_ids import CollisionReport, collision_report, fit_residual_kmeans, measure_fit
+from genrec_builders.semantic_ids import fit_residual_kmeans, measure_fit, semantic_id_report
 
 
 def clustered(n: int = 600, dim: int = 16, seed: int = 0) -> np.ndarray:
@@ -68,7 +68,7 @@ def test_mini_batches_for_large_catalogues(monkeypatch: pytest.MonkeyPatch) -> N
     one, two = (fit_residual_kmeans(embeddings, (16, 16)) for _ in range(2))
     for a, b in zip(one.codebooks, two.codebooks, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert collision_report(one.encode(embeddings)).distinct > 60
+    assert semantic_id_report(one.encode(embeddings), one.levels).distinct > 60
 
 
 def test_progress_is_told() -> None:
@@ -93,7 +93,7 @@ def test_fewer_points_than_codes(embeddings: np.ndarray) -> None:
     assert quantizer.levels == (16, 4)
     assert all(np.isfinite(book).all() for book in quantizer.codebooks)
     codes = quantizer.encode(embeddings)
-    assert collision_report(codes).distinct == len(np.unique(embeddings, axis=0))
+    assert semantic_id_report(codes, quantizer.levels).distinct == len(np.unique(embeddings, axis=0))
     np.testing.assert_allclose(quantizer.decode(codes), embeddings, rtol=1e-6, atol=1e-6)
 
 
@@ -115,16 +115,27 @@ def test_fit_refuses(embeddings: np.ndarray, levels: tuple[int, ...], message: s
         fit_residual_kmeans(embeddings, levels)
 
 
-def test_collisions_are_counted() -> None:
+def test_what_is_shared_and_used_is_counted() -> None:
     sids = np.array([[0, 1], [0, 1], [0, 2], [0, 1], [3, 3], [3, 3]], dtype=np.int32)
-    assert collision_report(sids) == CollisionReport(items=6, distinct=3, colliding_share=5 / 6, largest_bucket=3)
+    report = semantic_id_report(sids, (4, 5))
+    assert (report.items, report.distinct, report.colliding_share, report.largest_bucket) == (6, 3, 5 / 6, 3)
+    assert report.codes_used == (2, 3)
+    even = 1.5 * 2 ** (1 / 3)  # of 2/3 and 1/3: exp(H) = (3/2)^(2/3) 3^(1/3)
+    assert report.perplexity == pytest.approx((even, 6 / (3**0.5 * 2 ** (1 / 3))))
+    assert str(report) == (
+        "2 levels of 4, 5 codes (2, 3 used, perplexity 2, 3); 3 distinct, 83.3% of the items share theirs, at most 3 "
+        "items one"
+    )
+    every = np.stack(np.unravel_index(np.arange(20), (4, 5)), 1)
+    assert semantic_id_report(every, (4, 5)).perplexity == pytest.approx((4, 5))
     with pytest.raises(QuantizerError, match="both at least 1"):
-        collision_report(sids[:0])
+        semantic_id_report(sids[:0], (4, 5))
 
 
 @pytest.mark.training
 def test_demo_shop_buckets_stay_small() -> None:
     embeddings = make_demo_shop(n_users=1).items.embeddings
     assert embeddings is not None
-    report = collision_report(fit_residual_kmeans(embeddings, (128, 128, 128)).encode(embeddings))
+    levels = (128, 128, 128)
+    report = semantic_id_report(fit_residual_kmeans(embeddings, levels).encode(embeddings), levels)
     assert report.largest_bucket <= 8 and report.colliding_share < 0.2

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from genrec.cli.main import app, main
 from genrec_builders.data import Dataset, Interactions, ItemTable, split_leave_one_out, write_dataset
-from genrec_builders.data.report import problems
+from genrec_builders.data.report import problems, semantic_ids_in_words
 
 Check = Callable[..., tuple[int, dict[str, str], str]]
 
@@ -90,8 +90,8 @@ def test_everything_that_a_build_would_do_is_said(check: Check, tmp_path: Path) 
         "too short to be tested (under 3 interactions): they train with all they have\n2 users (such as 'three') with "
         "one interaction in training: no target",
         "items": "8; 3 (such as '4') never bought, 3 (such as '2') bought only in what does not train",
-        "semantic IDs": "2 levels of 4, 2 codes (3, 2 used); 6 distinct, 50.0% of the items share theirs, at most 2 "
-        "items one",
+        "semantic IDs": "2 levels of 4, 2 codes (3, 2 used, perplexity 3, 2); 6 distinct, 50.0% of the items share "
+        "theirs, at most 2 items one",
         "embeddings": "none",
         "attributes": "'title' (string)",
         "queries": "none",
@@ -133,11 +133,13 @@ class Taken(Exception):
 
 TABLE = "user_id,item_id,timestamp\n" + "".join(f"u,{item},{item}\n" for item in range(5))
 WIDE = ["<a_2147483646>", "<b_2147483646>", "<c_2147483646>"]
+TAKEN = ("good", "no semantic IDs")
 COMPARED: dict[str, dict[str, str]] = {
     "good": {"inter.json": json.dumps(INTER), "index.json": json.dumps(INDEX)},
     "two interactions": {"inter.json": '{"u": [0, 1], "v": [2, 3]}', "index.json": json.dumps(INDEX)},
     "three interactions": {"inter.json": '{"u": [0, 1, 2], "v": [0]}', "index.json": json.dumps(INDEX)},
     "no semantic IDs": {"interactions.csv": TABLE, "items.csv": "item_id,code\n0,1\n1,2\n2,3\n3,4\n4,5\n"},
+    "no behaviour": {"interactions.csv": "user_id,item_id\n" + "u,0\n" * 5, "items.csv": "item_id\n0\n1\n"},
     "neither": {"interactions.csv": TABLE.replace("u,0,0\nu,1,1\nu,2,2\n", ""), "items.csv": "item_id\n3\n4\n"},
     "codes beyond int64": {"inter.json": json.dumps(INTER), "index.json": json.dumps(INDEX | {"7": WIDE})},
     "tokens beyond int32": {
@@ -171,21 +173,24 @@ def test_what_data_check_refuses_is_what_a_build_refuses(
     if status == 0:
         with pytest.raises(Taken):
             run_genrec("build", data, out)
-        assert name == "good" and error == ""
+        assert name in TAKEN and error == ""
         return
     built, said = run_genrec("build", data, out)
-    assert (status, built, name != "good") == (1, 1, True)
+    assert (status, built, name in TAKEN) == (1, 1, False)
     refused = [line for line in said.splitlines() if line.startswith("error: ")]
     assert refused == [error.rstrip("\n").replace(f"{data}: a build would refuse this: ", "")]
     assert not out.exists() and not out.with_name("out.work").exists()
 
 
 def test_a_catalogue_without_semantic_ids_names_the_columns_that_may_be_theirs() -> None:
+    items = ItemTable(["a", "b"], attributes={"semantic_id": ["1-2", "3-4"]})
+    assert semantic_ids_in_words(items) == (
+        "none, and no embeddings; a build makes them from what users took in training (if one of the columns "
+        "'semantic_id' holds them, name it 'sid' or 'embedding')"
+    )
     inter = Interactions(["u"], np.array([0, 4]), np.array([0, 1, 0, 1], np.int32))
     split = split_leave_one_out(inter)
-    (problem,) = problems(Dataset(ItemTable(["a", "b"], attributes={"semantic_id": ["1-2", "3-4"]}), inter), split)
-    assert "neither semantic IDs nor embeddings" in problem
-    assert "if one of the columns 'semantic_id' holds them, name it 'sid' or 'embedding'" in problem
+    assert problems(Dataset(items, inter), split) == []
     levels = (2**31 - 1,) * 3
     (problem,) = problems(Dataset(ItemTable(["a", "b"], np.zeros((2, 3), np.int32), levels), inter), split)
     assert "more than the" in problem

@@ -132,7 +132,7 @@ def test_what_is_not_known_says_why(tmp_path: Path) -> None:
         assert isinstance(ratio, Unknown)
         return ratio.why
 
-    assert error_of(None) == "the bundle has no quantiser: its semantic IDs were given"
+    assert error_of(None) == "the bundle has no quantiser: its semantic IDs were given, or are of behaviour"
     assert error_of(SMALL) == "the bundle is of before it was noted; build it again"
     assert "exactly" in error_of(ResidualQuantizer(SMALL.codebooks, Fit(0.0, 1.0)))
     assert error_of(FITTED).startswith("0 of 2 added items came with an embedding, at least 100")
