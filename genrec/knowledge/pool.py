@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,7 @@ _BRANCH = 4  # tokens of the n-grams whose frequency decides what is evicted
 # Ends of a context that is right-aligned before as many zeros: row l holds its last l + 1 codes, left-aligned.
 _ENDS = MAX_CONTEXT - 1 - np.arange(MAX_CONTEXT)[:, None] + np.arange(MAX_CONTEXT)
 _LENGTHS = np.arange(1, MAX_CONTEXT + 1)
+_BEFORE = np.full(MAX_CONTEXT, -_SHIFT, np.int32)  # before the start of a text: code 0
 _WINDOW = np.arange(_STRIDE + 1)  # suffixes from one search key to the next
 
 
@@ -126,15 +128,16 @@ class RetrievalPool:
         if not 1 <= max_depth <= MAX_DEPTH:
             raise ValueError(f"max_depth is {max_depth}; it must be 1 to {MAX_DEPTH}")
         found = continuations([self], [text], np.zeros(1, np.int64))
-        return draft_trees(found, [max_depth], max_nodes=max_nodes, min_share=min_share, discount=discount)[0]
+        trees = draft_trees(found, [max_depth], max_nodes=max_nodes, min_share=min_share, discount=discount)
+        return trees.split()[0]
 
     def count(self, tokens: np.ndarray) -> int:
         """How often `tokens`, int [1 to 8], stand in the pool's texts."""
         if not 1 <= len(tokens) <= MAX_CONTEXT:
             raise ValueError(f"{len(tokens)} tokens were given; 1 to {MAX_CONTEXT} can be counted")
         needles = _needles([np.asarray(tokens)], self.dtype)[:, :, : len(tokens)]
-        (length,), (ranges,) = _longest([self], needles)
-        return sum(last - first for _, first, last in ranges) if length == len(tokens) else 0
+        longest, ranges = _longest([self], needles)
+        return int((ranges.last - ranges.first).sum()) if longest[0] == len(tokens) else 0
 
     def save(self, path: Path) -> None:
         """Write the pool to `path` (`.npz`), which then holds either the old or the new pool, whole."""
@@ -265,9 +268,9 @@ class _Segment:
         low = np.maximum(self.keys.searchsorted(needles) - 1, 0) * _STRIDE
         return low, self._contexts[self.order.take(low[..., None] + _WINDOW, mode="clip")]
 
-    def behind(self, first: int, last: int, step: int, length: int) -> np.ndarray:
-        """What follows the first `length` codes of every `step`th suffix from `first` on: bytes [r]."""
-        return self._branches[self.order[first + step // 2 : last : step] + length]
+    def behind(self, suffixes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """What follows the first `lengths` codes of `suffixes`, int64 [r] each: bytes [r]."""
+        return self._branches[self.order.take(suffixes) + lengths]
 
     def _stretches(self, length: int) -> np.ndarray:
         """The `length` codes from each position on, as bytes that compare as they do; shares their memory."""
@@ -281,83 +284,96 @@ def _needles(texts: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
     [0, i, l] is the last l + 1 codes of text i; [1, i, l] the same with the last one up by one, where suffixes that
     begin with it end.
     """
-    # A text that is shorter has zeros on the left, which no text of a pool has before its start.
+    # A text that is shorter has zeros on the left, which no text of a pool has before its start; and the start is a
+    # code like any other: how texts begin is matched by it.
+    lacking = [max(0, MAX_CONTEXT - len(text)) for text in texts]
+    tails = [part for text, less in zip(texts, lacking, strict=True) for part in (_BEFORE[:less], text[-MAX_CONTEXT:])]
     ends = np.zeros((2, len(texts), 2 * MAX_CONTEXT), dtype)
-    for row, text in zip(ends[0], texts, strict=True):
-        tail = text[-MAX_CONTEXT:]
-        row[MAX_CONTEXT - len(tail) : MAX_CONTEXT] = tail + _SHIFT
-        if len(tail) < MAX_CONTEXT:  # the start is a code like any other: how texts begin is matched by it
-            row[MAX_CONTEXT - len(tail) - 1] = _START
-    ends[1] = ends[0]
+    ends[:, :, :MAX_CONTEXT] = np.add(np.concatenate(tails), _SHIFT).reshape(-1, MAX_CONTEXT)
+    if short := [row for row, less in enumerate(lacking) if less]:
+        ends[:, short, np.array(lacking).take(short) - 1] = _START
     ends[1, :, MAX_CONTEXT - 1] += 1
     return ends.take(_ENDS, axis=2).view(f"S{MAX_CONTEXT * dtype.itemsize}")[..., 0]
 
 
-def _longest(
-    pools: Sequence[RetrievalPool], needles: np.ndarray
-) -> tuple[list[int], list[list[tuple[_Segment, int, int]]]]:
-    """Of each text: the length of its longest needle that its pool holds, and the suffixes that begin so per segment.
+class _Ranges(NamedTuple):
+    """Suffixes of segments that begin with the longest end of a text that its pool holds: int64 [r] each.
 
-    pools: one per text. needles: bytes [2, texts, lengths] as of `_needles`.
+    segments: theirs. bounds: where the ranges of each segment end. asked: number of the search. first, last: the
+    suffixes first to last - 1.
+    """
+
+    segments: list[_Segment]
+    bounds: list[int]
+    asked: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+
+def _longest(pools: Sequence[RetrievalPool], needles: np.ndarray) -> tuple[np.ndarray, _Ranges]:
+    """Of each search: the length of its longest needle that its pool holds, int64 [searches]; and where it is.
+
+    pools: one per search. needles: bytes [2, searches, lengths] as of `_needles`.
     """
     members: dict[_Segment, list[int]] = {}
     for number, pool in enumerate(pools):
         for segment in pool.segments:
             members.setdefault(segment, []).append(number)
-    ranges: list[list[tuple[_Segment, int, int]]] = [[] for _ in pools]
+    longest, none = np.zeros(len(pools), np.int64), np.empty(0, np.int64)
     if not members:
-        return [0] * len(pools), ranges
-    # From here on by pairs of a segment and a text.
-    segments = [segment for segment, texts in members.items() for _ in texts]
-    text = np.array([number for texts in members.values() for number in texts])
-    asked, around, done = needles[:, text], [], 0
-    for segment, texts in members.items():
-        around.append(segment.around(asked[:, done : done + len(texts)]))
-        done += len(texts)
-    low, suffixes = (np.concatenate(parts, axis=1) for parts in zip(*around, strict=True))
-    most = np.array([segment.order.size for segment in segments])
+        return longest, _Ranges([], [], none, none, none)
+    # From here on by pairs of a segment and a search.
+    search = np.array([number for numbers in members.values() for number in numbers])
+    asked, around, ends = needles[:, search], [], [0]
+    for segment, numbers in members.items():
+        ends.append(ends[-1] + len(numbers))
+        around.append(segment.around(asked[:, ends[-2] : ends[-1]]))
+    low, suffixes = (
+        parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) for parts in zip(*around, strict=True)
+    )
+    most = np.array([segment.order.size for segment, numbers in members.items() for _ in numbers])
     first, last = np.minimum(low + (suffixes < asked[..., None]).sum(-1), most[:, None])
     lengths = ((last > first) * _LENGTHS[: first.shape[1]]).max(1)
-    longest = np.zeros(len(pools), np.int64)
-    np.maximum.at(longest, text, lengths)
-    lengths[lengths < longest.take(text)] = 0
-    chosen = lengths.nonzero()[0]
-    at = chosen, lengths.take(chosen) - 1
-    for pair, begin, end in zip(chosen.tolist(), first[at].tolist(), last[at].tolist(), strict=True):
-        ranges[text[pair]].append((segments[pair], begin, end))
-    return longest.tolist(), ranges
+    np.maximum.at(longest, search, lengths)
+    pair = ((lengths == longest.take(search)) & (lengths > 0)).nonzero()[0]
+    at = pair * first.shape[1] + lengths.take(pair) - 1
+    bounds = pair.searchsorted(ends[1:]).tolist()
+    return longest, _Ranges(list(members), bounds, search.take(pair), first.take(at), last.take(at))
 
 
 def continuations(
     pools: Sequence[RetrievalPool],
     texts: Sequence[np.ndarray],
     asked: np.ndarray,
-    weights: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
     most: int = MAX_CONTEXT,
 ) -> Continuations:
     """What follows the longest end of some texts in pools of one vocabulary size; nothing where there is no match.
 
-    texts: int [any length] each, from their first token on. pools[i] is searched for text asked[i], int64.
-    weights: float64 [pools], as in `Continuations`; 1 by default. most: tokens to match.
+    texts: int [any length] each, from their first token on. pools[i] is searched for text asked[i], int64, as source
+    sources[i], int64, 0 by default. most: tokens to match.
     """
     dtype = pools[0].dtype
     lengths, ranges = _longest(pools, _needles(texts, dtype)[:, asked, :most])
-    parts: list[np.ndarray] = []
-    counts, steps = [], []
-    for length, of_match in zip(lengths, ranges, strict=True):
-        step = max(1, -(-sum(last - first for _, first, last in of_match) // ROWS))
-        found = [segment.behind(first, last, step, length) for segment, first, last in of_match]
-        if len(found) > 1:  # neighbours are compared: segments must be one order
-            found = [np.sort(np.concatenate(found))]
-        parts += found
-        counts.append(found[0].size if found else 0)
-        steps.append(step)
-    matched = np.array(lengths).nonzero()[0]
+    occurrences = np.bincount(ranges.asked, ranges.last - ranges.first, len(pools)).astype(np.int64)
+    steps = np.maximum(-(-occurrences // ROWS), 1)
+    step = steps.take(ranges.asked)
+    first = ranges.first + step // 2
+    rows = np.maximum(-(-(ranges.last - first) // step), 0)
+    of = np.arange(rows.size).repeat(rows)
+    suffixes = first.take(of) + (np.arange(of.size) - (rows.cumsum() - rows).take(of)) * step.take(of)
+    search = ranges.asked.take(of)
+    behind, parts, begin = lengths.take(search), [], 0
+    for segment, end in zip(ranges.segments, np.append(0, rows.cumsum()).take(ranges.bounds).tolist(), strict=True):
+        if end > begin:
+            parts.append(segment.behind(suffixes[begin:end], behind[begin:end]))
+        begin = end
+    matched = lengths.nonzero()[0]
     return Continuations(
         texts=asked.take(matched),
-        lengths=np.array(lengths).take(matched),
-        weights=np.ones(matched.size) if weights is None else weights.take(matched),
-        counts=np.array(counts).take(matched),
-        steps=np.array(steps).take(matched),
+        sources=np.zeros(matched.size, np.int64) if sources is None else sources.take(matched),
+        lengths=lengths.take(matched),
+        steps=steps.take(matched),
+        owners=matched.searchsorted(search),
         suffixes=np.concatenate(parts) if parts else np.empty(0, f"S{MAX_DEPTH * dtype.itemsize}"),
     )

@@ -19,7 +19,7 @@ from genrec.knowledge.packed_model import PackedModel
 from genrec.knowledge.packed_trees import PackedTrees
 from genrec.knowledge.pools import Pools
 from genrec.knowledge.texts import Generated, TextRequest, Verification
-from genrec.knowledge.token_tree import EMPTY, TokenTree
+from genrec.knowledge.token_tree import EMPTY, TokenTree, TokenTrees
 
 VOCABULARY = 50
 NEW = 16
@@ -87,8 +87,8 @@ class Scripted:
         self.tree = tree
         self.added: list[tuple[list[int], str]] = []
 
-    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
-        return [self.tree(int(text.group), text.tokens[text.start :]) for text in texts]
+    def draft(self, texts: Sequence[RunningText]) -> TokenTrees:
+        return TokenTrees.of([self.tree(int(text.group), text.tokens[text.start :]) for text in texts])
 
     def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
         self.added += [(text.tolist(), group) for text, group in zip(texts, groups, strict=True)]
@@ -274,7 +274,7 @@ def test_among_branches_of_one_length_the_more_probable_wins() -> None:
     #        1     2
     #        3     4  5 6  5 hangs below 2, and 6 below 5
     trees = [tree_of((10, -1), (11, -1), (12, 0), (13, 1), (14, 1), (15, 4)), EMPTY]
-    packed = PackedTrees.of(trees, np.array([1, 2]))
+    packed = PackedTrees.of(TokenTrees.of(trees), np.array([1, 2]))
     accepted = np.array([True] * 6 + [False, True])
     scores = np.array([0, -0.5, -0.4, -0.1, -0.3, -0.1, 0, 0])
 
@@ -385,7 +385,7 @@ def test_statistics_count_by_depth(qwen: PreTrainedModel) -> None:
 
 def test_prompt_lookup_copies_what_followed_the_first_occurrence() -> None:
     def drafted(tokens: list[int], depth: int = 12, **options: int) -> list[int]:
-        (tree,) = PromptLookupDrafter(**options).draft([RunningText(np.array(tokens, np.int32), 1, "", depth)])
+        (tree,) = PromptLookupDrafter(**options).draft([RunningText(np.array(tokens, np.int32), 1, "", depth)]).split()
         return tree.tokens.tolist()
 
     assert drafted([1, 2, 3, 4, 1, 2]) == [3, 4, 1, 2]
