@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -155,9 +156,14 @@ class PackedCache:
         return torch.from_numpy(array.astype(np.int64, copy=False)).to(self.device)
 
     def _allocate(self, capacity: int) -> Tensor:
-        # Zeros, because what is masked is still multiplied, and might be NaN.
+        # Zeros, because what is masked is still multiplied, and might be NaN. By numpy, which takes memory in pages of
+        # 2 MB where Linux lets it, and none for what is not used yet.
         layers, two, rows, heads, size = self._shape
-        return torch.zeros((layers, two, rows, capacity, heads, size), dtype=self.dtype, device=self.device)
+        shape = layers, two, rows, capacity, heads, size
+        if capacity and torch.device(self.device).type == "cpu":
+            memory = torch.from_numpy(np.zeros(prod(shape) * self.dtype.itemsize, np.uint8))
+            return memory.view(self.dtype).view(shape)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
 
 def _attend(block: Block, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
