@@ -14,8 +14,7 @@ MAX_NODES = 64
 MAX_DEPTH = 24
 MAX_CONTEXT = 8
 ROWS = 32  # continuations that a tree is read from; of more, an even sample
-SHIFT = 2  # codes: token t is t + 2; 0 is a place where a branch was cut out, 1 the start of a text
-
+START, SHIFT = 1, 2  # codes: token t is t + 2; 0 is a place where a branch was cut out, 1 the start of a text
 _MANY = 256  # occurrences, above which a discount is next to nothing
 
 

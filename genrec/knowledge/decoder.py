@@ -11,12 +11,12 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from genrec.errors import InvalidRequest
 from genrec.knowledge.budget import VerificationBudget
 from genrec.knowledge.drafter import Drafter, RunningText
+from genrec.knowledge.judging import judged, most_probable
 from genrec.knowledge.packed import Packing
 from genrec.knowledge.packed_model import PackedModel, Precision
 from genrec.knowledge.packed_trees import PackedTrees
@@ -198,7 +198,7 @@ class Session:
         ends = np.cumsum([text.start for text in started]) - 1
         began = perf_counter()
         logits = self._model.logits(packing, self._cache, self._cache.tensor(ends))
-        chosen = _most_probable(logits)
+        chosen = most_probable(logits)
         self.statistics.llm_s += perf_counter() - began
         self._write(started, chosen, np.ones(len(started), np.int64))
 
@@ -249,7 +249,9 @@ class Session:
         self._cache.reserve(int((cached + packed.sizes).max()))  # a tree may have more nodes than its text has room
         packing = Packing.of_trees(packed, cached, self._cache)
         began = perf_counter()
-        own, accepted, probability = self._judge(self._model.logits(packing, self._cache), packed)
+        own, accepted, probability = judged(
+            self._model.logits(packing, self._cache), packed, self._decoder.verification
+        )
         self.statistics.llm_s += perf_counter() - began
         path, length = packed.longest(accepted, probability)
         self._count(packed, length)
@@ -271,45 +273,6 @@ class Session:
         used = np.zeros(packed.tokens.size, bool)
         used[path] = True
         return used[packed.node > 0]
-
-    def _judge(self, logits: Tensor, packed: PackedTrees) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """The model's own next token behind each packed one; which are accepted behind their parent; log-probabilities.
-
-        All [S]; roots are accepted. Log-probabilities are 0 where they cannot matter: in texts in which only tokens
-        that the model would write itself are accepted, which leaves but one branch; None if that is all texts.
-        """
-        rule, tensor = self._decoder.verification, self._cache.tensor
-        own, parents = _most_probable(logits), packed.parents
-        roots = packed.node == 0
-        accepted = (own.take(parents) == packed.tokens) | roots
-        if rule.top_k == 1 or accepted.all():
-            return own, accepted, None
-        refused = (~accepted).nonzero()[0]
-        of = parents.take(refused)
-        best = _picked(logits, of, own.take(of))
-        # A probability is at most its ratio to the largest one.
-        doubtful = refused[np.exp(_picked(logits, of, packed.tokens.take(refused)) - best) > rule.threshold]
-        possible = accepted.copy()
-        possible[doubtful] = True
-        possible = packed.reached(possible)
-        doubtful = doubtful[possible.take(doubtful)]
-        if not doubtful.size:
-            return own, accepted, None
-        branched = np.zeros(packed.sizes.size, bool)
-        branched[packed.owner.take(doubtful)] = True
-        asked = (possible & branched.take(packed.owner) & ~roots).nonzero()[0]
-        of = parents.take(asked)
-        rows, row = np.unique(of, return_inverse=True)
-        found = logits.index_select(0, tensor(rows)).float()
-        scores = _picked(logits, of, packed.tokens.take(asked))
-        probability = np.zeros(accepted.size)
-        probability[asked] = scores - found.logsumexp(-1).cpu().numpy().take(row)
-        # Ranks by counting what is more probable, and only where that can still matter: cheaper than a top-k of all.
-        probable = (~accepted.take(asked) & (np.exp(probability.take(asked)) > rule.threshold)).nonzero()[0]
-        above = found.index_select(0, tensor(row.take(probable)))
-        above = above > torch.from_numpy(scores.take(probable)[:, None]).to(above.device)
-        accepted[asked.take(probable)] = above.sum(-1).cpu().numpy() < rule.top_k
-        return own, accepted, probability
 
     def _write(self, texts: list[_Text], tokens: np.ndarray, sizes: np.ndarray) -> list[int]:
         """Append to each text its part of `tokens`, up to its limit and its first stop token; how many of each."""
@@ -363,18 +326,3 @@ class Session:
         for depth, (one, other) in enumerate(zip(drafted.tolist(), deep.tolist(), strict=True), 1):
             statistics.drafted_by_depth[depth] = statistics.drafted_by_depth.get(depth, 0) + one
             statistics.accepted_by_depth[depth] = statistics.accepted_by_depth.get(depth, 0) + other
-
-
-def _most_probable(logits: Tensor) -> np.ndarray:
-    """Tokens of the largest logits, int64 [S]. On a CPU by numpy, which takes a tenth of PyTorch's time."""
-    if logits.device.type == "cpu":
-        return logits.float().numpy().argmax(-1)
-    return logits.argmax(-1).cpu().numpy()
-
-
-def _picked(logits: Tensor, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Logits of tokens `columns` in `rows`, int64 [n] each: float32 [n]."""
-    if logits.device.type == "cpu":
-        return logits.float().numpy()[rows, columns]
-    at = (torch.from_numpy(array).to(logits.device) for array in (rows, columns))
-    return logits[tuple(at)].float().cpu().numpy()

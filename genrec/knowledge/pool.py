@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,25 +13,21 @@ from genrec.knowledge.continuations import (
     MAX_CONTEXT,
     MAX_DEPTH,
     MAX_NODES,
-    ROWS,
     SHIFT,
-    Continuations,
+    START,
     draft_trees,
 )
+from genrec.knowledge.pool_search import continuations, longest, needles
 from genrec.knowledge.token_tree import TokenTree
 
 _FORMAT = 2  # before, suffixes of four-byte codes were in order up to 24 of them
-_CUT, _START, _SHIFT = 0, 1, SHIFT
-_LARGEST_VOCABULARY = (1 << 21) - _SHIFT - 1  # three codes to a 64-bit sort key
+_CUT = 0
+_LARGEST_VOCABULARY = (1 << 21) - SHIFT - 1  # three codes to a 64-bit sort key
 _SORTED = MAX_CONTEXT + MAX_DEPTH  # suffixes are in order up to so many tokens
 _STRIDE = 16  # suffixes per search key
 _SMALL = 1 << 13  # tokens that are sorted in a few ms: a segment below that is not worth keeping apart
 _GROWTH = 16
 _BRANCH = 4  # tokens of the n-grams whose frequency decides what is evicted
-# Ends of a context that is right-aligned before as many zeros: row l holds its last l + 1 codes, left-aligned.
-_ENDS = MAX_CONTEXT - 1 - np.arange(MAX_CONTEXT)[:, None] + np.arange(MAX_CONTEXT)
-_LENGTHS = np.arange(1, MAX_CONTEXT + 1)
-_BEFORE = np.full(MAX_CONTEXT, -_SHIFT, np.int32)  # before the start of a text: code 0
 _WINDOW = np.arange(_STRIDE + 1)  # suffixes from one search key to the next
 
 
@@ -65,8 +60,8 @@ class RetrievalPool:
             raise ValueError(f"max_tokens is {max_tokens}; it must be 2 to {(1 << 31) - 1}")
         self.vocabulary_size, self.max_tokens = vocabulary_size, max_tokens
         # Big-endian, so that bytes compare as token sequences do; numpy must be told to keep that when it joins arrays.
-        self.dtype = np.dtype(">u2" if vocabulary_size + _SHIFT < 1 << 16 else ">u4")
-        self.segments: list[_Segment] = []
+        self.dtype = np.dtype(">u2" if vocabulary_size + SHIFT < 1 << 16 else ">u4")
+        self.segments: list[Segment] = []
 
     @property
     def tokens(self) -> int:
@@ -101,11 +96,11 @@ class RetrievalPool:
                 "use the tokenizer that the pool was made for"
             )
         lengths = np.array([part.size for part in parts])
-        codes = np.full(flat.size + lengths.size, _START, self.dtype)
-        codes[np.arange(flat.size) + np.repeat(np.arange(1, lengths.size + 1), lengths)] = flat + _SHIFT
+        codes = np.full(flat.size + lengths.size, START, self.dtype)
+        codes[np.arange(flat.size) + np.repeat(np.arange(1, lengths.size + 1), lengths)] = flat + SHIFT
         while self.segments and self.segments[-1].order.size < max(_SMALL, _GROWTH * codes.size):
             codes = np.concatenate([self.segments.pop().text, codes], dtype=self.dtype)
-        self.segments.append(_Segment.sort(codes))
+        self.segments.append(Segment.sort(codes))
         if self.tokens > self.max_tokens:
             self._evict()
 
@@ -135,9 +130,9 @@ class RetrievalPool:
         """How often `tokens`, int [1 to 8], stand in the pool's texts."""
         if not 1 <= len(tokens) <= MAX_CONTEXT:
             raise ValueError(f"{len(tokens)} tokens were given; 1 to {MAX_CONTEXT} can be counted")
-        needles = _needles([np.asarray(tokens)], self.dtype)[:, :, : len(tokens)]
-        longest, ranges = _longest([self], needles)
-        return int((ranges.last - ranges.first).sum()) if longest[0] == len(tokens) else 0
+        asked = needles([np.asarray(tokens)], self.dtype)[:, :, : len(tokens)]
+        length, ranges = longest([self], asked)
+        return int((ranges.last - ranges.first).sum()) if length[0] == len(tokens) else 0
 
     def save(self, path: Path) -> None:
         """Write the pool to `path` (`.npz`), which then holds either the old or the new pool, whole."""
@@ -163,8 +158,8 @@ class RetrievalPool:
             pool = cls(int(header[1]), int(header[2]))
             for number in range(int(header[3])):
                 text, order = arrays[f"text_{number}"], arrays[f"order_{number}"]
-                segment = _Segment.checked(text, order, pool.dtype, pool.vocabulary_size)
-                pool.segments.append(_Segment.sort(text) if header[0] == 1 and text.itemsize == 4 else segment)
+                segment = Segment.checked(text, order, pool.dtype, pool.vocabulary_size)
+                pool.segments.append(Segment.sort(text) if header[0] == 1 and text.itemsize == 4 else segment)
         except KeyError as error:
             raise ValueError(f"{path}: lacks the array {error}") from None
         except ValueError as error:
@@ -175,7 +170,7 @@ class RetrievalPool:
         """Cut out the rarest branches: half of `max_tokens` is left."""
         codes = np.concatenate([segment.text for segment in self.segments], dtype=self.dtype)
         self.segments = []
-        segment = _Segment.sort(codes)
+        segment = Segment.sort(codes)
         size = codes.size
         # Frequency of the n-gram at each position: the run of equal neighbours among the sorted suffixes.
         differs = np.zeros(size, bool)
@@ -185,7 +180,7 @@ class RetrievalPool:
             column = segment.codes[segment.order + offset]
             differs[1:] |= column[1:] != column[:-1]
             if offset:
-                broken |= column < _SHIFT
+                broken |= column < SHIFT
         starts = np.flatnonzero(differs)
         counts = np.diff(np.append(starts, size))[np.cumsum(differs) - 1]
         support = np.zeros(size, np.int64)
@@ -195,21 +190,21 @@ class RetrievalPool:
         frequency = support.copy()
         for offset in range(1, _BRANCH):
             np.maximum(frequency[offset:], support[:-offset], out=frequency[offset:])
-        frequency[codes < _SHIFT] = -1
+        frequency[codes < SHIFT] = -1
         # With a marker before each stretch that is left, twice as many tokens could be held; order: rare, then old.
         ranked = np.argsort(frequency, kind="stable")
         kept = np.zeros(size, bool)
-        kept[ranked[size - min(self.max_tokens // 2, int((codes >= _SHIFT).sum())) :]] = True
+        kept[ranked[size - min(self.max_tokens // 2, int((codes >= SHIFT).sum())) :]] = True
         stays = np.flatnonzero(kept)
         begins = ~kept[stays - 1]  # a text's first token follows a marker, so stays is never 0
         place = np.arange(stays.size) + np.cumsum(begins)
         left = np.empty(stays.size + int(begins.sum()), self.dtype)
         left[place] = codes[stays]
-        left[place[begins] - 1] = np.where(codes[stays[begins] - 1] == _START, _START, _CUT)
-        self.segments.append(_Segment.sort(left))
+        left[place[begins] - 1] = np.where(codes[stays[begins] - 1] == START, START, _CUT)
+        self.segments.append(Segment.sort(left))
 
 
-class _Segment:
+class Segment:
     """Texts with their suffixes in order.
 
     text: codes [n], a marker before each text. codes: the same with zeros behind, so that windows need no care at the
@@ -226,7 +221,7 @@ class _Segment:
         self.keys = self._contexts[order[::_STRIDE]]
 
     @classmethod
-    def sort(cls, text: np.ndarray) -> _Segment:
+    def sort(cls, text: np.ndarray) -> Segment:
         """Segment of `text`, by prefix doubling: Manber and Myers, "Suffix arrays" (1993), on 64-bit keys."""
         size, bits = text.size, 8 * text.itemsize if text.itemsize == 2 else 21
         sorted_length = 64 // bits
@@ -246,14 +241,14 @@ class _Segment:
             sorted_length *= 2
 
     @classmethod
-    def checked(cls, text: np.ndarray, order: np.ndarray, dtype: np.dtype, vocabulary_size: int) -> _Segment:
+    def checked(cls, text: np.ndarray, order: np.ndarray, dtype: np.dtype, vocabulary_size: int) -> Segment:
         """Segment of stored arrays. Raises ValueError that says what is wrong with them."""
         if text.dtype != dtype or text.ndim != 1 or order.dtype != np.int32 or order.shape != text.shape:
             raise ValueError(
                 f"text is {text.dtype} {text.shape} and order {order.dtype} {order.shape}; "
                 f"expected {dtype} and int32 of one length"
             )
-        if not text.size or text[0] >= _SHIFT or text.max() >= vocabulary_size + _SHIFT:
+        if not text.size or text[0] >= SHIFT or text.max() >= vocabulary_size + SHIFT:
             raise ValueError(f"text holds what is no token of a vocabulary of {vocabulary_size}")
         inside = 0 <= order.min() <= order.max() < text.size
         if not inside or not np.array_equal(np.bincount(order, minlength=text.size), np.ones(text.size)):
@@ -276,104 +271,3 @@ class _Segment:
         """The `length` codes from each position on, as bytes that compare as they do; shares their memory."""
         itemsize = self.codes.itemsize
         return np.ndarray(self.codes.size - length, f"S{length * itemsize}", self.codes, strides=(itemsize,))
-
-
-def _needles(texts: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """The ends of `texts`, int [any length] each, as a pool of `dtype` holds them: bytes [2, texts, 8].
-
-    [0, i, l] is the last l + 1 codes of text i; [1, i, l] the same with the last one up by one, where suffixes that
-    begin with it end.
-    """
-    # A text that is shorter has zeros on the left, which no text of a pool has before its start; and the start is a
-    # code like any other: how texts begin is matched by it.
-    lacking = [max(0, MAX_CONTEXT - len(text)) for text in texts]
-    tails = [part for text, less in zip(texts, lacking, strict=True) for part in (_BEFORE[:less], text[-MAX_CONTEXT:])]
-    ends = np.zeros((2, len(texts), 2 * MAX_CONTEXT), dtype)
-    ends[:, :, :MAX_CONTEXT] = np.add(np.concatenate(tails), _SHIFT).reshape(-1, MAX_CONTEXT)
-    if short := [row for row, less in enumerate(lacking) if less]:
-        ends[:, short, np.array(lacking).take(short) - 1] = _START
-    ends[1, :, MAX_CONTEXT - 1] += 1
-    return ends.take(_ENDS, axis=2).view(f"S{MAX_CONTEXT * dtype.itemsize}")[..., 0]
-
-
-class _Ranges(NamedTuple):
-    """Suffixes of segments that begin with the longest end of a text that its pool holds: int64 [r] each.
-
-    segments: theirs. bounds: where the ranges of each segment end. asked: number of the search. first, last: the
-    suffixes first to last - 1.
-    """
-
-    segments: list[_Segment]
-    bounds: list[int]
-    asked: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-
-
-def _longest(pools: Sequence[RetrievalPool], needles: np.ndarray) -> tuple[np.ndarray, _Ranges]:
-    """Of each search: the length of its longest needle that its pool holds, int64 [searches]; and where it is.
-
-    pools: one per search. needles: bytes [2, searches, lengths] as of `_needles`.
-    """
-    members: dict[_Segment, list[int]] = {}
-    for number, pool in enumerate(pools):
-        for segment in pool.segments:
-            members.setdefault(segment, []).append(number)
-    longest, none = np.zeros(len(pools), np.int64), np.empty(0, np.int64)
-    if not members:
-        return longest, _Ranges([], [], none, none, none)
-    # From here on by pairs of a segment and a search.
-    search = np.array([number for numbers in members.values() for number in numbers])
-    asked, around, ends = needles[:, search], [], [0]
-    for segment, numbers in members.items():
-        ends.append(ends[-1] + len(numbers))
-        around.append(segment.around(asked[:, ends[-2] : ends[-1]]))
-    low, suffixes = (
-        parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) for parts in zip(*around, strict=True)
-    )
-    most = np.array([segment.order.size for segment, numbers in members.items() for _ in numbers])
-    first, last = np.minimum(low + (suffixes < asked[..., None]).sum(-1), most[:, None])
-    lengths = ((last > first) * _LENGTHS[: first.shape[1]]).max(1)
-    np.maximum.at(longest, search, lengths)
-    pair = ((lengths == longest.take(search)) & (lengths > 0)).nonzero()[0]
-    at = pair * first.shape[1] + lengths.take(pair) - 1
-    bounds = pair.searchsorted(ends[1:]).tolist()
-    return longest, _Ranges(list(members), bounds, search.take(pair), first.take(at), last.take(at))
-
-
-def continuations(
-    pools: Sequence[RetrievalPool],
-    texts: Sequence[np.ndarray],
-    asked: np.ndarray,
-    sources: np.ndarray | None = None,
-    most: int = MAX_CONTEXT,
-) -> Continuations:
-    """What follows the longest end of some texts in pools of one vocabulary size; nothing where there is no match.
-
-    texts: int [any length] each, from their first token on. pools[i] is searched for text asked[i], int64, as source
-    sources[i], int64, 0 by default. most: tokens to match.
-    """
-    dtype = pools[0].dtype
-    lengths, ranges = _longest(pools, _needles(texts, dtype)[:, asked, :most])
-    occurrences = np.bincount(ranges.asked, ranges.last - ranges.first, len(pools)).astype(np.int64)
-    steps = np.maximum(-(-occurrences // ROWS), 1)
-    step = steps.take(ranges.asked)
-    first = ranges.first + step // 2
-    rows = np.maximum(-(-(ranges.last - first) // step), 0)
-    of = np.arange(rows.size).repeat(rows)
-    suffixes = first.take(of) + (np.arange(of.size) - (rows.cumsum() - rows).take(of)) * step.take(of)
-    search = ranges.asked.take(of)
-    behind, parts, begin = lengths.take(search), [], 0
-    for segment, end in zip(ranges.segments, np.append(0, rows.cumsum()).take(ranges.bounds).tolist(), strict=True):
-        if end > begin:
-            parts.append(segment.behind(suffixes[begin:end], behind[begin:end]))
-        begin = end
-    matched = lengths.nonzero()[0]
-    return Continuations(
-        texts=asked.take(matched),
-        sources=np.zeros(matched.size, np.int64) if sources is None else sources.take(matched),
-        lengths=lengths.take(matched),
-        steps=steps.take(matched),
-        owners=matched.searchsorted(search),
-        suffixes=np.concatenate(parts) if parts else np.empty(0, f"S{MAX_DEPTH * dtype.itemsize}"),
-    )

@@ -13,7 +13,8 @@ import numpy as np
 from genrec.errors import in_words, shown
 from genrec.json_files import read_json
 from genrec.knowledge.continuations import Continuations
-from genrec.knowledge.pool import RetrievalPool, continuations
+from genrec.knowledge.pool import RetrievalPool
+from genrec.knowledge.pool_search import continuations
 
 GLOBAL = "global"
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from genrec.knowledge.continuations import MAX_CONTEXT, MAX_DEPTH, MAX_NODES, Continuations, draft_trees
 from genrec.knowledge.drafter import RunningText
-from genrec.knowledge.pool import continuations
+from genrec.knowledge.pool_search import continuations
 from genrec.knowledge.pools import GLOBAL, Pools
 from genrec.knowledge.repeats import repeats
 from genrec.knowledge.token_tree import EMPTY, TokenTree, TokenTrees

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from genrec.knowledge import pool as pool_module
 from genrec.knowledge.continuations import MAX_CONTEXT, MAX_DEPTH, MAX_NODES, ROWS, draft_trees
 from genrec.knowledge.drafter import PoolDrafter, RunningText
-from genrec.knowledge.pool import RetrievalPool, continuations
+from genrec.knowledge.pool import RetrievalPool
+from genrec.knowledge.pool_search import continuations
 from genrec.knowledge.pools import GLOBAL, Pools
 from genrec.knowledge.repeats import repeats
 from genrec.knowledge.token_tree import TokenTree

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from genrec.errors import InvalidRequest
+from genrec.knowledge import decoder as decoder_module
 from genrec.knowledge.decoder import SpeculativeDecoder
 from genrec.knowledge.drafter import PoolDrafter, PromptLookupDrafter, RunningText
 from genrec.knowledge.packed import PackedCache
@@ -170,7 +171,9 @@ def test_greedy_verification_gives_plain_greedy_decoding(
     assert count * 3 < steps["mixed"] < steps["none"] // 2
 
 
-def test_tree_attention_equals_a_separate_pass_per_branch(model: PreTrainedModel) -> None:
+def test_tree_attention_equals_a_separate_pass_per_branch(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Logits behind every node, of several texts at once, as if its branch stood behind its text alone."""
     rng = np.random.default_rng(2)
     asked = prompts(5)
@@ -178,8 +181,12 @@ def test_tree_attention_equals_a_separate_pass_per_branch(model: PreTrainedModel
     seen: list[tuple[PackedTrees, torch.Tensor]] = []
     decoder = SpeculativeDecoder(model, Scripted(lambda number, text: trees[number]), batch_size=5, fixed=True)
     session = decoder.session()
-    judge = session._judge
-    session._judge = lambda logits, packed: (seen.append((packed, logits.clone())), judge(logits, packed))[1]  # type: ignore
+    judged = decoder_module.judged
+    monkeypatch.setattr(
+        decoder_module,
+        "judged",
+        lambda logits, packed, rule: (seen.append((packed, logits.clone())), judged(logits, packed, rule))[1],
+    )
     for number, prompt in enumerate(asked):
         session.submit(TextRequest(prompt, str(number), 40))
     session.step()
