@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import ceil
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from genrec.knowledge.pass_cost import Pass, PassCost
 from genrec.knowledge.survival import SurvivalChances
-from genrec.knowledge.token_tree import EMPTY, TokenTree
+from genrec.knowledge.token_tree import TokenTrees
 
 _LOSS = 0.005  # of the time may go into asking for drafts that do not pay
 _SELDOM = 256  # steps after which they are asked for at the latest
@@ -61,33 +60,26 @@ class VerificationBudget:
         self._without = 0
         return True
 
-    def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
-        """What of `trees`, one for each running text, is to be verified."""
-        sizes = np.array([tree.size for tree in trees])
-        tokens, parents, shares = map(np.concatenate, zip(*trees, strict=True))
-        begins, owner = sizes.cumsum() - sizes, np.arange(sizes.size).repeat(sizes)
-        depths, chances = self._depths_and_chances(parents, begins.take(owner), shares)
+    def cut(self, trees: TokenTrees) -> TokenTrees:
+        """What of `trees`, of the running texts, is to be verified."""
+        owner, texts = trees.owner, trees.sizes.size
+        chances = _falling(self._chances.of(trees.shares, trees.depths), trees)
         best = (-chances).argsort(kind="stable")  # parents are before their children, and as probable or more so
-        seconds, padded = self._seconds_of(sizes.size, owner.take(best))
-        pace = sizes.size / seconds[0] * max(1.0, self._tokens / self._seconds)
-        most = int((np.append(0.0, chances.take(best).cumsum()) - pace * seconds).argmax())
-        self.min_share = float(chances[best[max(most, 1) - 1]]) / 4 if best.size else 0.0
-        nodes = np.sort(best[:most])
-        self.verified = Verified(sizes.size, shares.take(nodes), depths.take(nodes), chances.take(nodes))
-        self._alone, self._padded = float(seconds[0]), int(padded[most])
-        if most == best.size:
-            return list(trees)
-        # Numbers of the nodes that are left, within their trees.
-        left = np.zeros(best.size + 1, np.int64)
-        left[nodes + 1] = 1
-        left = left.cumsum()
-        first, owner, parents = left.take(begins), owner.take(nodes), parents.take(nodes)
-        number = left.take(begins.take(owner) + np.maximum(parents, 0)) - first.take(owner)
-        parents, tokens = np.where(parents < 0, -1, number).astype(np.int32), tokens.take(nodes)
-        return [
-            TokenTree(tokens[begin:end], parents[begin:end], self.verified.shares[begin:end]) if end > begin else EMPTY
-            for begin, end in zip(first.tolist(), left.take(begins + sizes).tolist(), strict=True)
-        ]
+        ranked = chances.take(best)
+        padded = _padded(texts, owner.take(best))
+        seconds = self.cost.seconds(texts, np.arange(texts, texts + best.size + 1), padded)
+        pace = texts / seconds[0] * max(1.0, self._tokens / self._seconds)
+        gain = pace * -seconds
+        gain[1:] += ranked.cumsum()
+        most = int(gain.argmax())
+        self.min_share = float(ranked[max(most, 1) - 1]) / 4 if best.size else 0.0
+        left = trees
+        if most < best.size:
+            nodes = np.sort(best[:most])
+            left, chances = trees.chosen(nodes), chances.take(nodes)
+        self.verified = Verified(texts, left.shares, left.depths, chances)
+        self._alone, self._expected, self._padded = float(seconds[0]), float(seconds[most]), int(padded[most])
+        return left
 
     def learn_plain(self, texts: int, seconds: float) -> None:
         """Take note of a step without drafts; seldom, as these steps are to cost what plain decoding costs."""
@@ -103,38 +95,26 @@ class VerificationBudget:
         texts = self.verified.texts
         self._tokens += _PACE * (1 + accepted.sum() / texts - self._tokens)
         self._seconds += _PACE * (min((seconds + drafting) / self._alone, _MOST) - self._seconds)
-        self.cost.learn(Pass(texts, texts + accepted.size, self._padded, seconds))
+        self.cost.learn(Pass(texts, texts + accepted.size, self._padded, seconds), self._expected)
         if accepted.size:
             self._chances.learn(self.verified.shares, self.verified.depths, accepted)
 
-    def _depths_and_chances(
-        self, parents: np.ndarray, begins: np.ndarray, shares: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Of nodes of all trees: depths, int64 [n], from 1; and chances, float64 [n], at most that of any node above.
 
-        parents: numbers within their trees; begins: of these trees. Ancestors are reached 1, 2, 4, ... levels away.
-        """
-        total = parents.size
-        above = [np.append(np.where(parents < 0, total, parents + begins), total)]
-        depths = np.ones(total + 1, np.int64)
-        depths[-1] = 0
-        while (above[-1] < total).any():
-            depths += depths.take(above[-1])
-            above.append(above[-1].take(above[-1]))
-        chances = np.ones(total + 1)
-        chances[:-1] = self._chances.of(shares, depths[:-1])
-        for ancestors in above:
-            np.minimum(chances, chances.take(ancestors), out=chances)
-        return depths[:-1], chances[:-1]
+def _falling(chances: np.ndarray, trees: TokenTrees) -> np.ndarray:
+    """`chances`, float64 [n], of the nodes of `trees`, lowered to at most that of any node above."""
+    chances, above = np.append(chances, 1.0), np.append(trees.parents, -1)  # -1 reads the last
+    for _ in range(int(trees.depths.max(initial=0)).bit_length()):  # ancestors 1, 2, 4, ... levels away
+        np.minimum(chances, chances.take(above), out=chances)
+        above = above.take(above)
+    return chances[:-1]
 
-    def _seconds_of(self, texts: int, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of passes with the first 0 to n drafted tokens: seconds, float64 [n + 1], and `Pass.padded`, int64 [n + 1].
 
-        owners: int64 [n], the text of each token.
-        """
-        by_text = owners.argsort(kind="stable")
-        ordered = owners.take(by_text)
-        number = np.zeros(owners.size + 1, np.int64)
-        number[by_text + 1] = np.arange(1, owners.size + 1) - ordered.searchsorted(ordered)
-        padded = texts * (1 + np.maximum.accumulate(number))
-        return self.cost.seconds(texts, np.arange(texts, texts + owners.size + 1), padded), padded
+def _padded(texts: int, owners: np.ndarray) -> np.ndarray:
+    """`Pass.padded` of passes with the first 0 to n drafted tokens: int64 [n + 1]. owners: int64 [n], texts of them."""
+    if texts == 1:
+        return np.arange(1, owners.size + 2)
+    number = np.zeros(owners.size + 1, np.int64)  # of a token among those of its text, from 1
+    by_text = owners.argsort(kind="stable")
+    ordered = owners.take(by_text)
+    number[by_text + 1] = np.arange(1, owners.size + 1) - ordered.searchsorted(ordered)
+    return np.asarray(texts * (1 + np.maximum.accumulate(number)))

@@ -3,193 +3,178 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from genrec.knowledge.token_tree import EMPTY, TokenTree
+from genrec.knowledge.token_tree import TokenTrees
 
 MAX_NODES = 64
 MAX_DEPTH = 24
 MAX_CONTEXT = 8
 ROWS = 32  # continuations that a tree is read from; of more, an even sample
-SHIFT = 2  # codes: token t is t + 2; 0 is a place where a branch was cut out, 1 the start of a text
-
-# Odd factors, one per level and one for texts: a branch is known by the sum of its tokens' products (multilinear
-# hashing, modulo 2^64).
-_FACTORS = np.random.default_rng(0).integers(0, 1 << 63, (MAX_DEPTH + 1, 1), np.uint64) * np.uint64(2) + np.uint64(1)
+START, SHIFT = 1, 2  # codes: token t is t + 2; 0 is a place where a branch was cut out, 1 the start of a text
+_MANY = 256  # occurrences, above which a discount is next to nothing
 
 
 class Continuations(NamedTuple):
     """Matches, each the longest end of a text that a source holds, and what followed it there.
 
-    texts: int64 [m], which text each match is of; each text's may be several, of several sources. lengths: int64 [m],
-    tokens matched. weights: float64 [m], how much a source is trusted. counts: int64 [m], continuations read.
-    steps: int64 [m], every which occurrence was read. suffixes: bytes of `MAX_DEPTH` big-endian codes [sum of counts],
-    in order within each match.
+    texts: int64 [m], which text each match is of. sources: int64 [m], numbers of the sources, no two the same of a
+    text. lengths: int64 [m], tokens matched. steps: int64 [m], every which occurrence was read. owners: int64 [c],
+    which match each continuation is of. suffixes: bytes of `MAX_DEPTH` big-endian codes [c], in any order.
     """
 
     texts: np.ndarray
+    sources: np.ndarray
     lengths: np.ndarray
-    weights: np.ndarray
-    counts: np.ndarray
     steps: np.ndarray
+    owners: np.ndarray
     suffixes: np.ndarray
 
     @classmethod
-    def joined(cls, parts: Sequence[Continuations]) -> Continuations:
-        """The matches of all `parts`, at least one."""
-        return parts[0] if len(parts) == 1 else cls(*map(np.concatenate, zip(*parts, strict=True)))
+    def joined(cls, one: Continuations, other: Continuations) -> Continuations:
+        """The matches of both."""
+        behind = other._replace(owners=other.owners + one.texts.size)
+        return cls(*map(np.concatenate, zip(one, behind, strict=True)))
 
 
 class _Nodes(NamedTuple):
-    """The nodes of the tries below all matches, level by level, so that parents come first: [n] each.
+    """The nodes of the tries below all texts, level by level, so that parents come first: int64 [n] each.
 
-    place: int64, of a node's first column, counted through the levels: level * columns + column. level: int64, from 0.
-    match: int64, whose node it is. size: float64, columns that it spans, continuations that go through it.
+    level: from 0. column: a node's first. size: columns that it spans, continuations that go through it.
     """
 
-    place: np.ndarray
     level: np.ndarray
-    match: np.ndarray
+    column: np.ndarray
     size: np.ndarray
+
+    def chosen(self, nodes: np.ndarray) -> _Nodes:
+        return _Nodes(self.level.take(nodes), self.column.take(nodes), self.size.take(nodes))
 
 
 def draft_trees(
     found: Continuations,
     max_depths: Sequence[int],
     *,
+    weights: Sequence[float] = (1.0,),
     max_nodes: int = MAX_NODES,
     min_share: float = 0.0,
     discount: float = 0.0,
-) -> list[TokenTree]:
-    """The most frequent branches of what follows each text, as a tree for each.
+) -> TokenTrees:
+    """The most frequent branches of what follows each text, as a tree for each, the best nodes first.
 
     A node of count c at depth d, below a match of count m, has the share c / m, the product of the conditional
     frequencies down its branch, times (c / (c + discount))^d, what those come to if each of its d tokens has `discount`
-    continuations more than were seen. So long branches of few texts are not held to be certain. Of a text with several
+    continuations more than were seen. So long branches of few texts are not held to be certain. (Of a match of more
+    than `ROWS` occurrences every `steps`th is read; a c above 256 is discounted as 256.) Of a text with several
     matches, a node's share is the mean over them (Jelinek and Mercer's interpolation, 1980), each weighted by its
-    `weights` and the square of its length: longer matches tell more.
+    source's weight and the square of its length: longer matches tell more.
 
-    max_depths: 1 to `MAX_DEPTH` for each text. max_nodes: of a tree. min_share: nodes below it are left out; with
-    several matches, shares are exact to a quarter of it.
+    max_depths: 1 to `MAX_DEPTH` for each text. weights: of the sources by their numbers, how much each is trusted.
+    max_nodes: of a tree. min_share: nodes below it are left out.
     """
-    if not found.suffixes.size:
-        return [EMPTY] * len(max_depths)
-    columns = _columns(found.suffixes, max(max_depths))
-    nodes = _nodes(columns, found.counts)
-    depths, weights = np.array(max_depths), _normalised(found, len(max_depths))
-    shares = _shares(nodes, found, discount) * weights.take(nodes.match)
-    most = np.bincount(found.texts).max()
-    # What single matches add to a node's share is left out if it is small even all together.
-    kept = _kept(nodes, shares, columns, depths.take(found.texts), min_share if most == 1 else min_share / most / 4)
-    place, shares, text = nodes.place.take(kept), shares.take(kept), found.texts.take(nodes.match.take(kept))
-    branches = np.add.accumulate((columns + SHIFT).astype(np.uint64) * _FACTORS[: len(columns)], axis=0).ravel()
-    owners = text.astype(np.uint64) * _FACTORS[-1]
-    keys = branches.take(place) + owners
-    if most > 1:  # the same branch of several matches is one node
-        order = keys.argsort()
-        ordered = keys.take(order)
-        begins = np.append(True, ordered[1:] != ordered[:-1])
-        same = np.empty(keys.size, np.int64)
-        same[order] = begins.cumsum() - 1
-        together = np.bincount(same, shares)  # in the order of matches for all, so that no child exceeds its parent
-        likely = (together >= min_share).nonzero()[0]
-        first = order.take(begins.nonzero()[0].take(likely))
-        level_by_level = place.take(first).argsort()
-        first, shares = first.take(level_by_level), together.take(likely.take(level_by_level))
-        keys, place, text, owners = (array.take(first) for array in (keys, place, text, owners))
+    texts, total = len(max_depths), found.suffixes.size
+    if not total:
+        return TokenTrees.empty(texts)
+    # A column per continuation, those of a text in order: so a node of the trie is a run of neighbours that are the
+    # same down to its level, whichever sources they are of.
+    text = found.texts.take(found.owners)
+    order = np.lexsort((found.suffixes, text))
+    text, match = text.take(order), found.owners.take(order)
+    codes = found.suffixes.take(order).view(f">u{found.suffixes.itemsize // MAX_DEPTH}").reshape(total, MAX_DEPTH)
+    limits = np.array(max_depths)
+    codes = codes[:, : limits.max()]
+    limits = np.minimum(_levels(codes), limits.take(text))
+    columns = codes.T.astype(np.int32, order="C")
+    nodes = _nodes(columns, text)
+    nodes = nodes.chosen((nodes.level < limits.take(nodes.column)).nonzero()[0])
+    of = text.take(nodes.column)
+    shares = _shares(found, match, nodes, of, np.array(weights), discount, texts)
+    if min_share > 0:
+        likely = (shares >= min_share).nonzero()[0]
+        nodes, of, shares = nodes.chosen(likely), of.take(likely), shares.take(likely)
     # Best first within each text; among equals those nearer to the root, so that no node comes without its parent.
-    best = np.lexsort((-shares, text))
-    owner = text.take(best)
-    number = np.arange(best.size) - owner.searchsorted(owner)
-    if best.size > max_nodes:  # else no text has too many
-        among = (number < max_nodes).nonzero()[0]
-        best, owner, number = best.take(among), owner.take(among), number.take(among)
-    place = place.take(best)
-    parents = _parents(keys.take(best), branches, place, owners.take(best), number, columns.shape[1])
-    tokens, shares = columns.ravel().take(place), shares.take(best).astype(np.float32)
-    ends = owner.searchsorted(np.arange(len(max_depths)), "right").tolist()
-    return [
-        TokenTree(tokens[begin:end], parents[begin:end], shares[begin:end])
-        for begin, end in zip([0, *ends], ends, strict=False)
-    ]
+    best = np.lexsort((-shares, of))
+    sizes = np.bincount(of, minlength=texts)
+    if sizes.max() > max_nodes:
+        begins = sizes.cumsum() - sizes
+        among = np.arange(best.size) - begins.repeat(sizes) < max_nodes
+        best, sizes = best[among], np.minimum(sizes, max_nodes)
+    # A parent is the node a level up that spans the same column: the last one that begins there or before.
+    number = np.empty(of.size, np.int64)
+    number[best] = np.arange(best.size)
+    place = nodes.level * total + nodes.column
+    at, level = place.take(best), nodes.level.take(best)
+    parents = number.take(place.searchsorted(at - total, "right") - 1)  # of the first level, whatever is there
+    parents[level == 0] = -1
+    tokens = columns.ravel().take(at) - np.int32(SHIFT)
+    return TokenTrees(sizes, tokens, parents, shares.take(best).astype(np.float32), level + 1)
 
 
-def _columns(suffixes: np.ndarray, depth: int) -> np.ndarray:
-    """Tokens by level, a column per continuation, those of a match side by side: int32 [depth, continuations].
+def _levels(codes: np.ndarray) -> np.ndarray:
+    """Tokens of each continuation, codes [c, depth], up to the end of its text: int64 [c]."""
+    ends = np.empty((codes.shape[0], codes.shape[1] + 1), bool)
+    np.less(codes, SHIFT, out=ends[:, :-1])
+    ends[:, -1] = True
+    return ends.argmax(1)
 
-    Negative behind the end of a text. Levels are rows, so that a node is a run of neighbours in memory.
+
+def _nodes(columns: np.ndarray, text: np.ndarray) -> _Nodes:
+    """Where a column first differs from the one before it, at this level or above, a node begins.
+
+    columns: int32 [levels, c]; text: int64 [c], whose each is.
     """
-    codes = suffixes.view(f">u{suffixes.itemsize // MAX_DEPTH}").reshape(suffixes.size, MAX_DEPTH).T[:depth]
-    return np.subtract(codes, SHIFT, dtype=np.int32)
-
-
-def _nodes(columns: np.ndarray, counts: np.ndarray) -> _Nodes:
-    """A node is where a column first differs from the one before it, at this level or above: columns are in order.
-
-    columns: as of `_columns`. counts: of each match, int64 [m].
-    """
-    total = columns.shape[1]
-    match = np.arange(counts.size).repeat(counts)
+    levels, total = columns.shape
     differs = columns[:, 1:] != columns[:, :-1]
-    differs[0] |= match[1:] != match[:-1]  # matches share no nodes
-    begins = np.empty(columns.shape, bool)
+    differs[0] |= text[1:] != text[:-1]  # texts share no nodes
+    begins = np.empty((levels, total), bool)
     begins[:, 0] = True
     np.logical_or.accumulate(differs, axis=0, out=begins[:, 1:])
     place = begins.ravel().nonzero()[0]
-    size = np.empty(place.size)
+    size = np.empty(place.size, np.int64)
     size[:-1] = place[1:] - place[:-1]  # a node ends where the next one begins, each level's last one with the level
     size[-1] = begins.size - place[-1]
-    level, column = np.divmod(place, total)
-    return _Nodes(place, level, match.take(column), size)
+    level = place // total
+    return _Nodes(level, place - level * total, size)
 
 
-def _normalised(found: Continuations, texts: int) -> np.ndarray:
-    """Weights that add up to 1 for every text, float64 [m]."""
-    weights = found.weights * found.lengths**2
-    return weights / np.bincount(found.texts, weights, texts).take(found.texts)
-
-
-def _shares(nodes: _Nodes, found: Continuations, discount: float) -> np.ndarray:
-    """Of the continuations of a match, those that go on to each node, lowered by `discount`: float64 [n]."""
-    shares = nodes.size / found.counts.take(nodes.match)
-    if discount:  # of a sample, where a column stands for a step of occurrences, as much smaller a part of a column
-        discounts = (discount / found.steps).take(nodes.match)
-        shares *= (nodes.size / (nodes.size + discounts)) ** (nodes.level + 1)
-    return shares
-
-
-def _kept(
-    nodes: _Nodes, shares: np.ndarray, columns: np.ndarray, max_depths: np.ndarray, min_share: float
+def _shares(
+    found: Continuations,
+    match: np.ndarray,
+    nodes: _Nodes,
+    of: np.ndarray,
+    weights: np.ndarray,
+    discount: float,
+    texts: int,
 ) -> np.ndarray:
-    """Which nodes may be drafted, int64: likely enough, no deeper than their text may go, and within the texts.
+    """Shares of nodes, float64 [n]: as of `draft_trees`; a child's is at most its parent's.
 
-    max_depths: int64 [m], of each match.
+    match: int64 [c], of each column. of: int64 [n], whose each node is.
     """
-    kept = shares >= min_share
-    if max_depths.min() < len(columns):
-        kept &= nodes.level < max_depths.take(nodes.match)
-    if columns.min() < 0:  # nothing follows the end of a text
-        kept &= np.logical_and.accumulate(columns >= 0, axis=0).ravel().take(nodes.place)
-    return kept.nonzero()[0]
+    # Everything by source and text, one of them a row.
+    cells, many = found.sources * texts + found.texts, weights.size * texts
+    columns = np.bincount(cells.take(match), minlength=many)
+    steps, trust = np.ones(many, np.int64), np.zeros(many)
+    steps[cells], trust[cells] = found.steps, weights.take(found.sources) * found.lengths**2
+    together = trust.reshape(-1, texts).sum(0)
+    together[together == 0] = 1.0
+    each = trust.reshape(-1, texts) / together / np.maximum(columns, 1).reshape(-1, texts)
+    # How many columns of each source a node spans.
+    until = np.zeros((weights.size, match.size + 1), np.int64)
+    until[found.sources.take(match), np.arange(1, match.size + 1)] = 1
+    until = until.cumsum(1)
+    spans = until.take(nodes.column + nodes.size, axis=1) - until.take(nodes.column, axis=1)
+    shares = each.take(of, axis=1) * spans
+    if discount:
+        seen = np.minimum(spans * steps.reshape(-1, texts).take(of, axis=1), _MANY)
+        shares *= _discounts(discount).take(seen * MAX_DEPTH + nodes.level)
+    return np.asarray(shares.sum(0))
 
 
-def _parents(
-    keys: np.ndarray,
-    branches: np.ndarray,
-    place: np.ndarray,
-    owners: np.ndarray,
-    number: np.ndarray,
-    total: int,
-) -> np.ndarray:
-    """Numbers of the nodes' parents in their trees, int32 [n], -1 for none.
-
-    keys: uint64 [n], of the nodes. branches: of all places. place, number: of the nodes. owners: uint64 [n], what a
-    key has of its text. total: columns.
-    """
-    order = keys.argsort()
-    # Behind the first level, minus the columns: the same column, a level up.
-    above = branches.take(place - total, mode="clip") + owners
-    at = order.take(keys.searchsorted(above, sorter=order), mode="clip")
-    return np.where(place < total, -1, number.take(at)).astype(np.int32)
+@lru_cache
+def _discounts(discount: float) -> np.ndarray:
+    """(c / (c + discount))^d by c, 0 to 256, and d, 1 to `MAX_DEPTH`: float64 [257 * 24]."""
+    counts = np.arange(_MANY + 1.0)[:, None]
+    return ((counts / (counts + discount)) ** np.arange(1, MAX_DEPTH + 1)).ravel()

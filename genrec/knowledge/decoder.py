@@ -11,19 +11,19 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from genrec.errors import InvalidRequest
 from genrec.knowledge.budget import VerificationBudget
 from genrec.knowledge.drafter import Drafter, RunningText
+from genrec.knowledge.judging import judged, most_probable
 from genrec.knowledge.packed import Packing
 from genrec.knowledge.packed_model import PackedModel, Precision
 from genrec.knowledge.packed_trees import PackedTrees
 from genrec.knowledge.pass_cost import PassCost
 from genrec.knowledge.texts import GREEDY, DecodingStatistics, Generated, TextProgress, TextRequest, Verification
 from genrec.knowledge.timed_passes import timed_passes
-from genrec.knowledge.token_tree import EMPTY, TokenTree
+from genrec.knowledge.token_tree import TokenTrees
 
 
 class SpeculativeDecoder:
@@ -198,7 +198,7 @@ class Session:
         ends = np.cumsum([text.start for text in started]) - 1
         began = perf_counter()
         logits = self._model.logits(packing, self._cache, self._cache.tensor(ends))
-        chosen = _most_probable(logits)
+        chosen = most_probable(logits)
         self.statistics.llm_s += perf_counter() - began
         self._write(started, chosen, np.ones(len(started), np.int64))
 
@@ -210,7 +210,7 @@ class Session:
         elif asked := budget.asks():
             trees = budget.cut(self._draft())
         else:
-            trees = [EMPTY] * len(self._running)
+            trees = TokenTrees.empty(len(self._running))
         drafted = perf_counter()
         accepted = self._extend(trees)
         if budget is not None:
@@ -218,26 +218,28 @@ class Session:
             if asked:
                 budget.learn(accepted, seconds, drafted - began)
             else:
-                budget.learn_plain(len(trees), seconds)
+                budget.learn_plain(trees.sizes.size, seconds)
         self.statistics.draft_s += drafted - began
 
-    def _draft(self) -> list[TokenTree]:
-        drafter, budget = self._decoder.drafter, self._decoder.budget
+    def _draft(self) -> TokenTrees:
+        drafter, budget, running = self._decoder.drafter, self._decoder.budget, len(self._running)
         min_share = 0.0 if budget is None else budget.min_share
-        trees = [EMPTY] * len(self._running)
-        if drafter is None:
+        asked, texts = [], []
+        for at, text in enumerate(self._running if drafter else ()):
+            # Besides what is drafted the model writes a token of its own.
+            if (room := text.tokens.size - text.size) > 1:
+                asked.append(at)
+                texts.append(RunningText(text.tokens[: text.size], text.start, text.group, room - 1, min_share))
+        if drafter is None or not texts:
+            return TokenTrees.empty(running)
+        trees = drafter.draft(texts)
+        if len(texts) == running:
             return trees
-        asked = {
-            at: RunningText(text.tokens[: text.size], text.start, text.group, room - 1, min_share)
-            for at, text in enumerate(self._running)
-            if (room := text.tokens.size - text.size) > 1  # besides what is drafted the model writes a token of its own
-        }
-        if asked:
-            for at, tree in zip(asked, drafter.draft(list(asked.values())), strict=True):
-                trees[at] = tree
-        return trees
+        sizes = np.zeros(running, np.int64)
+        sizes[asked] = trees.sizes
+        return trees._replace(sizes=sizes)
 
-    def _extend(self, trees: list[TokenTree]) -> np.ndarray:
+    def _extend(self, trees: TokenTrees) -> np.ndarray:
         """Verify `trees`, of the running texts, in one pass; write what is accepted and the model's own next tokens.
 
         Gives bool [n], of the nodes of all trees, those that were written.
@@ -247,7 +249,9 @@ class Session:
         self._cache.reserve(int((cached + packed.sizes).max()))  # a tree may have more nodes than its text has room
         packing = Packing.of_trees(packed, cached, self._cache)
         began = perf_counter()
-        own, accepted, probability = self._judge(self._model.logits(packing, self._cache), packed)
+        own, accepted, probability = judged(
+            self._model.logits(packing, self._cache), packed, self._decoder.verification
+        )
         self.statistics.llm_s += perf_counter() - began
         path, length = packed.longest(accepted, probability)
         self._count(packed, length)
@@ -268,38 +272,7 @@ class Session:
             text.accepted += min(drafted, size)
         used = np.zeros(packed.tokens.size, bool)
         used[path] = True
-        return used[~packed.roots]
-
-    def _judge(self, logits: Tensor, packed: PackedTrees) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The model's own next token behind each packed one; which are accepted behind their parent; log-probabilities.
-
-        All [S]; roots are accepted. Log-probabilities are 0 where they cannot matter: in texts in which only tokens
-        that the model would write itself are accepted, which leaves but one branch.
-        """
-        rule, tensor = self._decoder.verification, self._cache.tensor
-        own = _most_probable(logits)
-        accepted = (own[packed.parents] == packed.tokens) | packed.roots
-        probability = np.zeros(accepted.size)
-        if rule.top_k == 1 or accepted.all():
-            return own, accepted, probability
-        scores = logits[tensor(packed.parents), tensor(packed.tokens)].float().cpu().numpy()
-        best = logits[torch.arange(own.size), tensor(own)].float().cpu().numpy()[packed.parents]
-        # A probability is at most its ratio to the largest one.
-        doubtful = ~accepted & (np.exp(scores - best) > rule.threshold)
-        if not doubtful.any():
-            return own, accepted, probability
-        branched = np.zeros(packed.sizes.size, bool)
-        branched[packed.owner[doubtful]] = True
-        asked = np.flatnonzero(doubtful | accepted & branched[packed.owner] & ~packed.roots)
-        parents, row = np.unique(packed.parents[asked], return_inverse=True)
-        found = logits.index_select(0, tensor(parents)).float()
-        probability[asked] = scores[asked] - found.logsumexp(-1).cpu().numpy()[row]
-        # Ranks by counting what is more probable, and only where that can still matter: cheaper than a top-k of all.
-        probable = doubtful[asked] & (np.exp(probability[asked]) > rule.threshold)
-        likely = asked[probable]
-        above = found.index_select(0, tensor(row[probable])) > torch.from_numpy(scores[likely, None]).to(found.device)
-        accepted[likely] = above.sum(-1).cpu().numpy() < rule.top_k
-        return own, accepted, probability
+        return used[packed.node > 0]
 
     def _write(self, texts: list[_Text], tokens: np.ndarray, sizes: np.ndarray) -> list[int]:
         """Append to each text its part of `tokens`, up to its limit and its first stop token; how many of each."""
@@ -348,14 +321,8 @@ class Session:
         statistics.text_steps += len(self._running)
         if packed.width == 1:
             return
-        for depth, drafted in enumerate(np.bincount(packed.depths)[1:].tolist(), 1):
-            statistics.drafted_by_depth[depth] = statistics.drafted_by_depth.get(depth, 0) + drafted
-            accepted = int((length > depth).sum())
-            statistics.accepted_by_depth[depth] = statistics.accepted_by_depth.get(depth, 0) + accepted
-
-
-def _most_probable(logits: Tensor) -> np.ndarray:
-    """Tokens of the largest logits, int64 [S]. On a CPU by numpy, which takes a tenth of PyTorch's time."""
-    if logits.device.type == "cpu":
-        return logits.float().numpy().argmax(-1)
-    return logits.argmax(-1).cpu().numpy()
+        drafted = np.bincount(packed.depths)[1:]
+        deep = np.bincount(length - 1, minlength=drafted.size + 1)[::-1].cumsum()[::-1][1:]  # accepted, of each depth
+        for depth, (one, other) in enumerate(zip(drafted.tolist(), deep.tolist(), strict=True), 1):
+            statistics.drafted_by_depth[depth] = statistics.drafted_by_depth.get(depth, 0) + one
+            statistics.accepted_by_depth[depth] = statistics.accepted_by_depth.get(depth, 0) + other

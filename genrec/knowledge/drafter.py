@@ -10,7 +10,7 @@ import numpy as np
 from genrec.knowledge.continuations import MAX_DEPTH, MAX_NODES, Continuations, draft_trees
 from genrec.knowledge.pools import Pools
 from genrec.knowledge.repeats import repeats
-from genrec.knowledge.token_tree import EMPTY, TokenTree
+from genrec.knowledge.token_tree import EMPTY, TokenTree, TokenTrees
 
 
 class RunningText(NamedTuple):
@@ -31,7 +31,7 @@ class RunningText(NamedTuple):
 class Drafter(Protocol):
     """What a `SpeculativeDecoder` asks for drafts."""
 
-    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
+    def draft(self, texts: Sequence[RunningText]) -> TokenTrees:
         """What may follow each of `texts`, at least one; all of a step are asked for at once."""
 
     def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
@@ -73,15 +73,16 @@ class PoolDrafter:
         self._pools, self._max_nodes, self._max_depth, self._min_share = pools, max_nodes, max_depth, min_share
         self._discount, self._group_weight, self._own_weight = discount, group_weight, own_weight
 
-    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
+    def draft(self, texts: Sequence[RunningText]) -> TokenTrees:
         written, groups = [text.tokens[text.start :] for text in texts], [text.group for text in texts]
-        found = self._pools.continuations(written, groups, self._group_weight)
+        found = self._pools.continuations(written, groups, self._group_weight > 0)
         if self._own_weight:
-            own = repeats([text.tokens for text in texts], self._pools.dtype)
-            found = Continuations.joined([found, own._replace(weights=own.weights * self._own_weight)])
+            own = repeats([text.tokens for text in texts], self._pools.dtype, source=2)
+            found = Continuations.joined(found, own)
         return draft_trees(
             found,
             [min(text.max_depth, self._max_depth) for text in texts],
+            weights=(1.0, self._group_weight, self._own_weight),
             max_nodes=self._max_nodes,
             min_share=max(self._min_share, min(text.min_share for text in texts)),
             discount=self._discount,
@@ -105,8 +106,8 @@ class PromptLookupDrafter:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         self._max_ngram, self._max_tokens = max_ngram, max_tokens
 
-    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
-        return [self._draft(text.tokens, text.max_depth) for text in texts]
+    def draft(self, texts: Sequence[RunningText]) -> TokenTrees:
+        return TokenTrees.of([self._draft(text.tokens, text.max_depth) for text in texts])
 
     def _draft(self, tokens: np.ndarray, max_depth: int) -> TokenTree:
         last = tokens.size - 1

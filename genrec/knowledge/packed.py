@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from genrec.knowledge.packed_trees import PackedTrees
 
 _ROUND = 64  # the cache grows in steps of so many tokens
+_SEEN, _HIDDEN = np.float32(0), np.float32(-np.inf)
 _BLOCK = 8  # texts that attend together: of fewer, less is padded; of more, there are fewer calls
 
 
@@ -68,21 +70,27 @@ class Packing:
     def of_trees(cls, packed: PackedTrees, cached: np.ndarray, cache: PackedCache) -> Packing:
         """Trees of the texts in the first rows: every token sees the `cached` ones, int [T], and its own branch."""
         texts, width, sizes = cached.size, packed.width, packed.sizes.tolist()
-        see = np.zeros((texts, int(cached.max()) + width), np.float32)
-        see[np.arange(see.shape[1]) > cached[:, None] - (width > 1)] = -np.inf
-        mask, positions, rows = see[:, None], cached, np.arange(texts) * cache.capacity + cached
-        if width > 1:
-            mask, places = np.repeat(mask, width, 1), np.arange(width)
-            own = np.where(packed.branches, np.float32(0), np.float32(-np.inf))
-            mask[np.arange(texts)[:, None, None], places[:, None], (cached[:, None] + places)[:, None]] = own
-            positions, rows = cached[packed.owner] + packed.depths, rows[packed.owner] + packed.node
-        seen = torch.from_numpy(mask)[:, None].to(cache.device, cache.dtype)
-        keys = (cached + packed.sizes).tolist()
+        cached_of = cached.take(packed.owner)
+        keys = np.arange(int(cached.max()) + width)
+        if width == 1:
+            see = np.where(keys > cached[:, None], _HIDDEN, _SEEN)[:, None]
+        else:
+            # Padded to the width; what is behind a tree's last node only has to see something.
+            see = np.zeros((texts * width, keys.size), np.float32)
+            place = packed.owner * width + packed.node
+            see[place] = np.where(keys >= cached[:, None], _HIDDEN, _SEEN).take(packed.owner, axis=0)
+            token, node = packed.branches.nonzero()
+            see.ravel()[(place * keys.size + cached_of).take(token) + node] = 0.0
+            see = see.reshape(texts, width, keys.size)
+        positions = cached_of + packed.depths
+        rows = packed.owner * cache.capacity + cached_of + packed.node
+        seen = torch.from_numpy(see)[:, None].to(cache.device, cache.dtype)
+        ends = (cached + packed.sizes).tolist()
         blocks, end = [], 0
         for first in range(0, texts, _BLOCK):
             some = slice(first, first + _BLOCK)
             tokens = slice(end, end := end + sum(sizes[some]))
-            wide, most, count = max(sizes[some]), max(keys[some]), len(sizes[some])
+            wide, most, count = max(sizes[some]), max(ends[some]), len(sizes[some])
             padded = None
             if tokens.stop - tokens.start < count * wide:
                 padded = cache.tensor((packed.owner[tokens] - first) * wide + packed.node[tokens])
@@ -148,9 +156,14 @@ class PackedCache:
         return torch.from_numpy(array.astype(np.int64, copy=False)).to(self.device)
 
     def _allocate(self, capacity: int) -> Tensor:
-        # Zeros, because what is masked is still multiplied, and might be NaN.
+        # Zeros, because what is masked is still multiplied, and might be NaN. By numpy, which takes memory in pages of
+        # 2 MB where Linux lets it, and none for what is not used yet.
         layers, two, rows, heads, size = self._shape
-        return torch.zeros((layers, two, rows, capacity, heads, size), dtype=self.dtype, device=self.device)
+        shape = layers, two, rows, capacity, heads, size
+        if capacity and torch.device(self.device).type == "cpu":
+            memory = torch.from_numpy(np.zeros(prod(shape) * self.dtype.itemsize, np.uint8))
+            return memory.view(self.dtype).view(shape)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
 
 def _attend(block: Block, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:

@@ -13,24 +13,21 @@ from genrec.knowledge.continuations import (
     MAX_CONTEXT,
     MAX_DEPTH,
     MAX_NODES,
-    ROWS,
     SHIFT,
-    Continuations,
+    START,
     draft_trees,
 )
+from genrec.knowledge.pool_search import continuations, longest, needles
 from genrec.knowledge.token_tree import TokenTree
 
 _FORMAT = 2  # before, suffixes of four-byte codes were in order up to 24 of them
-_CUT, _START, _SHIFT = 0, 1, SHIFT
-_LARGEST_VOCABULARY = (1 << 21) - _SHIFT - 1  # three codes to a 64-bit sort key
+_CUT = 0
+_LARGEST_VOCABULARY = (1 << 21) - SHIFT - 1  # three codes to a 64-bit sort key
 _SORTED = MAX_CONTEXT + MAX_DEPTH  # suffixes are in order up to so many tokens
 _STRIDE = 16  # suffixes per search key
 _SMALL = 1 << 13  # tokens that are sorted in a few ms: a segment below that is not worth keeping apart
 _GROWTH = 16
 _BRANCH = 4  # tokens of the n-grams whose frequency decides what is evicted
-# Ends of a context that is right-aligned before as many zeros: row l holds its last l + 1 codes, left-aligned.
-_ENDS = MAX_CONTEXT - 1 - np.arange(MAX_CONTEXT)[:, None] + np.arange(MAX_CONTEXT)
-_LENGTHS = np.arange(1, MAX_CONTEXT + 1)
 _WINDOW = np.arange(_STRIDE + 1)  # suffixes from one search key to the next
 
 
@@ -63,8 +60,8 @@ class RetrievalPool:
             raise ValueError(f"max_tokens is {max_tokens}; it must be 2 to {(1 << 31) - 1}")
         self.vocabulary_size, self.max_tokens = vocabulary_size, max_tokens
         # Big-endian, so that bytes compare as token sequences do; numpy must be told to keep that when it joins arrays.
-        self.dtype = np.dtype(">u2" if vocabulary_size + _SHIFT < 1 << 16 else ">u4")
-        self.segments: list[_Segment] = []
+        self.dtype = np.dtype(">u2" if vocabulary_size + SHIFT < 1 << 16 else ">u4")
+        self.segments: list[Segment] = []
 
     @property
     def tokens(self) -> int:
@@ -99,11 +96,11 @@ class RetrievalPool:
                 "use the tokenizer that the pool was made for"
             )
         lengths = np.array([part.size for part in parts])
-        codes = np.full(flat.size + lengths.size, _START, self.dtype)
-        codes[np.arange(flat.size) + np.repeat(np.arange(1, lengths.size + 1), lengths)] = flat + _SHIFT
+        codes = np.full(flat.size + lengths.size, START, self.dtype)
+        codes[np.arange(flat.size) + np.repeat(np.arange(1, lengths.size + 1), lengths)] = flat + SHIFT
         while self.segments and self.segments[-1].order.size < max(_SMALL, _GROWTH * codes.size):
             codes = np.concatenate([self.segments.pop().text, codes], dtype=self.dtype)
-        self.segments.append(_Segment.sort(codes))
+        self.segments.append(Segment.sort(codes))
         if self.tokens > self.max_tokens:
             self._evict()
 
@@ -126,15 +123,16 @@ class RetrievalPool:
         if not 1 <= max_depth <= MAX_DEPTH:
             raise ValueError(f"max_depth is {max_depth}; it must be 1 to {MAX_DEPTH}")
         found = continuations([self], [text], np.zeros(1, np.int64))
-        return draft_trees(found, [max_depth], max_nodes=max_nodes, min_share=min_share, discount=discount)[0]
+        trees = draft_trees(found, [max_depth], max_nodes=max_nodes, min_share=min_share, discount=discount)
+        return trees.split()[0]
 
     def count(self, tokens: np.ndarray) -> int:
         """How often `tokens`, int [1 to 8], stand in the pool's texts."""
         if not 1 <= len(tokens) <= MAX_CONTEXT:
             raise ValueError(f"{len(tokens)} tokens were given; 1 to {MAX_CONTEXT} can be counted")
-        needles = _needles([np.asarray(tokens)], self.dtype)[:, :, : len(tokens)]
-        (length,), (ranges,) = _longest([self], needles)
-        return sum(last - first for _, first, last in ranges) if length == len(tokens) else 0
+        asked = needles([np.asarray(tokens)], self.dtype)[:, :, : len(tokens)]
+        length, ranges = longest([self], asked)
+        return int((ranges.last - ranges.first).sum()) if length[0] == len(tokens) else 0
 
     def save(self, path: Path) -> None:
         """Write the pool to `path` (`.npz`), which then holds either the old or the new pool, whole."""
@@ -160,8 +158,8 @@ class RetrievalPool:
             pool = cls(int(header[1]), int(header[2]))
             for number in range(int(header[3])):
                 text, order = arrays[f"text_{number}"], arrays[f"order_{number}"]
-                segment = _Segment.checked(text, order, pool.dtype, pool.vocabulary_size)
-                pool.segments.append(_Segment.sort(text) if header[0] == 1 and text.itemsize == 4 else segment)
+                segment = Segment.checked(text, order, pool.dtype, pool.vocabulary_size)
+                pool.segments.append(Segment.sort(text) if header[0] == 1 and text.itemsize == 4 else segment)
         except KeyError as error:
             raise ValueError(f"{path}: lacks the array {error}") from None
         except ValueError as error:
@@ -172,7 +170,7 @@ class RetrievalPool:
         """Cut out the rarest branches: half of `max_tokens` is left."""
         codes = np.concatenate([segment.text for segment in self.segments], dtype=self.dtype)
         self.segments = []
-        segment = _Segment.sort(codes)
+        segment = Segment.sort(codes)
         size = codes.size
         # Frequency of the n-gram at each position: the run of equal neighbours among the sorted suffixes.
         differs = np.zeros(size, bool)
@@ -182,7 +180,7 @@ class RetrievalPool:
             column = segment.codes[segment.order + offset]
             differs[1:] |= column[1:] != column[:-1]
             if offset:
-                broken |= column < _SHIFT
+                broken |= column < SHIFT
         starts = np.flatnonzero(differs)
         counts = np.diff(np.append(starts, size))[np.cumsum(differs) - 1]
         support = np.zeros(size, np.int64)
@@ -192,21 +190,21 @@ class RetrievalPool:
         frequency = support.copy()
         for offset in range(1, _BRANCH):
             np.maximum(frequency[offset:], support[:-offset], out=frequency[offset:])
-        frequency[codes < _SHIFT] = -1
+        frequency[codes < SHIFT] = -1
         # With a marker before each stretch that is left, twice as many tokens could be held; order: rare, then old.
         ranked = np.argsort(frequency, kind="stable")
         kept = np.zeros(size, bool)
-        kept[ranked[size - min(self.max_tokens // 2, int((codes >= _SHIFT).sum())) :]] = True
+        kept[ranked[size - min(self.max_tokens // 2, int((codes >= SHIFT).sum())) :]] = True
         stays = np.flatnonzero(kept)
         begins = ~kept[stays - 1]  # a text's first token follows a marker, so stays is never 0
         place = np.arange(stays.size) + np.cumsum(begins)
         left = np.empty(stays.size + int(begins.sum()), self.dtype)
         left[place] = codes[stays]
-        left[place[begins] - 1] = np.where(codes[stays[begins] - 1] == _START, _START, _CUT)
-        self.segments.append(_Segment.sort(left))
+        left[place[begins] - 1] = np.where(codes[stays[begins] - 1] == START, START, _CUT)
+        self.segments.append(Segment.sort(left))
 
 
-class _Segment:
+class Segment:
     """Texts with their suffixes in order.
 
     text: codes [n], a marker before each text. codes: the same with zeros behind, so that windows need no care at the
@@ -223,7 +221,7 @@ class _Segment:
         self.keys = self._contexts[order[::_STRIDE]]
 
     @classmethod
-    def sort(cls, text: np.ndarray) -> _Segment:
+    def sort(cls, text: np.ndarray) -> Segment:
         """Segment of `text`, by prefix doubling: Manber and Myers, "Suffix arrays" (1993), on 64-bit keys."""
         size, bits = text.size, 8 * text.itemsize if text.itemsize == 2 else 21
         sorted_length = 64 // bits
@@ -243,14 +241,14 @@ class _Segment:
             sorted_length *= 2
 
     @classmethod
-    def checked(cls, text: np.ndarray, order: np.ndarray, dtype: np.dtype, vocabulary_size: int) -> _Segment:
+    def checked(cls, text: np.ndarray, order: np.ndarray, dtype: np.dtype, vocabulary_size: int) -> Segment:
         """Segment of stored arrays. Raises ValueError that says what is wrong with them."""
         if text.dtype != dtype or text.ndim != 1 or order.dtype != np.int32 or order.shape != text.shape:
             raise ValueError(
                 f"text is {text.dtype} {text.shape} and order {order.dtype} {order.shape}; "
                 f"expected {dtype} and int32 of one length"
             )
-        if not text.size or text[0] >= _SHIFT or text.max() >= vocabulary_size + _SHIFT:
+        if not text.size or text[0] >= SHIFT or text.max() >= vocabulary_size + SHIFT:
             raise ValueError(f"text holds what is no token of a vocabulary of {vocabulary_size}")
         inside = 0 <= order.min() <= order.max() < text.size
         if not inside or not np.array_equal(np.bincount(order, minlength=text.size), np.ones(text.size)):
@@ -265,99 +263,11 @@ class _Segment:
         low = np.maximum(self.keys.searchsorted(needles) - 1, 0) * _STRIDE
         return low, self._contexts[self.order.take(low[..., None] + _WINDOW, mode="clip")]
 
-    def behind(self, first: int, last: int, step: int, length: int) -> np.ndarray:
-        """What follows the first `length` codes of every `step`th suffix from `first` on: bytes [r]."""
-        return self._branches[self.order[first + step // 2 : last : step] + length]
+    def behind(self, suffixes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """What follows the first `lengths` codes of `suffixes`, int64 [r] each: bytes [r]."""
+        return self._branches[self.order.take(suffixes) + lengths]
 
     def _stretches(self, length: int) -> np.ndarray:
         """The `length` codes from each position on, as bytes that compare as they do; shares their memory."""
         itemsize = self.codes.itemsize
         return np.ndarray(self.codes.size - length, f"S{length * itemsize}", self.codes, strides=(itemsize,))
-
-
-def _needles(texts: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """The ends of `texts`, int [any length] each, as a pool of `dtype` holds them: bytes [2, texts, 8].
-
-    [0, i, l] is the last l + 1 codes of text i; [1, i, l] the same with the last one up by one, where suffixes that
-    begin with it end.
-    """
-    # A text that is shorter has zeros on the left, which no text of a pool has before its start.
-    ends = np.zeros((2, len(texts), 2 * MAX_CONTEXT), dtype)
-    for row, text in zip(ends[0], texts, strict=True):
-        tail = text[-MAX_CONTEXT:]
-        row[MAX_CONTEXT - len(tail) : MAX_CONTEXT] = tail + _SHIFT
-        if len(tail) < MAX_CONTEXT:  # the start is a code like any other: how texts begin is matched by it
-            row[MAX_CONTEXT - len(tail) - 1] = _START
-    ends[1] = ends[0]
-    ends[1, :, MAX_CONTEXT - 1] += 1
-    return ends.take(_ENDS, axis=2).view(f"S{MAX_CONTEXT * dtype.itemsize}")[..., 0]
-
-
-def _longest(
-    pools: Sequence[RetrievalPool], needles: np.ndarray
-) -> tuple[list[int], list[list[tuple[_Segment, int, int]]]]:
-    """Of each text: the length of its longest needle that its pool holds, and the suffixes that begin so per segment.
-
-    pools: one per text. needles: bytes [2, texts, lengths] as of `_needles`.
-    """
-    members: dict[_Segment, list[int]] = {}
-    for number, pool in enumerate(pools):
-        for segment in pool.segments:
-            members.setdefault(segment, []).append(number)
-    ranges: list[list[tuple[_Segment, int, int]]] = [[] for _ in pools]
-    if not members:
-        return [0] * len(pools), ranges
-    # From here on by pairs of a segment and a text.
-    segments = [segment for segment, texts in members.items() for _ in texts]
-    text = np.array([number for texts in members.values() for number in texts])
-    asked, around, done = needles[:, text], [], 0
-    for segment, texts in members.items():
-        around.append(segment.around(asked[:, done : done + len(texts)]))
-        done += len(texts)
-    low, suffixes = (np.concatenate(parts, axis=1) for parts in zip(*around, strict=True))
-    most = np.array([segment.order.size for segment in segments])
-    first, last = np.minimum(low + (suffixes < asked[..., None]).sum(-1), most[:, None])
-    lengths = ((last > first) * _LENGTHS[: first.shape[1]]).max(1)
-    longest = np.zeros(len(pools), np.int64)
-    np.maximum.at(longest, text, lengths)
-    lengths[lengths < longest.take(text)] = 0
-    chosen = lengths.nonzero()[0]
-    at = chosen, lengths.take(chosen) - 1
-    for pair, begin, end in zip(chosen.tolist(), first[at].tolist(), last[at].tolist(), strict=True):
-        ranges[text[pair]].append((segments[pair], begin, end))
-    return longest.tolist(), ranges
-
-
-def continuations(
-    pools: Sequence[RetrievalPool],
-    texts: Sequence[np.ndarray],
-    asked: np.ndarray,
-    weights: np.ndarray | None = None,
-    most: int = MAX_CONTEXT,
-) -> Continuations:
-    """What follows the longest end of some texts in pools of one vocabulary size; nothing where there is no match.
-
-    texts: int [any length] each, from their first token on. pools[i] is searched for text asked[i], int64.
-    weights: float64 [pools], as in `Continuations`; 1 by default. most: tokens to match.
-    """
-    dtype = pools[0].dtype
-    lengths, ranges = _longest(pools, _needles(texts, dtype)[:, asked, :most])
-    parts: list[np.ndarray] = []
-    counts, steps = [], []
-    for length, of_match in zip(lengths, ranges, strict=True):
-        step = max(1, -(-sum(last - first for _, first, last in of_match) // ROWS))
-        found = [segment.behind(first, last, step, length) for segment, first, last in of_match]
-        if len(found) > 1:  # neighbours are compared: segments must be one order
-            found = [np.sort(np.concatenate(found))]
-        parts += found
-        counts.append(found[0].size if found else 0)
-        steps.append(step)
-    matched = np.array(lengths).nonzero()[0]
-    return Continuations(
-        texts=asked.take(matched),
-        lengths=np.array(lengths).take(matched),
-        weights=np.ones(matched.size) if weights is None else weights.take(matched),
-        counts=np.array(counts).take(matched),
-        steps=np.array(steps).take(matched),
-        suffixes=np.concatenate(parts) if parts else np.empty(0, f"S{MAX_DEPTH * dtype.itemsize}"),
-    )

@@ -13,7 +13,8 @@ import numpy as np
 from genrec.errors import in_words, shown
 from genrec.json_files import read_json
 from genrec.knowledge.continuations import Continuations
-from genrec.knowledge.pool import RetrievalPool, continuations
+from genrec.knowledge.pool import RetrievalPool
+from genrec.knowledge.pool_search import continuations
 
 GLOBAL = "global"
 
@@ -59,20 +60,17 @@ class Pools:
             self.by_group[group].add(own)
 
     def continuations(
-        self, texts: Sequence[np.ndarray], groups: Sequence[str], group_weight: float = 1.0
+        self, texts: Sequence[np.ndarray], groups: Sequence[str], of_groups: bool = True
     ) -> Continuations:
         """What followed the last tokens of running `texts`, int [any length] each, without their prompts.
 
-        groups: of the texts. Each asks the pool of its group, if there is one, and the global pool. group_weight: how
-        many times as much the group's counts as the global pool's; 0 to ask the global pool only.
+        groups: of the texts. Each asks the global pool, source 0, and the pool of its group, if there is one and with
+        `of_groups`, source 1.
         """
-        own = [at for at, group in enumerate(groups) if group in self.by_group and group != GLOBAL]
-        if not group_weight:
-            own = []
-        pools = [self.by_group[groups[at]] for at in own] + [self.by_group[GLOBAL]] * len(texts)
-        weights = np.ones(len(pools))
-        weights[: len(own)] = group_weight
-        return continuations(pools, texts, np.array([*own, *range(len(texts))]), weights)
+        own = [at for at, group in enumerate(groups) if of_groups and group in self.by_group and group != GLOBAL]
+        pools = [self.by_group[GLOBAL]] * len(texts) + [self.by_group[groups[at]] for at in own]
+        sources = np.array([0] * len(texts) + [1] * len(own))
+        return continuations(pools, texts, np.array([*range(len(texts)), *own]), sources)
 
     def save(self, folder: Path) -> None:
         """Write the pools into `folder`, which then holds either the old or the new ones, whole.

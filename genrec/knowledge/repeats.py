@@ -8,50 +8,49 @@ import numpy as np
 
 from genrec.knowledge.continuations import MAX_CONTEXT, MAX_DEPTH, ROWS, SHIFT, Continuations
 
+_CUT = np.full(MAX_DEPTH, -SHIFT, np.int32)  # around texts: no token, and code 0
+_BACK, _BEHIND = np.arange(MAX_CONTEXT), np.arange(1, MAX_DEPTH + 1)
 
-def repeats(texts: Sequence[np.ndarray], dtype: np.dtype, least: int = 2, most: int = MAX_CONTEXT) -> Continuations:
+
+def repeats(
+    texts: Sequence[np.ndarray], dtype: np.dtype, least: int = 2, most: int = MAX_CONTEXT, source: int = 0
+) -> Continuations:
     """What followed earlier occurrences of the last tokens of `texts`, int32 [any length] each, in the same text.
 
     All texts are searched at once. dtype: of the codes in `Continuations.suffixes`, that of a pool. least, most: tokens
-    to match; a single one says little of what follows.
+    to match, the latter 1 to 8; a single one says little of what follows. source: as in `Continuations`.
     """
+    # So much between texts that no window reaches from one into another. A text's own end is no end of what may be
+    # written: what is behind it is cut, as a marker is in a pool.
+    flat = np.concatenate([part for text in texts for part in (_CUT, text)] + [_CUT], dtype=np.int32)
     sizes = np.array([text.size for text in texts])
-    ends = sizes.cumsum()
-    flat = np.concatenate([*texts, np.empty(MAX_DEPTH, np.int32)])
-    last = np.where(sizes > 0, ends - 1, 0)
-    owner = np.arange(sizes.size).repeat(sizes)
+    lasts = (sizes + MAX_DEPTH).cumsum() - 1
+    sought = flat.take(lasts)
+    sought[sizes == 0] = -1  # is nowhere
     # Where the last token occurs before; then how many tokens before it are the same too.
-    at = (flat[: owner.size] == flat[last].take(owner)).nonzero()[0]
+    owner = np.arange(sizes.size).repeat(sizes + MAX_DEPTH)
+    at = (flat[: owner.size] == sought.take(owner)).nonzero()[0]
     text = owner.take(at)
-    at, text = (array.take((at < last.take(text)).nonzero()[0]) for array in (at, text))
-    length, same = np.ones(at.size, np.int64), np.ones(at.size, bool)
-    inside = at - (ends - sizes).take(text)  # tokens before, of the same text
-    for back in range(1, most):
-        same &= (inside >= back) & (flat.take(at - back) == flat.take(last.take(text) - back))
-        if not same.any():
-            break
-        length += same
+    earlier = (at < lasts.take(text)).nonzero()[0]
+    at, text = at.take(earlier), text.take(earlier)
+    back = _BACK[:most]
+    same = flat.take(at[:, None] - back) == flat.take(lasts[:, None] - back).take(text, axis=0)
+    length = np.logical_and.accumulate(same, axis=1).sum(1)
     longest = np.full(sizes.size, least)
     np.maximum.at(longest, text, length)
     chosen = (length == longest.take(text)).nonzero()[0]
-    chosen = chosen[_sample(text.take(chosen))]
+    if chosen.size > ROWS:  # the newest of each text
+        of = text.take(chosen)
+        chosen = chosen[of.searchsorted(of, "right") - np.arange(of.size) <= ROWS]
     at, text = at.take(chosen), text.take(chosen)
-    # A text's own end is no end of what may be written: what is behind it is cut, as a marker is in a pool.
-    rows = at[:, None] + np.arange(1, MAX_DEPTH + 1)
-    codes = np.where(rows < ends.take(text)[:, None], flat.take(rows) + SHIFT, 0).astype(dtype)
-    suffixes = codes.view(f"S{MAX_DEPTH * dtype.itemsize}")[:, 0]
-    order = np.lexsort((suffixes, text))
-    matched, counts = np.unique(text, return_counts=True)
+    codes = (flat.take(at[:, None] + _BEHIND) + SHIFT).astype(dtype)
+    found = np.bincount(text, minlength=sizes.size) > 0
+    matched = found.nonzero()[0]
     return Continuations(
         texts=matched,
+        sources=np.full(matched.size, source),
         lengths=longest.take(matched),
-        weights=np.ones(matched.size),
-        counts=counts,
         steps=np.ones(matched.size, np.int64),
-        suffixes=suffixes.take(order),
+        owners=(found.cumsum() - 1).take(text),
+        suffixes=codes.view(f"S{MAX_DEPTH * dtype.itemsize}")[:, 0],
     )
-
-
-def _sample(text: np.ndarray) -> np.ndarray:
-    """The newest `ROWS` of each text: bool [n]. text: int64 [n], ascending."""
-    return text.searchsorted(text, "right") - np.arange(text.size) <= ROWS

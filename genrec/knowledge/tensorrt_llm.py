@@ -60,5 +60,5 @@ class RetrievalDrafter(Drafter):
                 group = self._groups.get(tokens[:start].tobytes(), GLOBAL)
                 texts.append(RunningText(tokens, start, group, useful))
         if texts:
-            for request, tree in zip(requests, self._drafter.draft(texts), strict=True):
+            for request, tree in zip(requests, self._drafter.draft(texts).split(), strict=True):
                 request.py_draft_tokens = tree.best_branch().tolist()

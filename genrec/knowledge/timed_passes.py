@@ -12,7 +12,7 @@ import numpy as np
 from genrec.knowledge.drafter import RunningText
 from genrec.knowledge.pass_cost import Pass
 from genrec.knowledge.texts import TextRequest
-from genrec.knowledge.token_tree import TokenTree
+from genrec.knowledge.token_tree import TokenTree, TokenTrees
 
 if TYPE_CHECKING:
     from genrec.knowledge.decoder import SpeculativeDecoder
@@ -58,12 +58,12 @@ class _Filling:
 
     nodes = (0, 0)
 
-    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
+    def draft(self, texts: Sequence[RunningText]) -> TokenTrees:
         first, others = (
             TokenTree(np.zeros(nodes, np.int32), np.full(nodes, -1, np.int32), np.ones(nodes, np.float32))
             for nodes in self.nodes
         )
-        return [first, *[others] * (len(texts) - 1)]
+        return TokenTrees.of([first, *[others] * (len(texts) - 1)])
 
     def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
         """Nothing."""

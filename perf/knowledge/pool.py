@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from genrec.knowledge.continuations import MAX_DEPTH, draft_trees
-from genrec.knowledge.pool import RetrievalPool, continuations
+from genrec.knowledge.pool import RetrievalPool
+from genrec.knowledge.pool_search import continuations
 from genrec_builders.knowledge.texts import KnowledgeText
 
 AT_ONCE = (1, 16)  # lookups together

@@ -12,10 +12,10 @@ import numpy as np
 
 from genrec.knowledge.continuations import MAX_CONTEXT, MAX_DEPTH, MAX_NODES, Continuations, draft_trees
 from genrec.knowledge.drafter import RunningText
-from genrec.knowledge.pool import continuations
+from genrec.knowledge.pool_search import continuations
 from genrec.knowledge.pools import GLOBAL, Pools
 from genrec.knowledge.repeats import repeats
-from genrec.knowledge.token_tree import EMPTY, TokenTree
+from genrec.knowledge.token_tree import EMPTY, TokenTree, TokenTrees
 
 
 class SuffixDecodingDrafter:
@@ -32,7 +32,7 @@ class SuffixDecodingDrafter:
             raise ValueError(f"factor is {factor}; it must be above 0")
         self._pools, self._factor = pools, factor
 
-    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
+    def draft(self, texts: Sequence[RunningText]) -> TokenTrees:
         best, scores = [EMPTY] * len(texts), [0.0] * len(texts)
         for source in (self._of_all_texts, self._of_the_text_itself):
             longest = [MAX_CONTEXT] * len(texts)
@@ -44,14 +44,14 @@ class SuffixDecodingDrafter:
                 found = source([texts[at] for at in open_], most)
                 lengths = np.zeros(len(open_), np.int64)
                 lengths[found.texts] = found.lengths
-                trees = draft_trees(found, [min(texts[at].max_depth, MAX_DEPTH) for at in open_])
+                trees = draft_trees(found, [min(texts[at].max_depth, MAX_DEPTH) for at in open_]).split()
                 for at, length, tree in zip(open_, lengths.tolist(), trees, strict=True):
                     nodes = self._nodes(length)
                     tree = TokenTree(*(part[:nodes] for part in tree))  # the best come first
                     if (score := float(tree.shares.sum())) > scores[at]:
                         best[at], scores[at] = tree, score
                     longest[at] = length - 1
-        return best
+        return TokenTrees.of(best)
 
     def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
         self._pools.add(texts, groups)

@@ -70,7 +70,7 @@ def traced(drafter: Drafter, requests: Sequence[TextRequest], texts: Sequence[np
             )
             for written in range(1, text.size)
         ]
-        for written, tree in enumerate(drafter.draft(running) if running else [], 1):
+        for written, tree in enumerate(drafter.draft(running).split() if running else [], 1):
             ends.append(ends[-1] + tree.size)
             shares.append(tree.shares)
             depths.append(tree.depths)

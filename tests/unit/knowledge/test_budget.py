@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from genrec.knowledge.budget import VerificationBudget
 from genrec.knowledge.pass_cost import Pass, PassCost
 from genrec.knowledge.survival import SurvivalChances
-from genrec.knowledge.token_tree import EMPTY, TokenTree
+from genrec.knowledge.token_tree import EMPTY, TokenTree, TokenTrees
 
 FIXED, PER_TEXT, PER_TOKEN = 2e-3, 1e-4, 1e-4  # seconds, as on a CPU
 DRAFTING = 3e-4
@@ -59,7 +59,7 @@ def test_what_is_verified_is_worth_most(seed: int, texts: int, per_token: float)
     rng = np.random.default_rng(seed)
     trees = [random_tree(rng) for _ in range(texts)]
     ours = budget(per_token)
-    cut = ours.cut(trees)
+    cut = ours.cut(TokenTrees.of(trees)).split()
     for tree, left in zip(trees, cut, strict=True):  # whole branches of the tree, tokens with them
         tokens = dict(zip(paths(tree), tree.tokens.tolist(), strict=True))
         assert all(tokens[path] == token for path, token in zip(paths(left), left.tokens.tolist(), strict=True))
@@ -78,12 +78,15 @@ def chain(length: int, share: float) -> TokenTree:
 
 
 def test_the_more_texts_the_less_of_each_is_verified() -> None:
-    per_text = [sum(tree.size for tree in budget().cut([chain(24, 0.85)] * texts)) / texts for texts in (1, 4, 16, 64)]
+    def verified(share: float, texts: int, per_token: float = PER_TOKEN) -> list[int]:
+        return budget(per_token).cut(TokenTrees.of([chain(24, share)] * texts)).sizes.tolist()
+
+    per_text = [sum(verified(0.85, texts)) / texts for texts in (1, 4, 16, 64)]
     assert per_text == sorted(per_text, reverse=True)
     assert per_text[0] > 10 and per_text[-1] < 6
-    assert [tree.size for tree in budget(per_token=0).cut([chain(24, 0.5)] * 3)] == [24] * 3
-    assert [tree.size for tree in budget(per_token=1e-2).cut([chain(24, 0.5)] * 64)] == [0] * 64
-    assert budget().cut([EMPTY, EMPTY]) == [EMPTY, EMPTY]
+    assert verified(0.5, 3, per_token=0) == [24] * 3
+    assert verified(0.5, 64, per_token=1e-2) == [0] * 64
+    assert budget().cut(TokenTrees.empty(2)).sizes.tolist() == [0, 0]
 
 
 class World:
@@ -99,7 +102,7 @@ class World:
         for _ in range(steps):
             asked = self.ours.asks()
             drafted = [chain(16, self.share) if asked else EMPTY] * self.texts
-            trees = self.ours.cut(drafted) if asked else drafted
+            trees = self.ours.cut(TokenTrees.of(drafted)).split() if asked else drafted
             holds = [self.rng.random(tree.size) < truth for tree in trees]
             accepted = np.concatenate([np.logical_and.accumulate(one) for one in holds])
             took = seconds(self.texts, self.texts + accepted.size, self.per_token)
@@ -148,7 +151,7 @@ def test_whole_branches_are_verified_whatever_was_learnt(seed: int, texts: int) 
     rng, ours = np.random.default_rng(seed), budget()
     for _ in range(10):
         trees = [random_tree(rng) for _ in range(texts)]
-        cut = ours.cut(trees)
+        cut = ours.cut(TokenTrees.of(trees)).split()
         begins = np.cumsum([0] + [tree.size for tree in cut])
         for tree, begin in zip(cut, begins.tolist(), strict=False):
             chances = ours.verified.chances[begin : begin + tree.size]
@@ -163,7 +166,7 @@ def test_whole_branches_are_verified_whatever_was_learnt(seed: int, texts: int) 
 def test_chances_are_shares_at_first_then_what_was_accepted_and_are_forgotten() -> None:
     chances = SurvivalChances()
     shares, depths = np.full(50, 0.55), np.full(50, 3)
-    assert chances.of(shares, depths) == pytest.approx(shares)
+    assert chances.of(shares, depths) == pytest.approx(shares, abs=2e-3)
     for _ in range(30):
         chances.learn(shares, depths, np.arange(50) < 10)
     assert chances.of(shares, depths) == pytest.approx(0.2, abs=0.02)

@@ -14,7 +14,7 @@ from genrec.knowledge.packed import Packing
 from genrec.knowledge.packed_model import PackedModel
 from genrec.knowledge.packed_trees import PackedTrees
 from genrec.knowledge.texts import TextRequest
-from genrec.knowledge.token_tree import TokenTree
+from genrec.knowledge.token_tree import TokenTree, TokenTrees
 from tests.unit.knowledge.test_speculative_decoder import VOCABULARY, greedy, prompts, tiny
 
 HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
@@ -69,7 +69,7 @@ def test_logits_are_those_of_transformers(family: str, options: dict[str, Any]) 
     torch.testing.assert_close(wanted, logits[ends], atol=2e-4, rtol=1e-4)
 
     cached = np.array([prompt.size for prompt in asked])
-    trees = PackedTrees.of([TokenTree.chain(np.empty(0, np.int32))] * len(asked), np.full(len(asked), 3))
+    trees = PackedTrees.of(TokenTrees.empty(len(asked)), np.full(len(asked), 3))
     behind = packed.logits(Packing.of_trees(trees, cached, cache), cache)
     for number, prompt in enumerate(asked):
         whole = model(torch.tensor([[*prompt.tolist(), 3]])).logits[0, -1]
@@ -130,18 +130,18 @@ def forests(draw: st.DrawFn) -> list[TokenTree]:
 @given(forests(), st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
 def test_branches_depths_and_the_longest_are_those_of_a_slow_search(trees: list[TokenTree], seed: int) -> None:
-    packed = PackedTrees.of(trees, np.full(len(trees), 99))
+    packed = PackedTrees.of(TokenTrees.of(trees), np.full(len(trees), 99))
     rng = np.random.default_rng(seed)
-    accepted = (rng.random(packed.tokens.size) < 0.7) | packed.roots
+    accepted = (rng.random(packed.tokens.size) < 0.7) | (packed.node == 0)
     probability = -np.round(rng.random(packed.tokens.size), 3)
-    probability[packed.roots] = 0
+    probability[packed.node == 0] = 0
     path, length = packed.longest(accepted, probability)
     first = 0
     for number, (tree, found) in enumerate(zip(trees, np.split(path, np.cumsum(length)[:-1]), strict=True)):
         above = [[0]]
         for node, parent in enumerate(tree.parents.tolist(), 1):
             above.append([*above[parent + 1], node])
-        seen = packed.branches[number, : tree.size + 1]
+        seen = packed.branches[packed.owner == number]
         assert [np.flatnonzero(row).tolist() for row in seen] == above
         assert packed.depths[packed.owner == number].tolist() == [len(branch) - 1 for branch in above]
         whole = [branch for branch in above if accepted[[first + node for node in branch]].all()]

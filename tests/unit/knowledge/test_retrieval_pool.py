@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from genrec.knowledge import pool as pool_module
 from genrec.knowledge.continuations import MAX_CONTEXT, MAX_DEPTH, MAX_NODES, ROWS, draft_trees
 from genrec.knowledge.drafter import PoolDrafter, RunningText
-from genrec.knowledge.pool import RetrievalPool, continuations
+from genrec.knowledge.pool import RetrievalPool
+from genrec.knowledge.pool_search import continuations
 from genrec.knowledge.pools import GLOBAL, Pools
 from genrec.knowledge.repeats import repeats
 from genrec.knowledge.token_tree import TokenTree
@@ -136,7 +137,7 @@ def test_drafting_many_texts_at_once_equals_one_by_one(
     found = continuations(chosen, [np.array(text, np.int32) for text, _, _ in asked], np.arange(len(asked)))
     together = draft_trees(
         found, [depth for *_, depth in asked], max_nodes=nodes, min_share=min_share, discount=discount
-    )
+    ).split()
     for pool, (text, _, depth), tree in zip(chosen, asked, together, strict=True):
         alone = pool.draft(
             np.array(text, np.int32), max_nodes=nodes, max_depth=depth, min_share=min_share, discount=discount
@@ -284,7 +285,7 @@ def test_what_is_out_of_range_is_refused() -> None:
 def drafted(pools: Pools, text: list[int], group: str, **options: float) -> dict[tuple[int, ...], float]:
     """By its branches, what is drafted behind `text`, of which the first token is the prompt."""
     drafter = PoolDrafter(pools, **{"discount": 0.0, "min_share": 0.0, **options})
-    (tree,) = drafter.draft([RunningText(np.array(text, np.int32), 1, group, MAX_DEPTH)])
+    (tree,) = drafter.draft([RunningText(np.array(text, np.int32), 1, group, MAX_DEPTH)]).split()
     return branches(tree)
 
 
@@ -321,15 +322,14 @@ def by_hand(text: list[int], least: int) -> list[list[int]]:
 @given(st.lists(st.lists(st.integers(0, 2), max_size=50), min_size=1, max_size=5), st.integers(1, 3))
 def test_what_texts_repeat_of_themselves(asked: list[list[int]], least: int) -> None:
     found = repeats([np.array(text, np.int32) for text in asked], np.dtype(">u2"), least)
-    ends = found.counts.cumsum()
     rows = found.suffixes.view(">u2").reshape(-1, MAX_DEPTH).astype(np.int64) - 2
     for number, text in enumerate(asked):
         at = (found.texts == number).nonzero()[0]
         follows = by_hand(text, least)
         assert at.size == bool(follows)
         if follows:
-            own = rows[ends[at[0]] - found.counts[at[0]] : ends[at[0]]].tolist()
-            assert own == sorted([*tail, *[-2] * (MAX_DEPTH - len(tail))] for tail in follows)
+            own = rows[found.owners == at[0]].tolist()
+            assert sorted(own) == sorted([*tail, *[-2] * (MAX_DEPTH - len(tail))] for tail in follows)
 
 
 def test_the_prompt_and_the_text_itself_are_drafted_from() -> None:
@@ -354,7 +354,7 @@ def test_shares_of_several_sources_are_their_mean(
     pools.add([np.array(text) for text in kept], ["ab"[number % 2] for number in range(len(kept))])
     drafter = PoolDrafter(pools, discount=0.0, min_share=min_share, max_nodes=MAX_NODES)
     runnings = [RunningText(np.array([0, *text], np.int32), 1, "ab"[group], 6) for text, group in asked]
-    for (text, _), one, tree in zip(asked, runnings, drafter.draft(runnings), strict=True):
+    for (text, _), one, tree in zip(asked, runnings, drafter.draft(runnings).split(), strict=True):
         sources = []  # weight, count, branches
         for group, weight in ((one.group, 1.3), (GLOBAL, 1.0)):
             of_group = [t for n, t in enumerate(kept) if group == GLOBAL or "ab"[n % 2] == group]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from genrec.errors import InvalidRequest
+from genrec.knowledge import decoder as decoder_module
 from genrec.knowledge.decoder import SpeculativeDecoder
 from genrec.knowledge.drafter import PoolDrafter, PromptLookupDrafter, RunningText
 from genrec.knowledge.packed import PackedCache
@@ -19,7 +20,7 @@ from genrec.knowledge.packed_model import PackedModel
 from genrec.knowledge.packed_trees import PackedTrees
 from genrec.knowledge.pools import Pools
 from genrec.knowledge.texts import Generated, TextRequest, Verification
-from genrec.knowledge.token_tree import EMPTY, TokenTree
+from genrec.knowledge.token_tree import EMPTY, TokenTree, TokenTrees
 
 VOCABULARY = 50
 NEW = 16
@@ -87,8 +88,8 @@ class Scripted:
         self.tree = tree
         self.added: list[tuple[list[int], str]] = []
 
-    def draft(self, texts: Sequence[RunningText]) -> list[TokenTree]:
-        return [self.tree(int(text.group), text.tokens[text.start :]) for text in texts]
+    def draft(self, texts: Sequence[RunningText]) -> TokenTrees:
+        return TokenTrees.of([self.tree(int(text.group), text.tokens[text.start :]) for text in texts])
 
     def add(self, texts: Sequence[np.ndarray], groups: Sequence[str]) -> None:
         self.added += [(text.tolist(), group) for text, group in zip(texts, groups, strict=True)]
@@ -170,7 +171,9 @@ def test_greedy_verification_gives_plain_greedy_decoding(
     assert count * 3 < steps["mixed"] < steps["none"] // 2
 
 
-def test_tree_attention_equals_a_separate_pass_per_branch(model: PreTrainedModel) -> None:
+def test_tree_attention_equals_a_separate_pass_per_branch(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Logits behind every node, of several texts at once, as if its branch stood behind its text alone."""
     rng = np.random.default_rng(2)
     asked = prompts(5)
@@ -178,8 +181,12 @@ def test_tree_attention_equals_a_separate_pass_per_branch(model: PreTrainedModel
     seen: list[tuple[PackedTrees, torch.Tensor]] = []
     decoder = SpeculativeDecoder(model, Scripted(lambda number, text: trees[number]), batch_size=5, fixed=True)
     session = decoder.session()
-    judge = session._judge
-    session._judge = lambda logits, packed: (seen.append((packed, logits.clone())), judge(logits, packed))[1]  # type: ignore
+    judged = decoder_module.judged
+    monkeypatch.setattr(
+        decoder_module,
+        "judged",
+        lambda logits, packed, rule: (seen.append((packed, logits.clone())), judged(logits, packed, rule))[1],
+    )
     for number, prompt in enumerate(asked):
         session.submit(TextRequest(prompt, str(number), 40))
     session.step()
@@ -274,7 +281,7 @@ def test_among_branches_of_one_length_the_more_probable_wins() -> None:
     #        1     2
     #        3     4  5 6  5 hangs below 2, and 6 below 5
     trees = [tree_of((10, -1), (11, -1), (12, 0), (13, 1), (14, 1), (15, 4)), EMPTY]
-    packed = PackedTrees.of(trees, np.array([1, 2]))
+    packed = PackedTrees.of(TokenTrees.of(trees), np.array([1, 2]))
     accepted = np.array([True] * 6 + [False, True])
     scores = np.array([0, -0.5, -0.4, -0.1, -0.3, -0.1, 0, 0])
 
@@ -385,7 +392,7 @@ def test_statistics_count_by_depth(qwen: PreTrainedModel) -> None:
 
 def test_prompt_lookup_copies_what_followed_the_first_occurrence() -> None:
     def drafted(tokens: list[int], depth: int = 12, **options: int) -> list[int]:
-        (tree,) = PromptLookupDrafter(**options).draft([RunningText(np.array(tokens, np.int32), 1, "", depth)])
+        (tree,) = PromptLookupDrafter(**options).draft([RunningText(np.array(tokens, np.int32), 1, "", depth)]).split()
         return tree.tokens.tolist()
 
     assert drafted([1, 2, 3, 4, 1, 2]) == [3, 4, 1, 2]
