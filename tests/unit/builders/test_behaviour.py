@@ -11,15 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec_builders.behaviour import SMOOTHING, WIDTH, WINDOW, _mutual_information, _neighbours, behaviour_embeddings
-from genrec_builders.data import Sequences
+from tests.histories import sequences_of
 
 HISTORIES = st.lists(st.lists(st.integers(0, 6), max_size=9), max_size=6)
-
-
-def sequences(histories: list[list[int]]) -> Sequences:
-    offsets = np.concatenate([[0], np.cumsum([len(each) for each in histories], dtype=np.int64)]).astype(np.int64)
-    rows = np.array([row for each in histories for row in each], np.int32)
-    return Sequences(np.arange(len(histories)), offsets, rows)
 
 
 def information(histories: list[list[int]], items: int) -> np.ndarray:
@@ -41,23 +35,23 @@ def information(histories: list[list[int]], items: int) -> np.ndarray:
 
 @given(HISTORIES)
 def test_the_information_is_that_of_the_formula(histories: list[list[int]]) -> None:
-    found = _mutual_information(_neighbours(sequences(histories), 7)).toarray()
+    found = _mutual_information(_neighbours(sequences_of(histories), 7)).toarray()
     np.testing.assert_allclose(found, information(histories, 7), atol=1e-12)
 
 
 @settings(max_examples=20)  # of two SVDs each
 @given(HISTORIES)
 def test_rows_have_length_one_or_zero(histories: list[list[int]]) -> None:
-    found = behaviour_embeddings(sequences(histories), 7)
+    found = behaviour_embeddings(sequences_of(histories), 7)
     assert found.shape == (7, 7) and found.dtype == np.float32
     told = information(histories, 7).any(axis=1)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), told, atol=1e-6)
-    np.testing.assert_array_equal(found, behaviour_embeddings(sequences(histories), 7))
+    np.testing.assert_array_equal(found, behaviour_embeddings(sequences_of(histories), 7))
 
 
 def test_the_products_are_those_of_the_best_rank(rng: np.random.Generator) -> None:
     """Cosines of U S, of a matrix with more columns than are kept."""
-    train = sequences([rng.integers(0, 20, 8).tolist() + rng.integers(20, 60, 8).tolist() for _ in range(60)])
+    train = sequences_of([rng.integers(0, 20, 8).tolist() + rng.integers(20, 60, 8).tolist() for _ in range(60)])
     left, strengths, _ = np.linalg.svd(_mutual_information(_neighbours(train, 60)).toarray())
     best = (left * strengths)[:, :WIDTH]
     best /= np.linalg.norm(best, axis=1, keepdims=True)
@@ -68,7 +62,7 @@ def test_the_products_are_those_of_the_best_rank(rng: np.random.Generator) -> No
 
 def test_what_is_taken_together_lies_together(rng: np.random.Generator) -> None:
     groups = [rng.permutation(np.arange(10) + 10 * (user % 4))[:6].tolist() for user in range(200)]
-    found = behaviour_embeddings(sequences(groups), 41)
+    found = behaviour_embeddings(sequences_of(groups), 41)
     near = found @ found.T
     same = np.arange(40)[:, None] // 10 == np.arange(40) // 10
     assert near[:40, :40][same].min() > near[:40, :40][~same].max() + 0.5
@@ -77,4 +71,4 @@ def test_what_is_taken_together_lies_together(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("histories", [[], [[]], [[3]], [[3, 3, 3]], [[1], [2]]])
 def test_without_two_items_side_by_side_nothing_is_known(histories: list[list[int]]) -> None:
-    assert not behaviour_embeddings(sequences(histories), 5).any()
+    assert not behaviour_embeddings(sequences_of(histories), 5).any()

@@ -18,17 +18,12 @@ from genrec.pipeline import Pipeline
 from genrec.verifier import VOTED
 from genrec_builders import votes as building
 from genrec_builders.build import export_bundle
-from genrec_builders.data import Dataset, Sequences, write_dataset
+from genrec_builders.data import Dataset, write_dataset
 from genrec_builders.votes import add_votes, nearest_items
 from tests.conftest import silent
+from tests.histories import sequences_of, swapped
 
 ITEMS = 12
-
-
-def sequences(users: list[list[int]]) -> Sequences:
-    lists = [np.array(user, np.int32) for user in users]
-    offsets = np.cumsum([0, *map(len, lists)])
-    return Sequences(users=np.arange(len(lists)), offsets=offsets, rows=np.concatenate([np.empty(0, np.int32), *lists]))
 
 
 @given(
@@ -48,7 +43,7 @@ def test_neighbours_are_what_the_formula_says(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "_PAIRS", pairs)  # however the counting is cut up
-        found = list(nearest_items(sequences(users), ITEMS, [7.0, shrinkage], neighbours))
+        found = list(nearest_items(sequences_of(users), ITEMS, [7.0, shrinkage], neighbours))
     offsets, near, similar = found[1]
     assert offsets.dtype == np.int64 and near.dtype == np.int32 and similar.dtype == np.float32
     for item in range(ITEMS):
@@ -61,17 +56,8 @@ def test_neighbours_are_what_the_formula_says(
 
 def test_only_the_latest_items_of_a_user_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "LONGEST", 2)
-    offsets, near, _ = next(nearest_items(sequences([[0, 1, 2], [3, 3, 4]]), 5, [0.0]))
+    offsets, near, _ = next(nearest_items(sequences_of([[0, 1, 2], [3, 3, 4]]), 5, [0.0]))
     assert [near[offsets[item] : offsets[item + 1]].tolist() for item in range(5)] == [[], [2], [1], [4], [3]]
-
-
-def swapped(dataset: Dataset, back: int) -> Dataset:
-    """The items that stand `back` from the end of each user, turned among the users."""
-    interactions = dataset.interactions
-    rows = interactions.rows.copy()
-    at = interactions.offsets[1:] - back
-    rows[at] = np.roll(rows[at], 1)
-    return replace(dataset, interactions=replace(interactions, rows=rows))
 
 
 def test_held_out_items_are_not_counted(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +14,12 @@ from genrec.cli.main import app
 from genrec.evaluation import bootstrap
 from genrec.evaluation.results import Results
 from genrec.votes import ItemVotes, VotesConfig
-from genrec_builders.data import Dataset, Sequences, write_dataset
+from genrec_builders.data import Dataset, write_dataset
 from genrec_builders.training.examples import make_windows
 from genrec_builders.votes import nearest_items
 from perf.quality.item_knn import ItemKnn
 from perf.quality.rivals import Rivals
+from tests.histories import sequences_of, swapped
 
 ITEMS = 30
 
@@ -29,15 +29,9 @@ def histories(seed: int, count: int) -> list[list[int]]:
     return [rng.integers(0, ITEMS, rng.integers(1, 9)).tolist() for _ in range(count)]
 
 
-def sequences(users: list[list[int]]) -> Sequences:
-    lists = [np.array(user, np.int32) for user in users]
-    offsets = np.cumsum([0, *map(len, lists)])
-    return Sequences(users=np.arange(len(lists)), offsets=offsets, rows=np.concatenate(lists))
-
-
 def test_item_knn_scores_votes_and_then_popularity() -> None:
     users, counts = histories(0, 60), np.arange(ITEMS)
-    votes = ItemVotes(VotesConfig(decay=0.7), *next(nearest_items(sequences(users), ITEMS, [5.0], 4)))
+    votes = ItemVotes(VotesConfig(decay=0.7), *next(nearest_items(sequences_of(users), ITEMS, [5.0], 4)))
     asked = [np.array(history, np.int32) for history in histories(1, 20)]
     for history, found in zip(asked, ItemKnn(votes, counts, 5)(asked), strict=True):
         recent = history[-5:]
@@ -103,15 +97,6 @@ def test_seeds_are_pooled_and_settings_are_not(shop: Path, tmp_path: Path) -> No
         add(seed=2, dropout=0.2)
 
 
-def swapped(dataset: Dataset, back: int) -> Dataset:
-    """The items that stand `back` from the end of each user, turned among the users."""
-    interactions = dataset.interactions
-    at = interactions.offsets[1:] - back
-    rows = interactions.rows.copy()
-    rows[at] = np.roll(rows[at], 1)
-    return replace(dataset, interactions=replace(interactions, rows=rows))
-
-
 def test_no_rival_learns_from_what_is_held_out(dataset: Dataset, tmp_path: Path) -> None:
     learnt = []
     for name, changed in (
@@ -150,7 +135,7 @@ class TestSasrec:
 
         rng = np.random.default_rng(0)
         users = [((rng.integers(20) + np.arange(size)) % 20).tolist() for size in rng.integers(2, 12, 80)]
-        train = sequences(users)
+        train = sequences_of(users)
         windows = make_windows(train.offsets, train.rows, 6)
         scores = iter([0.1, 0.3, 0.2, 0.2, 0.9])
         snapshots: list[np.ndarray] = []
@@ -185,7 +170,7 @@ class TestSasrec:
                 losses.append((loss.item(), TransformerLightningModule.training_step(self, batch, batch_idx).item()))
                 return loss
 
-        train = sequences(histories(2, 40))
+        train = sequences_of(histories(2, 40))
         windows = make_windows(train.offsets, train.rows, 6)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sasrec, "TargetsOnly", Both)
