@@ -146,7 +146,7 @@ def message(bundle: Bundle, prompt: np.ndarray, deadline_s: float) -> Any:
 
     made = service_pb2.ModelInferRequest(model_name="backbone")
     deadline = time.monotonic_ns() + int(1e9 * deadline_s)
-    stamp = np.array([10, 0, bundle.manifest.catalog.version, deadline, 1, 1, 1], np.int64)
+    stamp = np.array([10, 0, bundle.manifest.catalog.version, deadline, 1, 1, 1, 0], np.int64)
     for name, datatype, array in (("input_ids", "INT32", prompt.astype(np.int32)), ("stamp", "INT64", stamp)):
         made.inputs.add(name=name, datatype=datatype, shape=[1, array.size])
         made.raw_input_contents.append(array.tobytes())
