@@ -140,7 +140,6 @@ def held_out_requests(
 def measure(model: KnowledgeModel, way: Way, batch_size: int, requests: Sequence[TextRequest]) -> Run:
     """One round over all requests."""
     decoder = model.decoder(way.verification, batch_size, drafter=way.drafter, fixed=way.fixed)
-    requests = requests[:: -(-len(requests) // (TEXTS_ALONE * batch_size))]
     session = decoder.session()
     for request in requests:
         session.submit(request)
@@ -171,10 +170,11 @@ def in_rounds(
 ) -> dict[Cell, Run]:
     """`measure` of every cell, a way and its batch size, in turn, round by round: a machine that slows down slows all.
 
-    Counts and texts are the same in all rounds.
+    Counts and texts are the same in all rounds. Of many requests small batches write every second, third or so on.
     """
+    some = {size: requests[:: -(-len(requests) // (TEXTS_ALONE * size))] for _, size in cells}
     calls = {cell: (way, cell[1]) for cell, way in cells.items()}
-    runs = in_turn(calls, rounds, lambda call: measure(model, *call, requests), warm_up=0)
+    runs = in_turn(calls, rounds, lambda call: measure(model, *call, some[call[1]]), warm_up=0)
     return {
         cell: replace(
             found[0],
