@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from genrec.catalog import BucketView, CatalogView
+from genrec.catalog.ragged import rank_in_group
 from genrec.catalog.row_sets import first_of_each, is_in
 from genrec.rules import Applied, Ruled
 from genrec.rules.applied import Expand
@@ -227,7 +228,7 @@ class Verifier:
         # What has occurred before, as blocked or as drafted, is not taken again.
         keep = first_of_each(np.concatenate([blocked_keys, keys]))[blocked_keys.size :].nonzero()[0]
         owner = owner.take(keep)
-        return keep[_rank_in_group(owner, len(top_k)) < top_k.take(owner)]
+        return keep[rank_in_group(owner, len(top_k)) < top_k.take(owner)]
 
     def _filled(
         self, drafted: Verified, owner: np.ndarray, missing: np.ndarray, taken: np.ndarray, taken_keys: np.ndarray
@@ -295,9 +296,3 @@ def _together(
         boosts=boosts.astype(np.float32),
         ruled=ruled,
     )
-
-
-def _rank_in_group(owner: np.ndarray, groups: int) -> np.ndarray:
-    """Position of each element within its group: owner int64 [n], ascending -> int64 [n]."""
-    sizes = np.bincount(owner, minlength=groups)
-    return np.arange(owner.size) - (sizes.cumsum() - sizes).take(owner)

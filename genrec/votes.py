@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genrec.arrays import load_array, save_array
 from genrec.catalog import CatalogView
-from genrec.catalog.ragged import runs
+from genrec.catalog.ragged import rank_in_group, runs
 from genrec.catalog.row_sets import is_in
 
 MOST_VOTED = 50
@@ -186,7 +186,9 @@ class Voting:
             mean = np.bincount(request[known], added[known], batch) / np.maximum(seen, 1)
             added[~known] = mean[request[~known]]
 
-        most = _most_of_each(keys // max(1, count), cast, MOST_VOTED)
+        voter = keys // max(1, count)
+        most = (voter * _APART - cast).argsort(kind="stable")
+        most = most[rank_in_group(voter, batch) < MOST_VOTED]
         most = most[~is_in(keys[most], np.sort(key))]
         voter, voted = np.divmod(keys[most], max(1, count))
         voted = self._rows_of(voted)
@@ -225,10 +227,3 @@ class Voting:
     def _rows_of(self, own: np.ndarray) -> np.ndarray:
         """The version's rows of items of the bundle, integers [m], -1 for those that are gone."""
         return own if self._same else self._view.rows_of(self._catalog.ids_of(own))
-
-
-def _most_of_each(request: np.ndarray, votes: np.ndarray, most: int) -> np.ndarray:
-    """Places of the `most` highest `votes` (float [v]) of each request (int64 [v], rising): int64 [m]."""
-    order = (request * _APART - votes).argsort(kind="stable")
-    sizes = np.bincount(request)
-    return order[np.arange(order.size) - (sizes.cumsum() - sizes).repeat(sizes) < most]

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from genrec.bundle import BUNDLE, GOLDEN, VOTES, Bundle, Manifest, new_bundle, seal_bundle
+from genrec.catalog.ragged import rank_in_group
 from genrec.engines.base import Drafts
 from genrec.errors import DataError
 from genrec.evaluation.metrics import CUTOFFS, metrics
@@ -136,12 +137,10 @@ def nearest_items(
         other = rows[both.row] != both.col
         item, near, count = both.row[other], both.col[other], both.data[other].astype(np.float64)
         norm = np.sqrt(buyers[rows[item]] * buyers[near])
+        first, sizes = rank_in_group(item, rows.size) < neighbours, np.bincount(item, minlength=rows.size)
         for kept, shrinkage in zip(found, shrinkages, strict=True):
             similar = count / (norm + shrinkage)
-            order = np.lexsort((near, -similar, item))
-            sizes = np.bincount(item, minlength=rows.size)
-            rank = np.arange(order.size) - (sizes.cumsum() - sizes).repeat(sizes)
-            order = order[rank < neighbours]
+            order = np.lexsort((near, -similar, item))[first]
             kept.append((np.minimum(sizes, neighbours), near[order].astype(np.int32), similar[order]))
     for kept in found:
         sizes, near, similar = map(np.concatenate, zip(*kept, strict=True))
@@ -169,7 +168,7 @@ def _most_voted(votes: ItemVotes, recent: Sequence[np.ndarray]) -> np.ndarray:
         keys, cast = votes.cast(np.repeat(np.arange(len(some)), list(map(len, some))), np.concatenate(some), len(some))
         user, row = np.divmod(keys, len(votes))
         order = np.lexsort((-cast, user))
-        rank = np.arange(order.size) - np.searchsorted(user, user)
+        rank = rank_in_group(user, len(some))
         first = rank < _TOP_K
         ranked[at + user[first], rank[first]] = row[order[first]]
     return ranked

@@ -11,3 +11,9 @@ def runs(begin: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # A number goes up by one within a run, and jumps to the next run's beginning.
     jump = begin - (sizes.cumsum() - sizes)
     return np.arange(source.size) + jump.take(source), source
+
+
+def rank_in_group(owner: np.ndarray, groups: int) -> np.ndarray:
+    """Position of each element within its group: owner int64 [n], rising, of 0 .. groups - 1 -> int64 [n]."""
+    sizes = np.bincount(owner, minlength=groups)
+    return np.arange(owner.size) - (sizes.cumsum() - sizes).take(owner)
