@@ -37,8 +37,9 @@ bench-knowledge: $(INSTALLED)  ## Every way of drafting texts at every batch siz
 
 ##@ Test
 
-test: $(INSTALLED)  ## Every test but the slow ones. Fails without a Triton server; `pytest --without-triton` then leaves out what needs one.
-	$(BIN)/pytest
+test: $(INSTALLED)  ## Every test but the slow ones, those without a server side by side. Fails without a Triton server; `pytest --without-triton` then leaves out what needs one.
+	$(BIN)/pytest tests/unit tests/chart tests/fuzz -n auto --maxprocesses 4 --dist loadfile; units=$$?; \
+		$(BIN)/pytest tests/integration && exit $$units
 
 test-fast: $(INSTALLED)  ## In less than a minute: the unit tests that train, export and build nothing. No server.
 	$(BIN)/pytest tests/unit -m 'not slow and not training' --ignore tests/unit/test_suite.py --hypothesis-profile few -n auto --maxprocesses 4
@@ -112,7 +113,12 @@ FORCE:
 # `quality` ranks all users; at the bundle's 128 beams that takes beam search minutes, and nobody reads it.
 $(QUALITY)/beam_search-%: EVALUATED := --evaluate-users 2000
 
-reference: $(QUALITY)/draft_head-s$(SEED)/manifest.json  ## The reference bundle of docs/quality.md, evaluated on all users. DATA=folder.
+# The recipe that recommends best on what was measured: semantic IDs of behaviour, and votes.
+REFERENCE := $(QUALITY)/reference-s$(SEED)
+reference: $(INSTALLED)  ## The reference bundle of docs/quality.md, and its copy with votes, evaluated on all users. DATA=folder.
+	$(BIN)/genrec build $(DATA) $(REFERENCE) --keep --heads 2 --sid-source behaviour --levels 256,256,256,256 --distinct-sids \
+		--validation-users 4000 --seed $(SEED)
+	$(BIN)/genrec votes $(REFERENCE) $(DATA) $(REFERENCE)-votes
 
 quality: $(addsuffix /manifest.json,$(TRAINED))  ## NEZHA against beam search, one seed; beams 20 and 50, all test users. DATA=folder.
 	$(BIN)/genrec compare $(DATA) --model nezha=$(word 1,$(TRAINED)) --model beam-search=$(word 2,$(TRAINED)) \
