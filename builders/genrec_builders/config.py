@@ -82,7 +82,7 @@ class TrainingConfig:
     seed: int = 0
 
 
-# dropout and head_dropout that are better for each decoder after a dozen epochs (docs/quality.md): the draft head
+# dropout and head_dropout that are better for each decoder after a dozen epochs (docs/recipe.md): the draft head
 # learns faster and overfits first.
 DROPOUTS = {DRAFT_HEAD: (0.2, 0.1), BEAM_SEARCH: (0.1, 0.0)}
 # What is better for a head alone, which its backbone teaches (docs/checkpoints.md).

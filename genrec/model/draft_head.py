@@ -41,7 +41,7 @@ class DraftHead(nn.Module):
     tanh(U_l e_l[c_l] + b_l + V_l s_l). Here what every beam computes has sizes of its own, `state_size` of s_l and e_l
     and `transition_size` of g and v, so that a wide beam costs the same on any backbone. A gated block on a residual
     path recommends better than the tanh cell, and better still if each beam looks back at the history, with
-    `attention_heads` heads, once it knows its code (docs/quality.md). With 0 heads s_{l+1} = s', and no `History` is
+    `attention_heads` heads, once it knows its code (docs/recipe.md). With 0 heads s_{l+1} = s', and no `History` is
     read.
     """
 
