@@ -6,8 +6,9 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,27 @@ import pyarrow.json as pa_json
 
 _BLOCK = 64 << 20  # a line, such as a user with a long history, has to fit
 _HEAD = 10_000  # lines that say what the columns hold
+_SEARCHED = 16 << 20  # bytes at a time
 _PART = 5000  # lines that are objects of Python at a time
 _NESTED: pa.DataType = pa.struct([])  # of values that are objects, or lists of objects: no column can be made of them
 
 
-def types_of_lines(path: Path) -> dict[str, pa.DataType]:
+def types_of_lines(path: Path, rare: Sequence[str] = ()) -> dict[str, pa.DataType]:
     """The columns that the first lines have, and what they hold; text where they do not agree, or nothing is known.
+
+    rare: columns that count wherever they begin, though no other column of a later line does.
 
     Raises ValueError for a file without lines, or with a line that is no JSON object.
     """
     with _lines(path) as lines:
         table = _table(list(islice(_records(lines), _HEAD)))
+    found = list(table.schema)
+    for name in rare:
+        if name not in table.column_names:
+            found += [field for field in _table(_records_from(path, name)).schema if field.name == name]
     return {
         field.name: pa.string() if pa.types.is_null(field.type) or field.type == pa.list_(pa.null()) else field.type
-        for field in table.schema
+        for field in found
     }
 
 
@@ -58,14 +66,31 @@ def read_records(path: Path) -> pa.Table:
     return pa.table({name: _joined([_of(part, name) for part in parts]) for name in names})
 
 
+def _records_from(path: Path, name: str) -> list[dict[str, Any]]:
+    """As many lines as the head has, from the first one on in which `name` is a key, whatever holds it."""
+    key = re.compile(re.escape(json.dumps(name).encode()) + rb"\s*:")
+    opened = gzip.open if path.suffix == ".gz" else open
+    before = 0
+    with opened(path, "rb") as file:
+        while block := file.read(_SEARCHED) + file.readline():
+            if there := key.search(block):
+                start = block.rfind(b"\n", 0, there.start()) + 1
+                lines = chain(block[start:].splitlines(keepends=True), file)
+                first = 1 + before + block.count(b"\n", 0, start)
+                return list(islice(_records((line.decode("utf-8-sig") for line in lines), first), _HEAD))
+            before += block.count(b"\n")
+    return []
+
+
 def _lines(path: Path) -> io.TextIOBase:
     opened = gzip.open if path.suffix == ".gz" else open
     return opened(path, "rt", encoding="utf-8-sig")  # type: ignore[return-value]
 
 
-def _records(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _records(lines: Iterable[str], first: int = 1) -> Iterator[dict[str, Any]]:
+    """first: the number of the first line."""
     number = 0
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first):
         if not line.strip():
             continue
         try:

@@ -19,6 +19,7 @@ from genrec_builders.data.json_lines import open_json_lines_at, read_records, ty
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
 _VECTOR_PART = r"(sid|embedding)_\d+"
 _BLOCK = 16 << 20  # bytes of text that become one batch
+_RARE = ("query",)  # columns of JSON Lines that many lines may lack
 _BATCH = 1 << 19  # rows of Parquet that become one batch
 # Names of the well-known datasets for what is called so here, the first that is there: Amazon Reviews 2023, MovieLens,
 # RecBole's datasets.
@@ -197,7 +198,7 @@ def _open_parquet(path: Path) -> TableFile:
 
 
 def _open_json_lines(path: Path) -> TableFile:
-    types = types_of_lines(path)
+    types = types_of_lines(path, _RARE)
 
     def batches(columns: Sequence[str]) -> Batches:
         with (
