@@ -36,15 +36,15 @@ def write_golden(path: Path, history: np.ndarray, pipeline: Pipeline, query: byt
     query = query if pipeline.tokenizer else b""
     item_ids = catalog.item_ids[history]
     request = Request(item_ids.astype(object), _NO_ITEMS, query=query)
-    prompt = pipeline.preprocessor.prepare([request])[0].prompt
-    drafts = pipeline.engine.draft([prompt])
-    recent = pipeline.layout.recent(history)
-    verified = pipeline.verifier.verify(drafts.codes, drafts.scores, [history], _TOP_K, histories=[recent])
+    prepared = pipeline.preprocessor.prepare([request])[0]
+    drafts = pipeline.engine.draft([prepared.prompt])
+    voters = [prepared.voters]
+    verified = pipeline.verifier.verify(drafts.codes, drafts.scores, [history], _TOP_K, histories=voters)
     np.savez(
         path,
         history=item_ids,
         query=np.frombuffer(query, np.uint8),
-        prompt=prompt,
+        prompt=prepared.prompt,
         codes=drafts.codes[0],
         scores=drafts.scores[0],
         items=catalog.item_ids[verified.rows],
@@ -93,8 +93,8 @@ def check_drafts(golden: dict[str, np.ndarray], engine: Engine) -> None:
 def check_items(golden: dict[str, np.ndarray], catalog: Catalog, layout: PromptLayout, verifier: Verifier) -> None:
     """Raise GoldenMismatch unless `verifier` turns the golden drafts into the golden items."""
     history = catalog.rows_of(golden["history"].astype(object))
-    recent = layout.recent(history)
-    verified = verifier.verify(golden["codes"][None], golden["scores"][None], [history], _TOP_K, histories=[recent])
+    voters = [history[:0] if golden_query(golden) else layout.recent(history)]
+    verified = verifier.verify(golden["codes"][None], golden["scores"][None], [history], _TOP_K, histories=voters)
     items = catalog.item_ids[verified.rows]
     if not np.array_equal(items, golden["items"]):
         raise GoldenMismatch(f"golden drafts gave items {items.tolist()}, expected {golden['items'].tolist()}")

@@ -127,7 +127,7 @@ class Pipeline:
         wanted = np.array([one.top_k for one in prepared])
         applied = [self.book.applied(self.catalog, one.rules) for one in prepared]
         blocked = [one.blocked for one in prepared]
-        histories = [one.recent for one in prepared]
+        histories = [one.voters for one in prepared]
         found = self.verifier.verify(drafts.codes, drafts.scores, blocked, wanted, applied, histories)
         ids = [item_id.decode() for item_id in self.catalog.ids_of(found.rows).tolist()]
         bounds = zip(found.offsets[:-1].tolist(), found.offsets[1:].tolist(), strict=True)

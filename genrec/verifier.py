@@ -68,7 +68,8 @@ class Verifier:
         codes: int64 [B, K], mixed-radix semantic IDs, best first (as `Drafts`). scores: float32 [B, K].
         blocked: B arrays of int32 catalogue rows that must not be returned. top_k: int [B], items wanted.
         rules: of each request, None for one without; nothing at all where none has any. histories: B arrays of
-        catalogue rows, oldest first, as the prompts hold them; with votes they have to be given.
+        catalogue rows, oldest first, as the prompts hold them, none for a request with a query: `Prepared.voters`. With
+        votes they have to be given.
         """
         ruled = [number for number, applied in enumerate(rules) if applied is not None]
         if not ruled and self._voting is None:

@@ -5,9 +5,9 @@ user's history votes for the items that are nearest to it by item-kNN, and the s
 
     log p + weight * log(1 + votes / doubt)
 
-A draft that nobody votes for keeps its log-probability. The MOST_VOTED items with the most votes are ranked, too, if
-they were not drafted: they are held to be as probable as the least probable draft. An item that the votes have never
-seen, such as one that came to a live catalogue, gets what the request's drafts get on average.
+A draft that nobody votes for keeps its log-probability. Of the items that were not drafted, the MOST_VOTED with the
+most votes are ranked, too: they are held to be as probable as the least probable draft. An item that the votes have
+never seen, such as one that came to a live catalogue, gets what the request's drafts get on average.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from genrec.catalog import CatalogView
 from genrec.catalog.ragged import rank_in_group, runs
 from genrec.catalog.row_sets import is_in
 
-MOST_VOTED = 50
+# Several times what a request may ask for by default: those that are gone, in the history or against a rule drop out.
+MOST_VOTED = 200
 # Larger than any difference of scores, so that one sort puts those of each request in order; of 64 requests, float64
 # still tells the last bits of a float32.
 _APART = 1e6
@@ -76,14 +77,18 @@ class ItemVotes:
         share = (voice.take(voter) * self.similarity.take(at)).take(order)
         return keys.take(first), np.add.reduceat(share, first) if first.size else share
 
+    def are_counted(self, rows: np.ndarray) -> np.ndarray:
+        """bool [m], of rows, integers [m]: whether somebody has bought the item beside another. -1 says nothing."""
+        return self.offsets.take(rows + 1) > self.offsets.take(rows, mode="clip")
+
     def worth(self, votes: np.ndarray) -> np.ndarray:
         """What votes, float [v], add to a log-probability: float64 [v]."""
         return self.config.weight * np.log1p(votes / self.config.doubt)
 
     def problems(self) -> Iterator[str]:
         """What would end whoever reads them: `file: problem` texts, none if they are whole."""
-        steps = np.diff(self.offsets)
-        if self.offsets[0] != 0 or steps.min(initial=0) < 0 or self.offsets[-1] != self.neighbours.size:
+        falls = (self.offsets[1:] < self.offsets[:-1]).any()
+        if self.offsets[0] != 0 or falls or self.offsets[-1] != self.neighbours.size:
             yield f"offsets.npy: does not divide the {self.neighbours.size} neighbours among the items"
         if self.neighbours.size and not 0 <= self.neighbours.min() <= self.neighbours.max() < len(self):
             yield f"neighbours.npy: has rows outside of the {len(self)} items"
@@ -172,24 +177,26 @@ class Voting:
 
         request, draft: int64 [d], of each drafted item, the latter its beam; rows: integers [d]; scores: float32 [d],
         log p. least: float [B], log p of an item that was not drafted. histories: B arrays of rows, oldest first, as
-        the prompt holds them.
+        the prompt holds them; empty for a request that nobody votes on.
         """
         votes, batch, count = self._votes, len(least), len(self._votes)
-        own, known, keys, cast = self._cast(histories, rows)
-        key = np.where(known, request * count + own, -1)
+        own, keys, cast = self._cast(histories, rows)
+        key = np.where(own >= 0, request * count + own, -1)
         at = np.searchsorted(keys, key)
         hit = is_in(key, keys)
         added = np.zeros(rows.size)
         added[hit] = votes.worth(cast[at[hit]])
-        if not known.all():
-            seen = np.bincount(request[known], minlength=batch)
-            mean = np.bincount(request[known], added[known], batch) / np.maximum(seen, 1)
-            added[~known] = mean[request[~known]]
+        seen = hit | ((own >= 0) & votes.are_counted(own))
+        if not seen.all():
+            seen_of = np.bincount(request[seen], minlength=batch)
+            mean = np.bincount(request[seen], added[seen], batch) / np.maximum(seen_of, 1)
+            added[~seen] = mean[request[~seen]]
 
+        other = ~is_in(keys, np.sort(key))
+        keys, cast = keys[other], cast[other]
         voter = keys // max(1, count)
         most = (voter * _APART - cast).argsort(kind="stable")
         most = most[rank_in_group(voter, batch) < MOST_VOTED]
-        most = most[~is_in(keys[most], np.sort(key))]
         voter, voted = np.divmod(keys[most], max(1, count))
         voted = self._rows_of(voted)
         there = np.flatnonzero(voted >= 0)
@@ -208,17 +215,15 @@ class Voting:
             voted=order >= rows.size,
         )
 
-    def _cast(
-        self, histories: Sequence[np.ndarray], rows: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The bundle's rows of `rows`, and which of them it has; then what `ItemVotes.cast` gives."""
+    def _cast(self, histories: Sequence[np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The bundle's rows of `rows`, -1 for those that it does not have; then what `ItemVotes.cast` gives."""
         sizes = np.fromiter(map(len, histories), np.int64, len(histories))
         own = self._own_rows(np.concatenate([*histories, rows]))
         history, own = np.split(own, [sizes.sum()])
         known = history >= 0
         request = np.arange(sizes.size).repeat(sizes)
         keys, cast = self._votes.cast(request[known], history[known], sizes.size)
-        return own, own >= 0, keys, cast
+        return own, keys, cast
 
     def _own_rows(self, rows: np.ndarray) -> np.ndarray:
         """The bundle's rows of items of the version, integers [m], -1 for those that it does not have."""

@@ -17,12 +17,14 @@ from genrec_builders.data import Sequences
 # The best of 16 by how near validation items of Instruments lie to their histories; among equally good widths, the one
 # whose codes are used most evenly (docs/quality.md).
 WIDTH, WINDOW, SMOOTHING = 32, 5, 0.75
+_NOTHING = 1e-6  # of the longest vector: as much as rounding leaves of items that no leading component holds
 
 
 def behaviour_embeddings(train: Sequences, items: int, seed: int = 0) -> np.ndarray:
     """float32 [items, D], rows of length 1, D the smaller of `WIDTH` and `items`; the same for the same input and seed.
 
-    An item that no history holds beside another has a row of zeros.
+    An item that no history holds beside another has a row of zeros, and so have small groups of items that are bought
+    with nothing else, which none of the D components holds.
 
     train: the training part's histories, and nothing else: what is held out must not shape what it is tested with.
     items: size of the catalogue. seed: of the SVD. Takes memory for each pair of items that occurs, and for
@@ -35,7 +37,7 @@ def behaviour_embeddings(train: Sequences, items: int, seed: int = 0) -> np.ndar
         left, strengths, _ = randomized_svd(information, width, n_iter=7, random_state=seed)
     vectors = left * strengths
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    known = (np.diff(information.indptr) > 0)[:, None] & (lengths > 0)  # what is left of a zero by rounding is none
+    known = (np.diff(information.indptr) > 0)[:, None] & (lengths > _NOTHING * lengths.max(initial=0))
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=known).astype(np.float32)
 
 

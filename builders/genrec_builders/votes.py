@@ -16,7 +16,7 @@ from genrec.catalog.ragged import rank_in_group
 from genrec.engines.base import Drafts
 from genrec.errors import DataError
 from genrec.evaluation.metrics import CUTOFFS, metrics
-from genrec.evaluation.ranker import place, require_catalog
+from genrec.evaluation.ranker import alike_in_length, place, require_catalog
 from genrec.golden import write_golden
 from genrec.pipeline import Pipeline
 from genrec.reporting.outputs import require_replaceable, require_space
@@ -24,7 +24,7 @@ from genrec.reporting.progress import Task, Track
 from genrec.verifier import Verifier
 from genrec.votes import ItemVotes, VotesConfig, Voting
 from genrec_builders.build import GOLDEN_QUERY, evaluate_split, split_record
-from genrec_builders.data import Dataset, Sequences, sample_users, split_interactions
+from genrec_builders.data import Dataset, Sequences, Split, sample_users, split_interactions
 
 DECAYS, SHRINKAGES = (1.0, 0.9, 0.8, 0.7), (0.0, 10.0, 50.0, 100.0)
 WEIGHTS, DOUBTS = (0.5, 1.0, 2.0, 4.0, 8.0), (1e-3, 1e-2)
@@ -59,7 +59,7 @@ def add_votes(
     users, `validation_users` of them, choose the settings by NDCG@10, history not excluded: first decay and shrinkage
     by the votes alone, then weight and doubt by both together.
     Raises, before any work, ValueError or OSError for an `out` that is or holds anything but another bundle, for data
-    of other items, and DataError for data without validation users; then ValueError if votes do not help.
+    of other items or less of them to train with than the bundle had, and DataError for data without validation users; then ValueError if votes do not help.
     """
     require_replaceable(out, BUNDLE, [source])
     bundle = Bundle(source)
@@ -67,6 +67,7 @@ def add_votes(
     require_catalog(bundle, dataset.items.item_ids)
     require_space(out, 2 * sum(file.bytes for file in bundle.manifest.files.values()), "the copy")
     split = split_interactions(dataset.interactions, bundle.manifest.split_at)
+    _require_training_part(bundle, split)
     histories, targets = sample_users(split.validation, validation_users)
     if not histories:
         raise DataError("no user has the interactions that choosing the votes' settings needs; add longer histories")
@@ -93,6 +94,7 @@ def add_votes(
     pipeline.verifier = Verifier(bundle.catalog, bundle.index, Voting(votes, bundle.catalog, bundle.catalog))
     with new_bundle(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
+        Bundle(folder).check()  # minutes after the source was
         shutil.rmtree(folder / VOTES, ignore_errors=True)
         votes.save(folder / VOTES)
         golden = bundle.golden["history"].astype(object)
@@ -109,6 +111,16 @@ def add_votes(
         fields["training"] |= {"votes": record, "quality": quality}
         version = f"{bundle.manifest.bundle_version.removesuffix('-votes')}-votes"
         return seal_bundle(folder, **(fields | {"votes": config, "bundle_version": version}))
+
+
+def _require_training_part(bundle: Bundle, split: Split) -> None:
+    """Where the data holds less than the bundle was trained with, its model may have seen what is held out now."""
+    trained = bundle.manifest.training.get("split", {}).get("training_interactions", 0)
+    if len(split.train.rows) < trained:
+        raise ValueError(
+            f"{bundle.path}: was trained with {trained:,} interactions, and this data has {len(split.train.rows):,} for "
+            "training: give the data that it was built of, or newer data of the same items"
+        )
 
 
 def nearest_items(
@@ -141,23 +153,28 @@ def nearest_items(
         for kept, shrinkage in zip(found, shrinkages, strict=True):
             similar = count / (norm + shrinkage)
             order = np.lexsort((near, -similar, item))[first]
-            kept.append((np.minimum(sizes, neighbours), near[order].astype(np.int32), similar[order]))
+            kept.append(
+                (np.minimum(sizes, neighbours), near[order].astype(np.int32), similar[order].astype(np.float32))
+            )
     for kept in found:
         sizes, near, similar = map(np.concatenate, zip(*kept, strict=True))
-        yield np.concatenate([[0], sizes.cumsum()]).astype(np.int64), near, similar.astype(np.float32)
+        kept.clear()
+        yield np.concatenate([[0], sizes.cumsum()]).astype(np.int64), near, similar
 
 
 def tuned_neighbours(
     train: Sequences, items: int, validate: Callable[[ItemVotes], float]
 ) -> tuple[ItemVotes, Neighbourhood]:
     """The best of DECAYS and SHRINKAGES. validate: a metric on validation items, higher is better."""
-    made = []
+    best: tuple[float, ItemVotes, Neighbourhood] | None = None
     for shrinkage, arrays in zip(SHRINKAGES, nearest_items(train, items, SHRINKAGES), strict=True):
         for decay in DECAYS:
             votes = ItemVotes(VotesConfig(decay=decay), *arrays)
-            made.append((validate(votes), votes, Neighbourhood(decay, shrinkage)))
-    _, votes, chosen = max(made, key=lambda each: each[0])
-    return votes, chosen
+            reached = validate(votes)
+            if best is None or reached > best[0]:
+                best = reached, votes, Neighbourhood(decay, shrinkage)
+    assert best is not None
+    return best[1:]
 
 
 def _most_voted(votes: ItemVotes, recent: Sequence[np.ndarray]) -> np.ndarray:
@@ -177,14 +194,14 @@ def _most_voted(votes: ItemVotes, recent: Sequence[np.ndarray]) -> np.ndarray:
 def _drafts(pipeline: Pipeline, histories: Sequence[np.ndarray], task: Task) -> Drafts:
     """Of all `histories`, in their order."""
     prompts = [pipeline.layout.encode_history(history, pipeline.catalog.sids) for history in histories]
-    order = np.argsort([len(prompt) for prompt in prompts], kind="stable")  # alike in length: little padding
-    width = pipeline.engine.beam_width
-    codes, scores = np.empty((order.size, width), np.int64), np.empty((order.size, width), np.float32)
-    for at in range(0, order.size, _BATCH):
-        users = order[at : at + _BATCH]
+    shape = len(prompts), pipeline.engine.beam_width
+    codes, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
+    done = 0
+    for users in alike_in_length(prompts, _BATCH):
         drafts = pipeline.engine.draft([prompts[user] for user in users])
         codes[users], scores[users] = drafts.codes, drafts.scores
-        task(at + users.size, order.size, "")
+        done += users.size
+        task(done, len(prompts), "")
     return Drafts(codes, scores)
 
 

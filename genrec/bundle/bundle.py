@@ -98,7 +98,7 @@ class Bundle:
 
     def voting(self, view: CatalogView | None = None) -> Voting | None:
         """The votes on a version of a live catalogue, on the bundle's own if None; None for a bundle without."""
-        return None if self.votes is None else Voting(self.votes, self.catalog, view or self.catalog)
+        return None if self.votes is None else Voting(self.votes, self.catalog, self.catalog if view is None else view)
 
     @cached_property
     def golden(self) -> dict[str, np.ndarray]:

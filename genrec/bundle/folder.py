@@ -16,8 +16,10 @@ from genrec.reporting.outputs import Output, replaced
 def seal_bundle(folder: Path, **fields: Any) -> Manifest:
     """Write the manifest of a bundle whose files lie in `folder`.
 
-    fields: `Manifest`'s, without `files`; `format_version` only for a copy that keeps its older one.
+    fields: `Manifest`'s, without `files`; `format_version` only for a copy that keeps its older one. A signature that
+    lies there is removed: it is of another manifest.
     """
+    (folder / SIGNATURE).unlink(missing_ok=True)
     names = sorted(
         p.relative_to(folder).as_posix()
         for p in folder.rglob("*")

@@ -124,7 +124,10 @@ def serve(
     storage_option: StorageOptions = None,
     catalog_poll_s: Annotated[
         float,
-        typer.Option(min=0.01, help="Seconds between two looks at the catalogue's store; one is four requests to S3."),
+        typer.Option(
+            min=0.01,
+            help="Seconds between two looks at the catalogue's store; one is a request to S3, every tenth four.",
+        ),
     ] = 0.2,
     max_lag_s: Annotated[
         float, typer.Option(min=0.1, help="Not ready when what is served is that many seconds older than the store.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,24 +68,27 @@ class Ranker:
         verifier = self.pipeline.verifier
         ranked = [np.full((len(histories), top_k), -1, np.int32) for _ in exclusions]
         prompts = self._prompts(histories, queries)
-        order = np.argsort([len(prompt) for prompt in prompts], kind="stable")  # alike in length: little padding
-        drafted = valid = 0
+        voters = [
+            _NOTHING if queries is not None and queries[user].size else self.pipeline.layout.recent(history)
+            for user, history in enumerate(histories)
+        ]
+        done = drafted = valid = 0
         drafting, verifying = 0.0, [0.0] * len(exclusions)
-        for at in range(0, order.size, self.batch):
-            users = order[at : at + self.batch]
+        for users in alike_in_length(prompts, self.batch):
             started = time.perf_counter()
             drafts = self._draft([prompts[user] for user in users])
             ended = time.perf_counter()
             drafting += ended - started
             for number, excluded in enumerate(exclusions):
                 blocked = [np.unique(histories[user]) if excluded else _NOTHING for user in users]
-                wanted, recent = np.full(users.size, top_k), [self.pipeline.layout.recent(histories[u]) for u in users]
-                result = verifier.verify(drafts.codes, drafts.scores, blocked, wanted, histories=recent)
+                wanted, their = np.full(users.size, top_k), [voters[user] for user in users]
+                result = verifier.verify(drafts.codes, drafts.scores, blocked, wanted, histories=their)
                 place(ranked[number], users, result)
                 started, ended = ended, time.perf_counter()
                 verifying[number] += ended - started
             drafted, valid = drafted + result.drafted.sum(), valid + result.valid.sum()
-            progress(int(at + users.size))
+            done += users.size
+            progress(done)
         each = 1e3 / max(1, len(histories))
         share = float(valid / max(1, drafted))
         return [
@@ -101,6 +104,13 @@ class Ranker:
 
     def _draft(self, prompts: list[np.ndarray]) -> Drafts:
         return self.pipeline.engine.draft(prompts, masked=self.masked)
+
+
+def alike_in_length(prompts: Sequence[np.ndarray], batch: int) -> Iterator[np.ndarray]:
+    """The numbers of all prompts, int64 [batch] at a time, such that little of a batch is padding."""
+    order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+    for at in range(0, order.size, batch):
+        yield order[at : at + batch]
 
 
 def rank_popular(

@@ -37,13 +37,13 @@ class Request:
 class Prepared:
     """What the backbone and the verifier need of one request.
 
-    prompt: int32 [P], empty if there is neither a known item nor a query. recent: int32 [h], the rows of its history,
-    oldest first. blocked: int32 [b], rows that must not be returned. unknown: history items that are not in the
+    prompt: int32 [P], empty if there is neither a known item nor a query. voters: int32 [h], the rows of its history,
+    oldest first; none with a query, which says what is wanted better than what was bought before. blocked: int32 [b], rows that must not be returned. unknown: history items that are not in the
     catalogue. rules: in their canonical form, empty for none.
     """
 
     prompt: np.ndarray
-    recent: np.ndarray
+    voters: np.ndarray
     blocked: np.ndarray
     top_k: int
     unknown: int
@@ -124,7 +124,7 @@ class Preprocessor:
         asked = known.size or query.size
         return Prepared(
             prompt=self._layout.encode(self._catalog.sids_of(recent), query) if asked else np.empty(0, np.int32),
-            recent=recent,
+            voters=recent[:0] if request.query else recent,
             blocked=blocked,
             top_k=self._limits.default_top_k if request.top_k is None else request.top_k,
             unknown=history.size - known.size,

@@ -32,7 +32,7 @@ class Ruled:
 
     rows: int32 [n], catalogue rows. scores: float32 [n], of their drafts. boosts: float32 [n], what was added to them
     for the order. drafted: how many of them are drafts; the rest fill up, their score is 0 here. dropped: what was
-    taken away, and how often, for drafts alone. moved: drafts that stand elsewhere than their scores say.
+    taken away, and how often, for drafts and votes alone. moved: drafts that stand elsewhere than their scores say.
     """
 
     rows: np.ndarray

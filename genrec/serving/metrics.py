@@ -40,7 +40,11 @@ _RULE_NARROWED, _RULE_CHECKED = "genrec_rule_narrowed_total", "genrec_rule_check
 # What is counted of requests with rules: the text, and the label with its values; "" for a counter without one.
 _RULE_COUNTERS: dict[str, tuple[str, str, Sequence[str]]] = {
     _RULE_REQUESTS: ("Recommendations answered by rules of this kind, a deployment's or a request's", "kind", KINDS),
-    _RULE_DROPPED: ("Items of drafts that this rule left out", "rule", ("where", "allow", "deny", "at_most")),
+    _RULE_DROPPED: (
+        "Items, drafted or voted for, that this rule left out",
+        "rule",
+        ("where", "allow", "deny", "at_most"),
+    ),
     _RULE_NARROWED: ("Recommendations by rules whose beam drafted allowed items alone", "", ("",)),
     _RULE_CHECKED: (
         "Recommendations by rules whose beam drafted from all items, and whose drafts were checked",

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genrec import votes as voting
 from genrec.catalog import Catalog, CatalogBase, CatalogVersion, Delta, ItemIndex, SemanticIdSpace
 from genrec.catalog.columns import Columns
 from genrec.catalog.version import GONE, LIVE
 from genrec.rules import RuleBook
 from genrec.verifier import DRAFTED, FALLBACK, FALLBACK_SCORE, VOTED, Verifier
-from genrec.votes import MOST_VOTED, ItemVotes, VotesConfig, Voting
+from genrec.votes import ItemVotes, VotesConfig, Voting
 
 SPACE = SemanticIdSpace((6, 6, 6))
 
@@ -43,30 +44,43 @@ def votes_of(votes: ItemVotes, history: list[int]) -> dict[int, float]:
 
 
 def expected_scores(
-    votes: ItemVotes, drafted: list[tuple[int, float]], history: list[int], known: set[int], live: set[int]
+    votes: ItemVotes,
+    drafted: list[tuple[int, float]],
+    history: list[int],
+    known: set[int],
+    live: set[int],
+    most: int = voting.MOST_VOTED,
 ) -> dict[int, tuple[float, int]]:
     """Score and source of every candidate, one item at a time.
 
-    drafted: items and log p, best first; known: items that can vote.
+    drafted: items and log p, best first; known: items of the bundle.
     """
     drafts = dict(reversed(drafted))
     cast = votes_of(votes, [item for item in history if item in known])
+    seen = {item for item in known if item in cast or votes.offsets[item + 1] > votes.offsets[item]}
 
     def worth(item: int) -> float:
         return votes.config.weight * math.log(1 + cast.get(item, 0.0) / votes.config.doubt)
 
-    seen = [worth(item) for item in drafts if item in known]
-    mean = sum(seen) / len(seen) if seen else 0.0
-    found = {item: (p + (worth(item) if item in known else mean), DRAFTED) for item, p in drafts.items()}
+    worths = [worth(item) for item in drafts if item in seen]
+    mean = sum(worths) / len(worths) if worths else 0.0
+    found = {item: (p + (worth(item) if item in seen else mean), DRAFTED) for item, p in drafts.items()}
     least = min((p for _, p in drafted), default=0.0)
-    for item in sorted(cast, key=lambda item: -cast[item])[:MOST_VOTED]:
-        if item not in drafts and item in live:
+    for item in sorted(cast.keys() - drafts.keys(), key=lambda item: -cast[item])[:most]:
+        if item in live:
             found[item] = (least + worth(item), VOTED)
     return found
 
 
 @given(seed=st.integers(0, 2**32 - 1), items=st.integers(1, 150), batch=st.integers(1, 5), width=st.integers(1, 60))
 def test_answers_are_those_of_the_formula(seed: int, items: int, batch: int, width: int) -> None:
+    most = 20 if seed % 2 else voting.MOST_VOTED
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voting, "MOST_VOTED", most)
+        check_answers(seed, items, batch, width, most)
+
+
+def check_answers(seed: int, items: int, batch: int, width: int, most: int) -> None:
     rng = np.random.default_rng(seed)
     available = rng.random(items) < 0.7
     available[rng.integers(items)] = True
@@ -92,7 +106,7 @@ def test_answers_are_those_of_the_formula(seed: int, items: int, batch: int, wid
             for row in live
             if math.isfinite(score) and code_of[row] == code
         ]
-        expected = expected_scores(votes, drafts, histories[b].tolist(), set(range(items)), live)
+        expected = expected_scores(votes, drafts, histories[b].tolist(), set(range(items)), live, most)
         free = {row: one for row, one in expected.items() if row not in set(blocked[b].tolist())}
         best = sorted((score for score, _ in free.values()), reverse=True)[: top_k[b]]
         rows, source = result.rows[part].tolist(), result.source[part].tolist()

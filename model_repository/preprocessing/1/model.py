@@ -75,7 +75,7 @@ class TritonPythonModel(Step[tuple[Request, int, int, int]]):
                 pb.Tensor("blocked_rows", one.blocked[None]),
                 Stamp(
                     *(one.top_k, one.unknown, entry.version, deadline, number, began, handed),
-                    history=one.recent if self.tells_history else one.recent[:0],
+                    history=one.voters if self.tells_history else one.voters[:0],
                     rules=one.rules,
                 ).tensor(),
             ]

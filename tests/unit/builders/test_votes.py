@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genrec.bundle import MANIFEST, VOTES, Bundle, BundleError, seal_bundle
+from genrec.bundle import MANIFEST, SIGNATURE, VOTES, Bundle, BundleError, seal_bundle
+from genrec.evaluation.ranker import Ranker
+from genrec.golden import check_items
 from genrec.pipeline import Pipeline
 from genrec.verifier import VOTED
 from genrec_builders import votes as building
 from genrec_builders.build import export_bundle
-from genrec_builders.data import Dataset, write_dataset
+from genrec_builders.data import Dataset, split_interactions, write_dataset
 from genrec_builders.votes import add_votes, nearest_items
 from tests.conftest import silent
 from tests.histories import sequences_of, swapped
@@ -67,8 +69,12 @@ def test_held_out_items_are_not_counted(
     add_votes(bundle.path, tmp_path / "other", swapped(dataset, 1), silent, 100, 50)
     ours, theirs = voting_bundle.votes, Bundle(tmp_path / "other").votes
     assert ours is not None and theirs is not None and ours.config == theirs.config
-    for name in ("offsets", "neighbours", "similarity"):
+    chosen = voting_bundle.manifest.training["votes"]
+    train = split_interactions(dataset.interactions).train
+    (counted,) = nearest_items(train, len(voting_bundle.catalog), [chosen["shrinkage"]], chosen["neighbours"])
+    for name, of_the_training_part in zip(("offsets", "neighbours", "similarity"), counted, strict=True):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+        np.testing.assert_array_equal(getattr(ours, name), of_the_training_part)
 
 
 def test_the_command_writes_a_bundle_that_recommends_better(
@@ -100,6 +106,34 @@ def test_the_command_writes_a_bundle_that_recommends_better(
     assert again.votes == made.manifest.votes and again.bundle_version == made.manifest.bundle_version
 
 
+def test_with_a_query_nobody_votes(text_bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+    add_votes(text_bundle.path, tmp_path / "voted", dataset, silent, 100, 50)
+    voted = Bundle(tmp_path / "voted")
+    users = [[voted.catalog.item_ids[row].decode() for row in (3, 17, 29)]] * 2
+    with_votes, without = (Pipeline.open(each) for each in (voted, text_bundle))
+    (asked, silent_user), (asked_before, _) = (
+        each.recommend(users, 20, queries=["vellum notebook", ""]) for each in (with_votes, without)
+    )
+    assert asked.item_ids == asked_before.item_ids and VOTED not in asked.source
+    np.testing.assert_array_equal(asked.scores, asked_before.scores)
+    assert VOTED in silent_user.source
+    # The golden request has a query, so its answer is the model's, too.
+    np.testing.assert_array_equal(voted.golden["items"], text_bundle.golden["items"])
+    check_items(voted.golden, voted.catalog, voted.layout, with_votes.verifier)
+    # Users who searched are ranked as they are served.
+    histories = [np.array([3, 17, 29], np.int32)] * 2
+    tokens = [voted.query_tokenizer.encode_batch([text])[0] for text in (b"vellum notebook", b"")]
+    first, second = (Ranker(each).rank(histories, queries=tokens, top_k=20).rows for each in (with_votes, without))
+    assert first[0].tolist() == second[0].tolist() and first[1].tolist() != second[1].tolist()
+
+
+def test_a_signature_is_not_copied(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+    signed = Path(shutil.copytree(bundle.path, tmp_path / "signed"))
+    (signed / SIGNATURE).write_text("of the bundle without votes")
+    add_votes(signed, tmp_path / "out", dataset, silent, 100, 50)
+    assert not (tmp_path / "out" / SIGNATURE).exists() and (signed / SIGNATURE).exists()
+
+
 def test_damaged_votes_are_refused_by_name(voting_bundle: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(voting_bundle.path, tmp_path / "copy"))
     neighbours = np.load(copy / VOTES / "neighbours.npy")
@@ -125,6 +159,9 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     fewer = replace(dataset, items=replace(dataset.items, item_ids=[*dataset.items.item_ids[:-1], "another"]))
     with pytest.raises(ValueError, match="is not the 400 items of the data"):
         add_votes(bundle.path, tmp_path / "out", fewer, silent)
+    shorter = replace(dataset, interactions=dataset.interactions.without_last())
+    with pytest.raises(ValueError, match=r"was trained with [\d,]+ interactions, and this data has .* give the data"):
+        add_votes(bundle.path, tmp_path / "out", shorter, silent)
     monkeypatch.setattr(building, "WEIGHTS", (0.0,))
     monkeypatch.setattr(
         building,
