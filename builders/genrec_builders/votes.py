@@ -59,7 +59,8 @@ def add_votes(
     users, `validation_users` of them, choose the settings by NDCG@10, history not excluded: first decay and shrinkage
     by the votes alone, then weight and doubt by both together.
     Raises, before any work, ValueError or OSError for an `out` that is or holds anything but another bundle, for data
-    of other items or less of them to train with than the bundle had, and DataError for data without validation users; then ValueError if votes do not help.
+    of other items or with less to train with than the bundle had, and DataError for data without validation users; then
+    ValueError if votes do not help.
     """
     require_replaceable(out, BUNDLE, [source])
     bundle = Bundle(source)
@@ -118,8 +119,8 @@ def _require_training_part(bundle: Bundle, split: Split) -> None:
     trained = bundle.manifest.training.get("split", {}).get("training_interactions", 0)
     if len(split.train.rows) < trained:
         raise ValueError(
-            f"{bundle.path}: was trained with {trained:,} interactions, and this data has {len(split.train.rows):,} for "
-            "training: give the data that it was built of, or newer data of the same items"
+            f"{bundle.path}: was trained with {trained:,} interactions, and this data has {len(split.train.rows):,} to "
+            "train with: give the data that it was built of, or newer data of the same items"
         )
 
 

@@ -126,7 +126,7 @@ def serve(
         float,
         typer.Option(
             min=0.01,
-            help="Seconds between two looks at the catalogue's store; one is a request to S3, every tenth four.",
+            help="Seconds between two looks at the catalogue's store: one request to S3, or four.",
         ),
     ] = 0.2,
     max_lag_s: Annotated[

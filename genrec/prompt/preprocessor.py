@@ -38,8 +38,9 @@ class Prepared:
     """What the backbone and the verifier need of one request.
 
     prompt: int32 [P], empty if there is neither a known item nor a query. voters: int32 [h], the rows of its history,
-    oldest first; none with a query, which says what is wanted better than what was bought before. blocked: int32 [b], rows that must not be returned. unknown: history items that are not in the
-    catalogue. rules: in their canonical form, empty for none.
+    oldest first; none with a query, which says what is wanted better than what was bought before. blocked: int32 [b],
+    rows that must not be returned. unknown: history items that are not in the catalogue. rules: in their canonical
+    form, empty for none.
     """
 
     prompt: np.ndarray

@@ -41,7 +41,7 @@ _RULE_NARROWED, _RULE_CHECKED = "genrec_rule_narrowed_total", "genrec_rule_check
 _RULE_COUNTERS: dict[str, tuple[str, str, Sequence[str]]] = {
     _RULE_REQUESTS: ("Recommendations answered by rules of this kind, a deployment's or a request's", "kind", KINDS),
     _RULE_DROPPED: (
-        "Items, drafted or voted for, that this rule left out",
+        "Drafted or voted items that this rule left out",
         "rule",
         ("where", "allow", "deny", "at_most"),
     ),

@@ -160,7 +160,9 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     with pytest.raises(ValueError, match="is not the 400 items of the data"):
         add_votes(bundle.path, tmp_path / "out", fewer, silent)
     shorter = replace(dataset, interactions=dataset.interactions.without_last())
-    with pytest.raises(ValueError, match=r"was trained with [\d,]+ interactions, and this data has .* give the data"):
+    with pytest.raises(
+        ValueError, match=r"was trained with [\d,]+ interactions, and this data has .* to train with: give"
+    ):
         add_votes(bundle.path, tmp_path / "out", shorter, silent)
     monkeypatch.setattr(building, "WEIGHTS", (0.0,))
     monkeypatch.setattr(
