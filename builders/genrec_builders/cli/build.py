@@ -22,6 +22,7 @@ from genrec_builders.cli.arguments import (
     print_quality,
 )
 from genrec_builders.config import (
+    DATA,
     DROPOUTS,
     HEAD_ALONE_DROPOUTS,
     HEAD_ALONE_LEARNING_RATE,
@@ -39,6 +40,8 @@ def _option(panel: str, text: str, **limits: Any) -> Any:
 _backbone = partial(_option, "Backbone")
 _training = partial(_option, "Training")
 _DEFAULT = TrainingConfig()
+_OF_A_HEAD = frozenset({"head_dropout", "head_scales", "state_size", "transition_size", "attention_heads"})
+_OF_A_NEW_BACKBONE = frozenset({"family", "hidden_size", "layers", "heads"})
 _MOST_CODES = 1_000_000  # of a level
 
 
@@ -48,6 +51,7 @@ def _by_decoder(text: str, place: int) -> str:
 
 
 def build(
+    context: typer.Context,
     data: DataPath,
     out: Annotated[Path, typer.Argument(help="Where the bundle goes; one that is there is replaced.")],
     levels: Annotated[
@@ -162,6 +166,17 @@ def build(
 
     On N GPUs: `torchrun --nproc-per-node N --no-python genrec build ...`.
     """
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    # By its name: typer has a click of its own, from some release on.
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    for names, ignored, reason in (
+        (_OF_A_HEAD, decoder != DRAFT_HEAD, f"--decoder {decoder} has no draft head"),
+        (_OF_A_NEW_BACKBONE, checkpoint is not None, f"the backbone of --checkpoint {checkpoint} has its own"),
+        ({"patience"}, patience and not validation_users, "without --validation-users no epoch is known to be better"),
+    ):
+        if ignored and (found := min(given & names, default="")):
+            option = f"--{found.replace('_', '-')} {context.params[found]}"
+            raise typer.BadParameter(f"{option} would change nothing: {reason}; leave it out")
     training = _training_config(
         decoder,
         head_scales,
@@ -222,6 +237,8 @@ def build(
     from genrec_builders.data import read_dataset
 
     dataset = read_dataset(data, typer.echo, kinds, track)
+    if "levels" in given and dataset.items.sids is not None and sid_source in (None, DATA):
+        typer.echo(f"--levels {levels}: not used, the data has semantic IDs; `--sid-source behaviour` makes others")
     if keep and is_built(dataset, out, config):
         typer.echo(f"{out} is kept: it was built of the same data and settings")
         return

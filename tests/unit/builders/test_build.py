@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,20 +130,25 @@ def test_dropout_is_the_decoders_own_unless_given(
 def test_options_of_a_build_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[BuildConfig] = []
     kinds: list[dict[str, str]] = []
-    monkeypatch.setattr("genrec_builders.data.read_dataset", lambda data, tell, types, track: kinds.append(types))
+    without_sids = SimpleNamespace(items=SimpleNamespace(sids=None))
+    monkeypatch.setattr(
+        "genrec_builders.data.read_dataset", lambda data, tell, types, track: kinds.append(types) or without_sids
+    )
     monkeypatch.setattr(
         "genrec_builders.build.build_bundle", lambda data, out, config, track, curves: asked.append(config)
     )
-    words = "--levels 8,9 --head-scales 100,10,2 --max-top-k 7 --sid-tokens <a_{}>,<b_{}> --heads 2 --state-size 32"
+    words = "--levels 8,9 --head-scales 100,10,2 --max-top-k 7 --sid-tokens <a_{}>,<b_{}> --state-size 32"
     words += " --attribute-type price=number --attribute-type a=b=strings"
     words = [*words.split(), "--checkpoint", str(tmp_path / "checkpoint")]
     result = CliRunner().invoke(app, ["build", str(tmp_path / "data"), str(tmp_path / "bundle"), *words])
     assert result.exit_code == 0, result.output
-    (config,), scales = asked, {"code_embedding_scale": 100.0, "transition_scale": 10.0, "projection_scale": 2.0}
-    assert kinds == [{"price": "number", "a=b": "strings"}]
+    shape = ["build", str(tmp_path / "data"), str(tmp_path / "other"), "--heads", "2"]
+    assert CliRunner().invoke(app, shape).exit_code == 0
+    (config, other), scales = asked, {"code_embedding_scale": 100.0, "transition_scale": 10.0, "projection_scale": 2.0}
+    assert kinds == [{"price": "number", "a=b": "strings"}, {}]
     assert config.levels == (8, 9) and config.sid_tokens == ("<a_{}>", "<b_{}>") and config.head == HeadShape(32)
     assert (config.limits.top_k, config.limits.default_top_k) == (7, 7)
-    assert (config.shape.heads, config.shape.kv_heads) == (2, 2)
+    assert (other.shape.heads, other.shape.kv_heads) == (2, 2)
     assert scales.items() <= vars(config.training).items()
 
     # A head alone has settings of its own.

@@ -201,6 +201,15 @@ def test_wrong_values_end_in_one_line_that_names_them(parameter: Parameter, plac
         ("build D OUT --adapter A", "--adapter 'A': belongs to a checkpoint, so give --checkpoint too"),
         ("build D OUT --item-markers <b> --checkpoint C", "--item-markers '<b>': write two different tokens"),
         ("build D OUT --freeze-backbone", "--freeze-backbone needs a trained backbone: give --checkpoint too"),
+        (
+            "build D OUT --decoder beam_search --head-dropout 0.1",
+            "--head-dropout 0.1 would change nothing: --decoder",
+        ),
+        (
+            "build D OUT --checkpoint C --layers 2",
+            "--layers 2 would change nothing: the backbone of --checkpoint C has",
+        ),
+        ("build D OUT --patience 3", "--patience 3 would change nothing: without --validation-users"),
         ("build D OUT --freeze-backbone --decoder beam_search --checkpoint C", "--decoder beam_search has none"),
         ("build D OUT --decoder greedy", "--decoder 'greedy': use one of draft_head, beam_search"),
         ("build D OUT --precision fp64", "--precision 'fp64': use one of no, bf16, fp16"),
