@@ -50,7 +50,7 @@ from genrec.reporting.kept import Fingerprint, require_same
 from genrec.reporting.outputs import require_replaceable, require_space
 from genrec.reporting.progress import Task, Track
 from genrec.votes import Voting
-from genrec_builders.config import BuildConfig
+from genrec_builders.config import BEHAVIOUR, BuildConfig
 from genrec_builders.data import Dataset, Split, popularity, sample_queries, sample_users, split_interactions
 from genrec_builders.data.report import semantic_ids_in_words
 from genrec_builders.export.int8 import quantize_backbone
@@ -66,7 +66,7 @@ from genrec_builders.preflight import (
     require_places,
     work_of,
 )
-from genrec_builders.sid_sources import make_semantic_ids, used_dataset
+from genrec_builders.sid_sources import make_semantic_ids, sid_source, used_dataset
 from genrec_builders.training.checkpoint import open_backbone, print_line
 from genrec_builders.training.checkpoint_facts import read_facts
 from genrec_builders.training.checkpoint_findings import require_usable
@@ -97,13 +97,13 @@ def build_bundle(
     if config.max_query and dataset.interactions.queries is None:
         raise ValueError("max_query is set, but the interactions have no column `query` to train with")
     dataset = used_dataset(dataset, config)
-    require_places(out, [config.checkpoint, config.adapter])
+    require_places(out, [config.checkpoint, config.adapter, config.sids_of])
     with track("split"):
         fingerprint = build_fingerprint(dataset, config)
         require_same_state(work_of(out) / STATE, fingerprint, work_of(out))
         split = split_interactions(dataset.interactions, config.split_at)
     print_line(require_data(dataset, split, config))
-    if config.sid_source is None and dataset.items.sids is None and dataset.items.embeddings is None:
+    if sid_source(dataset.items, config) == BEHAVIOUR and config.sid_source is None:
         print_line(f"semantic IDs: {semantic_ids_in_words(dataset.items)}")
     if config.training.freeze_backbone:
         _require_codes(config)

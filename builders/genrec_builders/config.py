@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # What semantic IDs are made of: the data's own are taken as they are, or made from embeddings, from who bought what in
 # training, or from both.
 DATA, EMBEDDINGS, BEHAVIOUR, BOTH = SID_SOURCES = ("data", "embeddings", "behaviour", "both")
+KEPT = "a bundle"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class BuildConfig:
     """Everything that decides what a build makes.
 
     levels: codes per level, of semantic IDs that are made. sid_source: one of SID_SOURCES, None for the first that the
-    data has. distinct_sids: no two items have the same. checkpoint: a trained backbone to start from, instead of
+    data has. sids_of: a bundle, whose levels are `levels`: its items keep their semantic IDs, whatever sid_source says.
+    distinct_sids: no two items have the same. checkpoint: a trained backbone to start from, instead of
     `shape` from scratch: a Hugging Face folder, or a bundle (docs/checkpoints.md). With the former: sid_tokens, its
     tokenizer's SID tokens per level, "{}" standing for the code, e.g. ("<a_{}>", "<b_{}>"), of which those that it
     lacks are added; adapter, the folder of a LoRA adapter to merge; item_markers, the tokens that begin and end an
@@ -106,6 +108,7 @@ class BuildConfig:
 
     levels: tuple[int, ...] = (128, 128, 128)
     sid_source: str | None = None
+    sids_of: Path | None = None
     distinct_sids: bool = False
     max_history: int = 20
     max_query: int = 0

@@ -10,7 +10,9 @@ from scipy.spatial.distance import cdist
 from genrec.catalog import QuantizerError, ResidualQuantizer
 
 
-def distinct_sids(quantizer: ResidualQuantizer, embeddings: np.ndarray, sids: np.ndarray) -> np.ndarray:
+def distinct_sids(
+    quantizer: ResidualQuantizer, embeddings: np.ndarray, sids: np.ndarray, stays: np.ndarray | None = None
+) -> np.ndarray:
     """int32 [n, L]: `sids` with every semantic ID given to one item alone.
 
     From the first level on, a prefix with more items than it has semantic IDs keeps those nearest to its centroid; each
@@ -19,7 +21,8 @@ def distinct_sids(quantizer: ResidualQuantizer, embeddings: np.ndarray, sids: np
     item whose semantic ID is taken gets the nearest free last code, and nobody else moves.
 
     embeddings: float [n, D]. sids: integer [n, L], codes of the quantiser, of these embeddings as `encode` gives them
-    or others. Raises QuantizerError for more items than there are semantic IDs.
+    or others. stays: bool [n], items that do not move, of which no two share a semantic ID.
+    Raises QuantizerError for more items than there are semantic IDs.
     """
     levels = quantizer.levels
     if len(sids) > math.prod(levels):
@@ -31,6 +34,8 @@ def distinct_sids(quantizer: ResidualQuantizer, embeddings: np.ndarray, sids: np
     for level, book in enumerate(quantizer.codebooks):
         codes = found[:, level].copy()
         near = np.square(residual - book[codes]).sum(axis=1)
+        if stays is not None:
+            near[stays] = -1.0  # nearer than any other
         most = min(math.prod(levels[level + 1 :]), len(found))
         moved = _crowded_out(prefix * levels[level] + codes, near, most)
         if moved.size:

@@ -24,7 +24,7 @@ _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_mod
 
 def build_fingerprint(dataset: Dataset, config: BuildConfig) -> Fingerprint:
     """All that decides what a build of `dataset`, a `used_dataset`, makes; how many users it evaluates does not."""
-    without = ["evaluate_users", "checkpoint", "adapter", "split_at", "sid_source"]
+    without = ["evaluate_users", "checkpoint", "adapter", "split_at", "sid_source", "sids_of"]
     without += [] if config.distinct_sids else ["distinct_sids"]  # as when every semantic ID could be shared
     without += ["levels"] if dataset.items.sids is not None else []
     without += ["sid_tokens"] if config.checkpoint is None else ["shape"]
@@ -40,6 +40,7 @@ def build_fingerprint(dataset: Dataset, config: BuildConfig) -> Fingerprint:
         "checkpoint": "none" if config.checkpoint is None else checkpoint_fingerprint(config.checkpoint),
         **adapter,
         **({} if source in (DATA, EMBEDDINGS) else {"semantic IDs from": source}),  # as when there were none of others
+        **({} if config.sids_of is None else {"semantic IDs of": checkpoint_fingerprint(config.sids_of)}),
         **({"training of the head alone": "2"} if config.training.freeze_backbone else {}),
         **flat(settings),
         **_split(dataset, config.split_at),

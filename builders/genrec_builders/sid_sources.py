@@ -12,10 +12,11 @@ from genrec.catalog import ResidualQuantizer
 from genrec.errors import DataError
 from genrec.reporting.progress import Track, untracked
 from genrec_builders.behaviour import behaviour_embeddings
-from genrec_builders.config import BEHAVIOUR, BOTH, DATA, EMBEDDINGS, BuildConfig
+from genrec_builders.config import BEHAVIOUR, BOTH, DATA, EMBEDDINGS, KEPT, BuildConfig
 from genrec_builders.data import Dataset, ItemTable, Sequences
 from genrec_builders.data.report import NO_BEHAVIOUR
 from genrec_builders.distinct import distinct_sids
+from genrec_builders.kept_sids import keep_sids
 from genrec_builders.semantic_ids import SemanticIdReport, fit_residual_kmeans, measure_fit, semantic_id_report
 
 Progress = Callable[[int, int], None]
@@ -26,8 +27,9 @@ class SemanticIds:
     """The catalogue's semantic IDs, and what the bundle keeps to give new items theirs.
 
     sids: int32 [n, L]. quantizer: of the data's embeddings; None if the semantic IDs came with the data, or are made of
-    behaviour alone, which a new item lacks. source: one of SID_SOURCES. moved: items that do not have the semantic ID
-    that the quantiser gave them. unknown: items without behaviour, where it is used.
+    behaviour alone, which a new item lacks. source: one of SID_SOURCES, or KEPT. moved: items that do not have the
+    semantic ID that the quantiser gave them. unknown: items without behaviour, where it is used. new: items that the
+    bundle does not have whose semantic IDs are kept.
     """
 
     sids: np.ndarray
@@ -36,6 +38,7 @@ class SemanticIds:
     source: str
     moved: int = 0
     unknown: int = 0
+    new: int | None = None
 
     @property
     def report(self) -> SemanticIdReport:
@@ -44,10 +47,19 @@ class SemanticIds:
     @property
     def record(self) -> dict[str, Any]:
         """For a manifest."""
-        return {"source": self.source, "moved": self.moved, "without_behaviour": self.unknown, **asdict(self.report)}
+        new = {} if self.new is None else {"new": self.new}
+        return {
+            "source": self.source,
+            "moved": self.moved,
+            "without_behaviour": self.unknown,
+            **new,
+            **asdict(self.report),
+        }
 
     def __str__(self) -> str:
         notes = [f"semantic IDs from {self.source}: {self.report}"]
+        if self.new is not None:
+            notes.append(f"{self.new:,} items are new, the others keep theirs")
         if self.moved:
             notes.append(f"{self.moved:,} items moved to a free one")
         if self.unknown:
@@ -58,6 +70,8 @@ class SemanticIds:
 
 def sid_source(items: ItemTable, config: BuildConfig) -> str:
     """What the semantic IDs of a build are made of: what is asked for, else the first of SID_SOURCES that there is."""
+    if config.sids_of is not None:
+        return KEPT
     have = {DATA: items.sids is not None, EMBEDDINGS: items.embeddings is not None, BEHAVIOUR: True}
     return config.sid_source or next(source for source, there in have.items() if there)
 
@@ -81,6 +95,8 @@ def used_dataset(dataset: Dataset, config: BuildConfig) -> Dataset:
         )
     if source == DATA:
         return dataset
+    if source == KEPT and items.sids is None:
+        return dataset
     embeddings = None if source == BEHAVIOUR else items.embeddings
     return replace(dataset, items=replace(items, sids=None, levels=None, embeddings=embeddings))
 
@@ -93,6 +109,9 @@ def make_semantic_ids(items: ItemTable, train: Sequences, config: BuildConfig, t
     """
     if items.sids is not None and items.levels is not None:
         return SemanticIds(items.sids, items.levels, None, DATA)
+    if config.sids_of is not None:
+        kept = keep_sids(config.sids_of, items, train, config)
+        return SemanticIds(kept.sids, config.levels, kept.quantizer, KEPT, kept.moved, kept.alike, kept.new)
     with track("semantic IDs") as task:
         return _made(items, train, config, lambda done, total: task(done, total, ""))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
+from genrec.bundle import Bundle
 from genrec.bundle.checkpoint_shapes import DECODERS, DRAFT_HEAD, FAMILIES, HeadShape
 from genrec.catalog import SemanticIdSpace
 from genrec.cli.arguments import numbers, one_of, usage
@@ -64,6 +66,10 @@ def build(
             "what in the training part; both. By default data, embeddings or behaviour, the first that there is.",
             callback=one_of(SID_SOURCES),
         ),
+    ] = None,
+    sids_of: Annotated[
+        Optional[Path],
+        typer.Option(help="A bundle whose items keep their semantic IDs; new items get the nearest. With its levels."),
     ] = None,
     distinct_sids: Annotated[
         bool, typer.Option("--distinct-sids", help="An item whose semantic ID is taken gets the nearest free one.")
@@ -172,6 +178,7 @@ def build(
     for names, ignored, reason in (
         (_OF_A_HEAD, decoder != DRAFT_HEAD, f"--decoder {decoder} has no draft head"),
         (_OF_A_NEW_BACKBONE, checkpoint is not None, f"the backbone of --checkpoint {checkpoint} has its own"),
+        ({"levels", "sid_source"}, sids_of is not None, f"--sids-of {sids_of} says what semantic IDs are"),
         ({"patience"}, patience and not validation_users, "without --validation-users no epoch is known to be better"),
     ):
         if ignored and (found := min(given & names, default="")):
@@ -206,6 +213,7 @@ def build(
         sid_tokens,
         max_top_k,
         sid_source=sid_source,
+        sids_of=sids_of,
         distinct_sids=distinct_sids,
         max_history=max_history,
         max_query=max_query,
@@ -223,14 +231,16 @@ def build(
     )
 
     kinds = attribute_types(attribute_type)
+    if sids_of is not None:
+        config = replace(config, levels=Bundle(sids_of).manifest.levels)
 
     from genrec_builders.preflight import require_places
 
-    require_places(out, [data, checkpoint, adapter])
+    require_places(out, [data, checkpoint, adapter, sids_of])
     if tensorboard is not None:
         from genrec_builders.training.tracking import require_tracking
 
-        require_tracking(tensorboard, [data, out, checkpoint, adapter])
+        require_tracking(tensorboard, [data, out, checkpoint, adapter, sids_of])
 
     from genrec.reporting.progress import track
     from genrec_builders.build import build_bundle, is_built

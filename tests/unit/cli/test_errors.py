@@ -209,6 +209,10 @@ def test_wrong_values_end_in_one_line_that_names_them(parameter: Parameter, plac
             "build D OUT --checkpoint C --layers 2",
             "--layers 2 would change nothing: the backbone of --checkpoint C has",
         ),
+        (
+            "build D OUT --sids-of B --levels 8,8",
+            "--levels 8,8 would change nothing: --sids-of B says what semantic IDs",
+        ),
         ("build D OUT --patience 3", "--patience 3 would change nothing: without --validation-users"),
         ("build D OUT --freeze-backbone --decoder beam_search --checkpoint C", "--decoder beam_search has none"),
         ("build D OUT --decoder greedy", "--decoder 'greedy': use one of draft_head, beam_search"),
