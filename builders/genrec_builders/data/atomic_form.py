@@ -19,7 +19,7 @@ def open_atomic(path: Path) -> TableFile:
 
     Raises DataError if it cannot be read, or a column has no type.
     """
-    table = guarded(path, lambda each: open_delimited(each, "\t", types=_type, newlines=False))
+    table = guarded(path, lambda each: open_delimited(each, "\t", types=_type, quoted=False))
     fields = {}
     for name in table.schema.names:
         match = re.fullmatch(_FIELD, name)

@@ -20,7 +20,7 @@ def open_ratings(path: Path) -> TableFile:
     """`UserID::MovieID::Rating::Timestamp`: no value has a colon, so that every other column is empty."""
     names = [name for column in _RATINGS for name in (column, f"after {column}")][:-1]
     options = pa_csv.ReadOptions(column_names=names)
-    table = guarded(path, lambda each: open_delimited(each, ":", options, newlines=False))
+    table = guarded(path, lambda each: open_delimited(each, ":", options, quoted=False))
     return replace(table, schema=pa.schema([(name, pa.large_string()) for name in _RATINGS]))
 
 

@@ -87,14 +87,17 @@ def open_delimited(
     delimiter: str,
     options: pa_csv.ReadOptions | None = None,
     types: Callable[[str], pa.DataType] = lambda name: pa.large_string(),
-    newlines: bool = True,
+    quoted: bool = True,
 ) -> TableFile:
     """options: with the names of the columns, if the file has no line of them. types: by a column's name.
 
-    newlines: whether there may be some within a value.
+    quoted: whether a value may stand in quotation marks, and have newlines within them; otherwise a line is a row,
+    and quotation marks are as any other character.
     """
     options = options or pa_csv.ReadOptions()
-    parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=newlines)
+    parsing = pa_csv.ParseOptions(
+        delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
+    )
     with pa_csv.open_csv(path, read_options=options, parse_options=parsing) as reader:
         schema = reader.schema
 
