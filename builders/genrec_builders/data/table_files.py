@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.dataset as pa_dataset
 
 from genrec.errors import DataError
 from genrec_builders.data.folder import ending
 from genrec_builders.data.json_lines import open_json_lines_at, read_records, types_of_lines
+from genrec_builders.data.parquet_parts import open_parts
 
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
 _VECTOR_PART = r"(sid|embedding)_\d+"
@@ -95,9 +95,7 @@ def open_delimited(
     and quotation marks are as any other character.
     """
     options = options or pa_csv.ReadOptions()
-    parsing = pa_csv.ParseOptions(
-        delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
-    )
+    parsing = pa_csv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted)
     with pa_csv.open_csv(path, read_options=options, parse_options=parsing) as reader:
         schema = reader.schema
 
@@ -185,7 +183,7 @@ def guarded(path: Path, open_file: Callable[[Path], TableFile]) -> TableFile:
 
 
 def _open_parquet(path: Path) -> TableFile:
-    source = pa_dataset.dataset(path, format="parquet", partitioning="hive")
+    source = open_parts(path)
 
     def read(columns: Sequence[str] | None) -> pa.Table:
         return source.to_table(columns=None if columns is None else list(columns))
