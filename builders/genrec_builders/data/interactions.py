@@ -61,8 +61,11 @@ def interactions_of_lists(
     """
     offsets, values = lists.offsets.to_numpy().astype(np.int64), lists.flatten()
     owner = np.repeat(np.arange(len(user_ids), dtype=np.int32), np.diff(offsets))
-    if values.null_count:
-        at = int(owner[np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]])
+    empty = values.is_null()
+    if is_text(values.type):
+        empty = pc.or_(empty, pc.equal(values, "").fill_null(True))
+    if pc.any(empty).as_py():
+        at = int(owner[np.argmax(empty.to_numpy(zero_copy_only=False))])
         raise DataError(f"{path}: user {user_ids[at]!r} has an empty value among the items; fill it in or drop it")
     if not len(values):
         raise DataError(f"{path}: no interactions; every user's list is empty")

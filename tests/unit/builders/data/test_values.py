@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from genrec.errors import DataError
 from genrec_builders.data import Dataset, read_dataset
 from tests.histories import sequences
 
@@ -44,3 +45,36 @@ def test_a_quotation_mark_swallows_no_rows(form: str, tmp_path: Path) -> None:
         )
     assert dataset.items.attributes["title"] == [note for *_, note in rows]
     assert sequences(dataset) == {f"u{user}": [f"i{4 * user + at}" for at in range(4)] for user in range(6)}
+
+
+# --- ids
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (",x,9", "data row 41 has no user_id; fill it in or drop the row"),
+        ("u,,9", "data row 41 has no item_id; fill it in or drop the row"),
+        (f"u,{'x' * 129},9", "data row 41: item_id id 'x.* has 129 bytes; ids have 1 to 128"),
+        ("u,x\0,9", r"data row 41: item_id id 'x.x00' ends in a NUL byte; strip it"),
+    ],
+)
+@pytest.mark.parametrize("rows", [7, 1 << 20])  # at a time
+def test_an_id_that_is_none_is_refused_with_its_row(
+    row: str, message: str, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genrec_builders.data.interactions._ROWS", rows)
+    monkeypatch.setattr("genrec_builders.data.table_files._BLOCK", 200)
+    before = "".join(f"u{at},x,{at}\n" for at in range(40))
+    with pytest.raises(DataError, match=rf"interactions\.csv: {message}"):
+        read(
+            tmp_path,
+            interactions_csv=f"user_id,item_id,timestamp\n{before}{row}\n{row}\nu,x,10\n",
+            items_csv="item_id\nx\n",
+        )
+
+
+@pytest.mark.parametrize("written", ['["x", ""]', "['', 'x']"])
+def test_an_empty_item_in_a_list_is_refused_with_its_user(written: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="user 'v' has an empty value among the items; fill it in"):
+        read(tmp_path, interactions_tsv=f"user_id\titem_ids\nu\tx\nv\t{written}\n", items_csv="item_id\nx\n")
