@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from genrec.catalog import Columns
 from genrec.catalog.kinds import texts_among
 from genrec.errors import DataError
 from genrec_builders.data.attributes import attribute_columns
-from genrec_builders.data.checks import INT32_MAX, checked_codes, common_length, look_up, rounded_levels, short
+from genrec_builders.data.checks import INT32_MAX, checked_codes, common_length, rounded_levels, short
 from genrec_builders.data.columns import is_list, is_text, one_array, refuse_nulls
-from genrec_builders.data.found import Found, some
+from genrec_builders.data.found import Found
 from genrec_builders.data.ids import encode_ids
 from genrec_builders.data.notation import EXAMPLES, parse_sids
 from genrec_builders.data.tables import ItemTable
@@ -79,50 +77,6 @@ def item_table(path: Path, table: pa.Table, found: Found, kinds: Mapping[str, st
         if text is not None:
             attributes[name] = text
     return ItemTable(item_ids, sids, levels, embeddings, attributes, typed)
-
-
-def with_index(items: ItemTable, items_path: Path, index: ItemTable, index_path: Path, found: Found) -> ItemTable:
-    """The catalogue `index`, which has the semantic IDs or the embeddings, with what `items` has beside them."""
-    for what, ours, theirs in (
-        ("semantic IDs", items.sids, index.sids),
-        ("embeddings", items.embeddings, index.embeddings),
-    ):
-        if ours is not None and (theirs is not None or what == "semantic IDs"):
-            raise DataError(
-                f"{index_path.parent}: both {items_path.name} and {index_path.name} have {what}; drop one of them"
-            )
-    if index.attributes:
-        found.left_out.append(f"columns {some([repr(name) for name in index.attributes])} of {index_path.name}")
-    known = pa.array(items.item_ids, pa.large_string())
-    rows = look_up(pa.array(index.item_ids, pa.large_string()), known)
-    missing = int((rows < 0).sum())
-    if missing == len(rows):
-        raise DataError(
-            f"{items_path}: has none of the items of {index_path.name} (item {items.item_ids[0]!r} here, "
-            f"{index.item_ids[0]!r} there); write the ids in one way"
-        )
-    if unlisted := len(items) - (len(rows) - missing):
-        other = items.item_ids[np.setdiff1d(np.arange(len(items)), rows)[0]]
-        found.left_out.append(
-            f"{unlisted} items of {items_path.name}, such as {other!r}, that {index_path.name} does not list"
-        )
-    embeddings = items.embeddings
-    if embeddings is not None and missing:
-        at = index.item_ids[int(np.argmin(rows))]
-        found.left_out.append(f"embeddings of {items_path.name}, which has none for {missing} items, such as {at!r}")
-        embeddings = None
-    if items.attributes and missing:
-        at = index.item_ids[int(np.argmin(rows))]
-        found.left_out.append(f"texts of {missing} items, such as {at!r}, that {items_path.name} does not list")
-    places = rows.tolist()
-    attributes = {
-        name: [values[row] if row >= 0 else "" for row in places] for name, values in items.attributes.items()
-    }
-    # Behind the items stands one that has nothing, for those that are not there.
-    there = Columns.concatenate([items.typed, Columns.empty(items.typed.kinds, 1)])
-    columns = there.take(np.where(rows >= 0, rows, len(items)))
-    vectors = index.embeddings if embeddings is None else embeddings[rows]
-    return replace(index, attributes=attributes, embeddings=vectors, columns=columns)
 
 
 def _vectors(path: Path, table: pa.Table, name: str, item_ids: list[str]) -> tuple[np.ndarray | None, set[str]]:

@@ -1,4 +1,4 @@
-"""Parquet: a file, or a folder of parts whose schemas need not agree, also with `key=value/` folders as Hive has them."""
+"""Parquet: a file, or a folder of parts whose schemas need not agree, also in folders `key=value/` as of Hive."""
 
 from __future__ import annotations
 
