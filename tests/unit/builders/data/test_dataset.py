@@ -225,7 +225,11 @@ def test_attributes_fill_gaps_and_leave_out_nested(tmp_path: Path, caplog: pytes
         ({}, {"user_id": pa.array([b"\xff", b"u"])}, "column 'user_id' cannot serve as ids"),
         ({}, {"timestamp": [1, None]}, "data row 2 has no timestamp"),
         ({}, {"timestamp": [1.0, float("nan")]}, "data row 2 has timestamp nan"),
-        ({}, {"timestamp": ["soon", "later"]}, "column 'timestamp' is string .first value 'soon'"),
+        (
+            {},
+            {"timestamp": ["soon", "later"]},
+            "data row 1 has 'soon' in 'timestamp', which is no time; write Unix time",
+        ),
         ({"item_id": ["x", "y", "x"]}, {}, "data row 3 repeats item_id 'x'"),
         ({"item_id": pa.array([], type=pa.string())}, {}, r"items\.parquet: no rows"),
         ({"sid": [[1], [2], [-3]]}, {}, "item 'z' has the code -3 at level 0"),
