@@ -48,6 +48,7 @@ def read_texts(path: Path, found: Found) -> pa.Table:
             )
     columns = {"item_id": item_ids}
     for name in dict.fromkeys(name for record in records for name in record):
+        _require_unicode(path, name, texts)
         values = [record.get(name) for record in records]
         if name == "item_id":
             found.left_out.append(f"'item_id' in {path.name}, where the keys are the ids")
@@ -102,6 +103,15 @@ def _text_array(path: Path, keys: Iterable[str], what: str) -> pa.Array:
     return ids
 
 
+def _require_unicode(path: Path, key: str, items: dict[str, Any]) -> None:
+    """Raises DataError for a `key`, of the object of one of `items`, that no column can be called."""
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        item = next(item for item, record in items.items() if key in record)
+        raise DataError(f"{path}: item {item!r} has the key {key!r}, which is not valid Unicode; rename it") from error
+
+
 def _text_values(path: Path, texts: list[str], item_ids: list[str]) -> pa.Array:
     try:
         return pa.array(texts, pa.large_string())
@@ -111,10 +121,11 @@ def _text_values(path: Path, texts: list[str], item_ids: list[str]) -> pa.Array:
 
 
 def _column(path: Path, values: list[Any], item_ids: list[str]) -> pa.Array | None:
-    """The values of one key; None if some are lists or objects and some are not."""
+    """The values of one key, as text if their types do not agree; None if some are lists or objects and some not."""
     values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
     nested = any(isinstance(value, (list, dict)) for value in values)
-    if nested or {type(value) for value in values} <= {int, type(None)}:
+    types = {type(value) for value in values} - {type(None)}
+    if nested or types in ({int}, {float}, {int, float}, {bool}):
         try:
             return pa.array(values)
         except (pa.ArrowException, OverflowError, ValueError, TypeError):

@@ -216,7 +216,7 @@ def test_times_of_two_kinds_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "items.csv").write_text("item_id\nx\n")
     text = "user_id,item_id,timestamp\n" + "u,x,1\n" * 30
     (tmp_path / "interactions.csv").write_text(text + "u,x,2024-05-01\n" * 30)
-    with pytest.raises(DataError, match="data row 31 has .*2024-05-01"):
+    with pytest.raises(DataError, match=r"data row 31 has .*2024-05-01"):
         read_dataset(tmp_path)
     (tmp_path / "interactions.csv").write_text(text + "u,x,0.5\n" * 30 + "v,x,\n")
     with pytest.raises(DataError, match="data row 61 has no timestamp"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +80,63 @@ def test_an_id_that_is_none_is_refused_with_its_row(
 def test_an_empty_item_in_a_list_is_refused_with_its_user(written: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="user 'v' has an empty value among the items; fill it in"):
         read(tmp_path, interactions_tsv=f"user_id\titem_ids\nu\tx\nv\t{written}\n", items_csv="item_id\nx\n")
+
+
+# --- lists as text
+
+
+@pytest.mark.parametrize(
+    ("written", "items"),
+    [
+        ("10 , 20 , 30 , 40", "10 20 30 40"),
+        ("10 ,20 ,30", "10 20 30"),
+        (",10, 20,", "10 20"),
+        ("10,20, 30,40", "10 20 30 40"),
+        ("10, 20", "10 20"),
+        ("[10 20\n 30]", "10 20 30"),
+        ("a,b 10", "a,b 10"),  # ids may have commas
+        ("10", "10"),
+        ("['10', '...', '20']", "10 20"),  # an item that the catalogue lacks
+    ],
+)
+def test_a_list_has_the_items_that_are_written(written: str, items: str, tmp_path: Path) -> None:
+    ids = "".join(f'"{item}"\n' for item in ("a,b", 10, 20, 30, 40))
+    dataset = read(tmp_path, interactions_csv=f'user_id,item_ids\nu,"{written}"\n', items_csv=f"item_id\n{ids}")
+    assert sequences(dataset) == {"u": items.split()}
+
+
+@pytest.mark.parametrize("written", ["[10 20 30 ... 20 30 40]", "[10, 20, ...]", "10 20 ... 30", "10, ..., 30"])
+def test_a_list_that_was_shortened_is_refused(written: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data row 2 has .* in 'item_ids', a list that numpy or pandas shortened"):
+        read(tmp_path, interactions_tsv=f"user_id\titem_ids\nv\t10 20\nu\t{written}\n", items_csv="item_id\n10\n20\n")
+
+
+# --- item.json
+
+
+def test_values_of_item_json_keep_their_types(tmp_path: Path) -> None:
+    values: dict[str, tuple[list[Any], str | None]] = {
+        "price": ([9.99, None, 3], "number"),
+        "stock": ([1, None, 2], "number"),
+        "new": ([True, False, None], "boolean"),
+        "rating": ([float("nan"), 1.5, None], "number"),
+        "mixed": ([1.5, "free", None], "string"),
+        "flags": ([True, 1, None], "string"),
+        "huge": ([2**70, 1, None], "string"),
+        "colours": ([["a"], [], None], "strings"),
+    }
+    rows = {str(at): {name: given[at] for name, (given, _) in values.items()} for at in range(3)}
+    lines = "".join(json.dumps({"item_id": item, **row}) + "\n" for item, row in rows.items())
+    events = {"interactions_csv": "user_id,item_id,timestamp\nu,0,1\n"}
+    items = read(tmp_path, **events, item_json=json.dumps(rows)).items
+    assert dict(items.typed.kinds) == {name: kind for name, (_, kind) in values.items()}
+    assert items.typed["price"].tolist() == [9.99, None, 3.0] and items.typed["new"].tolist() == [True, False, None]
+    assert items.attributes["mixed"] == ["1.5", "free", ""] and items.attributes["flags"] == ["true", "1", ""]
+    (tmp_path / "item.json").unlink()
+    assert dict(read(tmp_path, **events, items_jsonl=lines).items.typed.kinds) == dict(items.typed.kinds)
+
+
+def test_a_key_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
+    text = '{"0": {"title": "A"}, "1": {"a\\ud800": 1}}'
+    with pytest.raises(DataError, match=r"item\.json: item '1' has the key 'a\\ud800', which is not valid Unicode"):
+        read(tmp_path, interactions_csv="user_id,item_id,timestamp\nu,0,1\n", item_json=text)
