@@ -164,7 +164,7 @@ def _of_events(source: TableFile, items: ItemTable, catalogue: str, found: Found
         user_ids,
         np.concatenate(parts.pop("user_id")),
         place[codes],
-        joined_times(path, "timestamp", parts.pop("timestamp")),
+        joined_times(path, "timestamp", parts.pop("timestamp"), partial(_data_row, 0)),
         pa.concat_arrays(parts["query"]) if "query" in used else None,
         lambda at: ids[int(codes[at])].as_py(),
         catalogue,
@@ -237,6 +237,9 @@ def _of_sequences(source: TableFile, sequence: str, items: ItemTable, catalogue:
         values.append(None if column is None else column.flatten())
     owner = np.repeat(np.arange(len(user_ids)), _lengths(lists))
     times, queries = values
+    if times is not None:
+        place, name = (lambda at: f"user {user_ids[int(owner[at])]!r}"), str(beside[0])
+        times = joined_times(path, name, [read_times(path, times, name, place)], place)
     return interactions_of_lists(
         path,
         user_ids,
@@ -244,9 +247,7 @@ def _of_sequences(source: TableFile, sequence: str, items: ItemTable, catalogue:
         items,
         catalogue,
         found,
-        None
-        if times is None
-        else read_times(path, times, str(beside[0]), lambda at: f"user {user_ids[int(owner[at])]!r}"),
+        times,
         None if queries is None else _queries(path, queries, str(beside[1])),
     )
 
