@@ -37,6 +37,8 @@ class IdEncoder:
         refuse_nulls(self.path, column, self.name, first)
         values = self._plain(column)
         known = values.slice(0, 0) if self._ids is None else self._ids
+        if known.type != values.type:  # some are numbers and some are text: 7 is the same in both
+            known, values = known.cast(pa.large_string()), values.cast(pa.large_string())
         encoded = pa.chunked_array([known, values], values.type).dictionary_encode()
         self._ids = encoded.chunk(encoded.num_chunks - 1).dictionary
         codes = encoded.combine_chunks().indices.to_numpy(zero_copy_only=False)[len(known) :].astype(np.int32)

@@ -173,10 +173,13 @@ def _of_events(source: TableFile, items: ItemTable, catalogue: str, found: Found
 
 
 def _large(batches: Batches, least: Callable[[], int]) -> Batches:
-    """The batches, joined to `least` rows or more but for the last."""
+    """The batches, joined to `least` rows or more but for the last, and the last of a schema."""
     waiting: list[pa.Table] = []
     rows = 0
     for table, done in batches:
+        if waiting and table.schema != waiting[0].schema:
+            yield pa.concat_tables(waiting), done
+            waiting, rows = [], 0
         waiting.append(table)
         rows += table.num_rows
         if rows >= least():

@@ -136,7 +136,7 @@ def _column(path: Path, values: list[Any], item_ids: list[str]) -> pa.Array | No
 
 
 def _list_array(path: Path, values: dict[str, Any]) -> pa.Array:
-    """The values of a JSON object as one Arrow array of lists of text or of int64."""
+    """The values of a JSON object as one Arrow array of lists of text or of int64; of text if some are text."""
 
     def convert(lists: list[Any]) -> pa.Array | None:
         try:
@@ -153,7 +153,13 @@ def _list_array(path: Path, values: dict[str, Any]) -> pa.Array:
     array = convert(list(values.values()))
     if array is not None:
         return array
+    texts = []
     for key, value in values.items():
-        if convert([value]) is None:
+        if not isinstance(value, list) or not all(type(each) in (str, int) for each in value):
             raise DataError(f"{path}: user {key!r} has {short(value)}; expected a list of item ids")
-    raise DataError(f"{path}: some ids are numbers and some are text; write all of them in one way")
+        texts.append([str(each) for each in value])
+    try:
+        return pa.array(texts, pa.list_(pa.large_string()))
+    except UnicodeEncodeError as error:
+        user = next(user for user, ids in zip(values, texts, strict=True) if error.object in ids)
+        raise DataError(f"{path}: user {user!r} has {short(error.object)}, which is not valid Unicode") from error

@@ -13,7 +13,7 @@ import pyarrow.csv as pa_csv
 
 from genrec.errors import DataError
 from genrec_builders.data.folder import ending
-from genrec_builders.data.json_lines import open_json_lines_at, read_records, types_of_lines
+from genrec_builders.data.json_lines import open_json_lines_at, read_records, texts_of_lines, types_of_lines
 from genrec_builders.data.parquet_parts import open_parts
 
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
@@ -28,6 +28,7 @@ KNOWN_AS = {
     "item_id": ("parent_asin", "asin", "movieId", "artist_id", "business_id", "product_id", "venue_id", "book_id"),
     "timestamp": ("time", "date"),
 }
+_IDS = {known for name in ("user_id", "item_id") for known in (name, *KNOWN_AS[name])}
 Batches = Iterator[tuple[pa.Table, int]]
 
 
@@ -173,6 +174,8 @@ def guarded(path: Path, open_file: Callable[[Path], TableFile]) -> TableFile:
         while True:
             try:
                 batch = next(source, None)
+            except DataError:
+                raise
             except READ_ERRORS as error:
                 raise failed(error) from error
             if batch is None:
@@ -201,19 +204,41 @@ def _open_parquet(path: Path) -> TableFile:
 def _open_json_lines(path: Path) -> TableFile:
     types = types_of_lines(path, _RARE)
 
-    def batches(columns: Sequence[str]) -> Batches:
+    def agreeing(columns: Sequence[str]) -> Batches:
         with (
             opened(path) as (stream, tell),
             open_json_lines_at(stream, {name: types[name] for name in columns}) as reader,
         ):
             for batch in reader:
-                yield pa.Table.from_batches([batch]), tell()
+                yield pa.Table.from_batches([batch]).select(list(columns)), tell()
+
+    def batches(columns: Sequence[str]) -> Batches:
+        count = 0
+        try:
+            for table, done in agreeing(columns):
+                count += table.num_rows
+                yield table, done
+        except pa.ArrowInvalid as error:
+            _refuse_repeated(error)
+            with opened(path) as (stream, tell):
+                for table in texts_of_lines(path, stream, columns, _IDS, count):
+                    yield table, tell()
 
     def read(columns: Sequence[str] | None) -> pa.Table:
         if columns is None:
             return read_records(path)
         schema = pa.schema([(name, types[name]) for name in columns])
-        parts = [table.select(list(columns)).cast(schema) for table, _ in batches(columns)]
+        try:
+            parts = [table.cast(schema) for table, _ in agreeing(columns)]
+        except pa.ArrowInvalid as error:
+            _refuse_repeated(error)
+            return read_records(path, columns)
         return pa.concat_tables(parts) if parts else schema.empty_table()
 
     return TableFile(path, pa.schema(list(types.items())), read, batches, path.stat().st_size)
+
+
+def _refuse_repeated(error: pa.ArrowInvalid) -> None:
+    """What else Arrow refuses is read line by line: values of which some are numbers and some are text, long lines."""
+    if "specified twice" in str(error):
+        raise error

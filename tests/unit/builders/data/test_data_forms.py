@@ -412,7 +412,6 @@ def test_users_without_interactions_are_named(tmp_path: Path) -> None:
     assert lines[1].endswith("none9 and 2 more)")
 
 
-MIXED = "".join(f'{{"user_id": {user}, "item_id": "x", "timestamp": 1}}\n' for user in (1, '"a"'))
 CSV = {"interactions.csv": EVENTS, "items.csv": ITEMS}
 
 
@@ -459,7 +458,6 @@ CSV = {"interactions.csv": EVENTS, "items.csv": ITEMS}
         ({**CSV, "interactions.csv": "user_id:token,item_id:token\n1,2\n"}, "this is RecBole's form: name the files"),
         ({**CSV, "interactions.csv": "uid,item_id,timestamp\n1,2,3\n"}, r"no column 'user_id' \(columns: uid, item_id"),
         ({"interactions.csv.gz": EVENTS, "items.csv": ITEMS}, None),
-        ({"interactions.jsonl": MIXED, "items.csv": ITEMS}, "changed from string to number in row 0"),
         ({"interactions.jsonl": '[{"user_id": 1}]', "items.csv": ITEMS}, "line 1 holds a JSON list; expected"),
         ({"interactions.jsonl": "", "items.csv": ITEMS}, r"interactions\.jsonl: cannot be read \(empty JSON file\)"),
         # RecBole

@@ -81,7 +81,7 @@ def test_json_form_takes_text_ids(tmp_path: Path) -> None:
         ({"u": [0], "v": [1.5]}, INDEX, "user 'v' has .1.5."),
         ({"u": [0], "v": [True]}, INDEX, "user 'v' has .True."),
         ({"u": [0], "v": [None]}, INDEX, "user 'v' has .None."),
-        ({"u": [0], "v": ["1"]}, INDEX, "some ids are numbers and some are text"),
+        ({"u": [0], "v": ["\ud800", 1]}, INDEX, r"user 'v' has '.ud800', which is not valid Unicode"),
         ({"u": [0, 1.0]}, INDEX, "user 'u'"),
         ({"u": [10**30]}, INDEX, "user 'u'"),
         ({"u": []}, INDEX, "no interactions"),
