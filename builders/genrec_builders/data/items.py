@@ -28,10 +28,17 @@ _PANDAS_INDEX = r"__index_level_\d+__|Unnamed: \d+|"
 _FLOAT = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?([nN][aA][nN]|[iI][nN][fF])$"
 
 
-def item_table(path: Path, table: pa.Table, found: Found, kinds: Mapping[str, str] = MappingProxyType({})) -> ItemTable:
+def item_table(
+    path: Path,
+    table: pa.Table,
+    found: Found,
+    kinds: Mapping[str, str] = MappingProxyType({}),
+    stated: Mapping[str, str] = MappingProxyType({}),
+) -> ItemTable:
     """The catalogue of a table with a column `item_id`; what is left out of it goes into `found`.
 
-    kinds: of attributes, by their names, where the column's own type is not meant.
+    kinds: of attributes, by their names, where the column's own type is not meant. stated: that the file says its text
+    is of; what is not is left out.
     """
     if not table.num_rows:
         raise DataError(f"{path}: no rows; a catalogue needs at least one item")
@@ -62,9 +69,8 @@ def item_table(path: Path, table: pa.Table, found: Found, kinds: Mapping[str, st
             "embeddings must be finite (and within float32)"
         )
     names = [name for name in table.column_names if name not in used]
-    typed = attribute_columns(
-        path, table, [name for name in names if not re.fullmatch(_PANDAS_INDEX, name)], item_ids, kinds, found
-    )
+    own = [name for name in names if not re.fullmatch(_PANDAS_INDEX, name)]
+    typed = attribute_columns(path, table, own, item_ids, kinds, found, stated)
     try:
         texts = texts_among(names, table.schema.metadata)
     except ValueError as error:
@@ -90,9 +96,13 @@ def _vectors(path: Path, table: pa.Table, name: str, item_ids: list[str]) -> tup
     if name in table.column_names:
         if numbered:
             raise DataError(f"{path}: has both column {name!r} and column {numbered[0][1]!r}; keep one form")
+        expected = f"a semantic ID per item such as {EXAMPLES}" if name == "sid" else "a list of numbers per item"
+        if pa.types.is_struct(table.column(name).type):
+            raise DataError(f"{path}: column {name!r} holds objects, or lists in lists; expected {expected}")
         refuse_nulls(path, table.column(name), name)
         lists, what = one_array(table.column(name)), f"values in {name!r}"
         lists = lists.dictionary_decode() if pa.types.is_dictionary(lists.type) else lists
+        lists = lists.cast(pa.large_string()) if is_text(lists.type) else lists
         if name == "sid" and (texts := _sid_texts(lists)) is not None:
             return parse_sids(path, texts, item_ids, what), {name}
         try:
@@ -100,7 +110,6 @@ def _vectors(path: Path, table: pa.Table, name: str, item_ids: list[str]) -> tup
                 lists = pc.split_pattern_regex(pc.utf8_trim(lists, "[]() \t\r\n"), r"[,;\s]+")
             lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
         except (pa.ArrowException, ValueError, TypeError) as error:
-            expected = f"a semantic ID per item such as {EXAMPLES}" if name == "sid" else "a list of numbers per item"
             raise DataError(f"{path}: column {name!r} is {lists.type}; expected {expected}") from error
         width = common_length(path, lengths, item_ids, what)
         return _numbers(path, lists.flatten(), kind, name, item_ids, width).reshape(-1, width), {name}

@@ -31,7 +31,7 @@ def open_movies(path: Path) -> TableFile:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); write the file again") from error
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
     rows = [line.split("::") for line in text.replace("\r\n", "\n").split("\n") if line]

@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import pyarrow as pa
+
 from genrec.reporting.progress import Track, untracked
 from genrec_builders.data.atomic_form import open_atomic
 from genrec_builders.data.attributes import require_known
+from genrec_builders.data.columns import is_text
 from genrec_builders.data.folder import ending, find_files
 from genrec_builders.data.found import Found
 from genrec_builders.data.interactions import interactions_of_table
@@ -99,4 +102,9 @@ def _read_items(path: Path, what: str, kinds: Mapping[str, str], found: Found) -
     names = source.schema.names
     vectors = ["embedding"] if what == "embeddings" and "embedding_0" not in names else []
     check_columns(path, names, ["item_id", *vectors])
-    return item_table(path, source.read(None), found, kinds)
+    table = source.read(None)
+    stated = {}
+    if ending(path) == ".item":  # what RecBole calls a float is a number, or left out
+        declared = [field.name for field in source.schema if pa.types.is_floating(field.type)]
+        stated = {name: "number" for name in declared if is_text(table.schema.field(name).type)}
+    return item_table(path, table, found, kinds, stated)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from genrec.errors import DataError
@@ -140,3 +142,52 @@ def test_a_key_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
     text = '{"0": {"title": "A"}, "1": {"a\\ud800": 1}}'
     with pytest.raises(DataError, match=r"item\.json: item '1' has the key 'a\\ud800', which is not valid Unicode"):
         read(tmp_path, interactions_csv="user_id,item_id,timestamp\nu,0,1\n", item_json=text)
+
+
+# --- what nearly fits
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path: Path) -> None:
+    files = {"ratings_dat": "\ufeffu::10::5::1\nu::20::5::2\n", "movies_dat": "\ufeff10::A::X\n20::B::Y\n"}
+    dataset = read(tmp_path, **files)
+    assert sequences(dataset) == {"u": ["10", "20"]} and dataset.items.item_ids == ["10", "20"]
+
+
+def test_a_float_of_recbole_that_is_none_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = {
+        "s_inter": "user_id:token\titem_id:token\ttimestamp:float\nu\t10\t1\n",
+        "s_item": "item_id:token\tprice:float\tweight:float\n10\t9.99\t1.5\n20\t$12.99\t2\n30\t\t\n",
+    }
+    items = read(tmp_path, **files).items
+    assert dict(items.typed.kinds) == {"weight": "number"} and items.typed["weight"].tolist() == [1.5, 2.0, None]
+    assert items.attributes == {"price": ["9.99", "$12.99", ""], "weight": ["1.5", "2", ""]}
+    assert "column 'price' of s.item in rules: item '20': attribute 'price' is '$12.99', which is no" in caplog.text
+    with pytest.raises(DataError, match=r"item '20': attribute 'price' is '.12\.99'.*give another --attribute-type"):
+        read_dataset(tmp_path, attribute_types={"price": "number"})
+
+
+def test_embeddings_of_other_shapes(tmp_path: Path) -> None:
+    events = {"interactions_csv": "user_id,item_id,timestamp\nu,a,1\n"}
+    for value in ("[[1, 2]]", '{"a": 1}'):
+        with pytest.raises(
+            DataError, match=r"items\.jsonl: column 'embedding' holds objects, or lists in lists; expected"
+        ):
+            read(tmp_path, **events, items_jsonl=f'{{"item_id": "a", "embedding": {value}}}\n')
+    (tmp_path / "items.jsonl").unlink()
+    for texts in (
+        pa.array(["1 2", "[3, 4]"], pa.string_view()),
+        pa.array([["1", "2"], ["3", "4"]], pa.list_(pa.string_view())),
+    ):
+        pq.write_table(pa.table({"item_id": ["a", "b"], "embedding": texts}), tmp_path / "items.parquet")
+        embeddings = read_dataset(tmp_path).items.embeddings
+        assert embeddings is not None and embeddings.tolist() == [[1, 2], [3, 4]]
+
+
+def test_hidden_files_are_no_second_ones(tmp_path: Path) -> None:
+    files = {
+        "s_inter": "user_id:token\titem_id:token\ttimestamp:float\nu\t10\t1\n",
+        "s_item": "item_id:token\n10\n",
+        "._s_inter": "\0",
+        "._s_item": "\0",
+    }
+    assert sequences(read(tmp_path, **files)) == {"u": ["10"]}
