@@ -169,7 +169,8 @@ def _not_numbers(values: pa.Array, whole: bool) -> np.ndarray:
     """Places in `values` of text or floats that are no numbers, or no whole ones."""
     if is_text(values.type):
         pattern = r"^-?[0-9]{1,18}$" if whole else _FLOAT
-        return np.flatnonzero(~pc.match_substring_regex(values, pattern).to_numpy(zero_copy_only=False))
+        texts = values.cast(pa.large_string())  # no pattern is looked for in views
+        return np.flatnonzero(~pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False))
     if pa.types.is_floating(values.type) and whole:
         floats = values.to_numpy(zero_copy_only=False)
         return np.flatnonzero(~((floats == np.floor(floats)) & (np.abs(floats) < 2**53)))

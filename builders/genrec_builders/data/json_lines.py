@@ -62,18 +62,15 @@ def texts_of_lines(
 
     ids: columns that hold text and whole numbers alone. first: so many objects are left out.
 
-    Raises DataError for a line that is no JSON object, and for a value that is no text and no number.
+    Raises ValueError for a line that is no JSON object, DataError for a value that is no text and no number.
     """
     text = io.TextIOWrapper(stream, encoding="utf-8-sig")  # closes the stream when nothing holds it any more
     lines = islice(_numbered(text), first, None)
-    try:
-        while part := list(islice(lines, _PART)):
-            yield pa.table({name: _texts(part, name, name in ids) for name in columns})
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
+    while part := list(islice(lines, _PART)):
+        yield pa.table({name: _texts(path, part, name, name in ids) for name in columns})
 
 
-def _texts(lines: Sequence[tuple[int, dict[str, Any]]], name: str, ids: bool) -> pa.Array:
+def _texts(path: Path, lines: Sequence[tuple[int, dict[str, Any]]], name: str, ids: bool) -> pa.Array:
     """large_string [n] of the values of one column of lines with their numbers."""
     kinds = (str, int) if ids else (str, int, float)
     values: list[str | None] = []
@@ -85,12 +82,13 @@ def _texts(lines: Sequence[tuple[int, dict[str, Any]]], name: str, ids: bool) ->
             values.append(_text(value))
         else:
             expected = "text or a whole number" if ids else "text or a number"
-            raise ValueError(f"line {number} has {short(value)} in {name!r}; write {expected}")
+            raise DataError(f"{path}: line {number} has {short(value)} in {name!r}; write {expected}")
     try:
         return pa.array(values, pa.large_string())
     except UnicodeEncodeError as error:
         number = lines[values.index(error.object)][0]
-        raise ValueError(f"line {number} has {short(error.object)} in {name!r}, which is not valid Unicode") from error
+        given = short(error.object)
+        raise DataError(f"{path}: line {number} has {given} in {name!r}, not valid Unicode; change it") from error
 
 
 def read_records(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

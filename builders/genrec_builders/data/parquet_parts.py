@@ -56,6 +56,7 @@ def _kinds(path: Path, source: pa_dataset.Dataset) -> dict[str, pa.DataType]:
 def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     """Raises ArrowException if there is no type for the values of both."""
     one, other = (kind.value_type if pa.types.is_dictionary(kind) else kind for kind in (one, other))
+    one, other = (pa.large_string() if pa.types.is_string_view(kind) else kind for kind in (one, other))
     if pa.types.is_timestamp(one) and pa.types.is_timestamp(other) and one.tz != other.tz:
         one, other = (pa.timestamp(kind.unit, "UTC") for kind in (one, other))
     schemas = [pa.schema([("column", kind)]) for kind in (one, other)]

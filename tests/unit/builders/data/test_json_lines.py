@@ -156,7 +156,7 @@ LINE = '{"user_id": 7, "item_id": 0, "timestamp": 1}\n'
         ('{"user_id": 7, "item_id": 0, "timestamp": "soon"}', "data row 3 has 'soon' in 'timestamp', which is no time"),
         (
             '{"user_id": "\\ud800", "item_id": 0, "timestamp": 1}',
-            r"line 4 has '.ud800' in 'user_id', which is not valid",
+            r"line 4 has '.ud800' in 'user_id', not valid",
         ),
         ('{"user_id": 7, "item_id": 0, "timestamp": 1', "line 4 is not JSON"),
         ("[7]", "line 4 holds a JSON list; expected an object"),

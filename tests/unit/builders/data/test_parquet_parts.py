@@ -51,6 +51,7 @@ MAY = datetime(2024, 5, 1)
         (pa.array([1, 2]), pa.array([0.5]), [1.0, 2.0, 0.5]),
         (pa.array(["a", "b"]), pa.array(["c"]).dictionary_encode(), ["a", "b", "c"]),
         (pa.array(["a", "b"]).dictionary_encode(), pa.array(["c"], pa.large_string()), ["a", "b", "c"]),
+        (pa.array(["a", "b"]), pa.array(["c"], pa.string_view()), ["a", "b", "c"]),
     ],
     ids=lambda values: str(getattr(values, "type", "")),
 )

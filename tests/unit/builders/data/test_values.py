@@ -181,6 +181,11 @@ def test_embeddings_of_other_shapes(tmp_path: Path) -> None:
         pq.write_table(pa.table({"item_id": ["a", "b"], "embedding": texts}), tmp_path / "items.parquet")
         embeddings = read_dataset(tmp_path).items.embeddings
         assert embeddings is not None and embeddings.tolist() == [[1, 2], [3, 4]]
+    pq.write_table(
+        pa.table({"item_id": ["a"], "embedding": pa.array(["1 b"], pa.string_view())}), tmp_path / "items.parquet"
+    )
+    with pytest.raises(DataError, match="item 'a' has 'b' in 'embedding'; expected a number"):
+        read_dataset(tmp_path)
 
 
 def test_hidden_files_are_no_second_ones(tmp_path: Path) -> None:
