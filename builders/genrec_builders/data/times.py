@@ -18,15 +18,13 @@ _NUMBERS = (pa.int64(), pa.float64())
 _MOMENTS = tuple(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC"))
 _DATE = r"^\d{4}-\d\d-\d\d$"
 _ZONE = r"[T ].*(Z|[+-]\d\d(:?\d\d)?)$"
-# Numbers below so much are of that unit, since 1970: seconds until the year 5138, milliseconds until then on.
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?")
+# Numbers below so much are of that unit, since 1970: seconds until the year 5138, milliseconds until then on.
 _UNITS = ((10**11, "s"), (10**14, "ms"), (10**17, "us"))
 UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _NANOSECONDS = {"D": 86_400 * 10**9, "s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _CENTURY = (315_532_800, 4_102_444_800)  # seconds from 1970 to 1980, and to 2100
 _LIMIT = 2**63
-
-
 _REMEDY = "write Unix time as a number, or ISO 8601 dates that Arrow recognises, e.g. 2024-05-01 12:30:00"
 
 
