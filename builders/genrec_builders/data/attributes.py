@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -16,17 +17,23 @@ from genrec_builders.data.found import Found
 
 
 def attribute_columns(
-    path: Path, table: pa.Table, names: Sequence[str], item_ids: list[str], kinds: Mapping[str, str], found: Found
+    path: Path,
+    table: pa.Table,
+    names: Sequence[str],
+    item_ids: list[str],
+    kinds: Mapping[str, str],
+    found: Found,
+    stated: Mapping[str, str] = MappingProxyType({}),
 ) -> Columns:
     """Columns of those of `names` that attributes can be made of; each of the others is noted in `found`.
 
-    kinds: that are asked for, by name; a column has the kind of its type otherwise. Raises DataError for what is asked
-    for and cannot be.
+    kinds: that are asked for, by name; a column has the kind that the file has `stated` otherwise, or that of its type.
+    Raises DataError for what is asked for and cannot be.
     """
     require_known(path, names, kinds)
     columns: dict[str, Column] = {}
     for name in [*(name for name in names if name in kinds), *(name for name in names if name not in kinds)]:
-        kind = kinds.get(name) or kind_of(table.column(name).type)
+        kind = kinds.get(name) or stated.get(name) or kind_of(table.column(name).type)
         if kind is None:
             continue
         problem = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 
 from genrec.catalog import MAX_ID_BYTES
 from genrec.errors import DataError
+from genrec_builders.data.columns import no_value
 
 INT32_MAX = 2**31 - 1
 
@@ -50,18 +52,25 @@ def look_up(values: pa.Array, item_ids: pa.Array) -> np.ndarray:
     return pc.index_in(values, value_set=item_ids).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
-def check_id_sizes(path: Path, ids: pa.Array, what: str) -> None:
-    """Raises DataError for an id in `ids`, large_string [n], that is empty, over `MAX_ID_BYTES` or ends in NUL."""
+def check_id_sizes(path: Path, ids: pa.Array, what: str, row: Callable[[int], int] | None = None) -> None:
+    """Raises DataError for an id in `ids`, large_string [n], that is empty, over `MAX_ID_BYTES` or ends in NUL.
+
+    row: the data row, from 0 on, of the id at a place; None if the ids stand in no rows.
+    """
+
+    def named(at: int) -> str:
+        return f"{path}: {f'data row {row(at) + 1}: ' if row else ''}{what} id {short(ids[at].as_py())}"
+
     sizes = pc.binary_length(ids).to_numpy(zero_copy_only=False)
     bad = np.flatnonzero((sizes < 1) | (sizes > MAX_ID_BYTES))
     if bad.size:
         at = int(bad[0])
-        raise DataError(
-            f"{path}: {what} id {short(ids[at].as_py())} has {sizes[at]} bytes; ids have 1 to {MAX_ID_BYTES}"
-        )
+        if row and not sizes[at]:
+            raise no_value(path, row(at), what)
+        raise DataError(f"{named(at)} has {sizes[at]} bytes; ids have 1 to {MAX_ID_BYTES}")
     nul = np.flatnonzero(pc.ends_with(ids, "\0").to_numpy(zero_copy_only=False))
     if nul.size:
-        raise DataError(f"{path}: {what} id {short(ids[int(nul[0])].as_py())} ends in a NUL byte; strip it")
+        raise DataError(f"{named(int(nul[0]))} ends in a NUL byte; strip it")
 
 
 def short(value: object) -> str:

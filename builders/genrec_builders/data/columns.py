@@ -27,4 +27,9 @@ def refuse_nulls(path: Path, column: pa.ChunkedArray, name: str, first: int = 0)
     """first: the data row of the column's first value."""
     if column.null_count:
         at = first + int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise DataError(f"{path}: data row {at + 1} has no {name}; fill it in or drop the row")
+        raise no_value(path, at, name)
+
+
+def no_value(path: Path, row: int, name: str) -> DataError:
+    """row: the data row, from 0 on."""
+    return DataError(f"{path}: data row {row + 1} has no {name}; fill it in or drop the row")

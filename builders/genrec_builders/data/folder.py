@@ -69,12 +69,14 @@ def find_files(folder: Path) -> DataFiles:
     prefixes: dict[str, str] = {}
     others = []
     for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):  # hidden, such as `._Beauty.inter` of an archive that macOS packed
+            continue
         kind, prefix = _kind(path)
         if kind is not None:
             found[kind].append(path)
             if prefix:
                 prefixes.setdefault(prefix, path.name)
-        elif not path.name.startswith("."):
+        else:
             others.append(path.name + "/" * path.is_dir())
     for kind in _WELL_KNOWN:
         if not found[kind]:

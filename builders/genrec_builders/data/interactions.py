@@ -61,8 +61,11 @@ def interactions_of_lists(
     """
     offsets, values = lists.offsets.to_numpy().astype(np.int64), lists.flatten()
     owner = np.repeat(np.arange(len(user_ids), dtype=np.int32), np.diff(offsets))
-    if values.null_count:
-        at = int(owner[np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]])
+    empty = values.is_null()
+    if is_text(values.type):
+        empty = pc.or_(empty, pc.equal(values, "").fill_null(True))
+    if pc.any(empty).as_py():
+        at = int(owner[np.argmax(empty.to_numpy(zero_copy_only=False))])
         raise DataError(f"{path}: user {user_ids[at]!r} has an empty value among the items; fill it in or drop it")
     if not len(values):
         raise DataError(f"{path}: no interactions; every user's list is empty")
@@ -161,7 +164,7 @@ def _of_events(source: TableFile, items: ItemTable, catalogue: str, found: Found
         user_ids,
         np.concatenate(parts.pop("user_id")),
         place[codes],
-        joined_times(path, "timestamp", parts.pop("timestamp")),
+        joined_times(path, "timestamp", parts.pop("timestamp"), partial(_data_row, 0)),
         pa.concat_arrays(parts["query"]) if "query" in used else None,
         lambda at: ids[int(codes[at])].as_py(),
         catalogue,
@@ -170,10 +173,13 @@ def _of_events(source: TableFile, items: ItemTable, catalogue: str, found: Found
 
 
 def _large(batches: Batches, least: Callable[[], int]) -> Batches:
-    """The batches, joined to `least` rows or more but for the last."""
+    """The batches, joined to `least` rows or more but for the last, and the last of a schema."""
     waiting: list[pa.Table] = []
     rows = 0
     for table, done in batches:
+        if waiting and table.schema != waiting[0].schema:
+            yield pa.concat_tables(waiting), done
+            waiting, rows = [], 0
         waiting.append(table)
         rows += table.num_rows
         if rows >= least():
@@ -234,6 +240,9 @@ def _of_sequences(source: TableFile, sequence: str, items: ItemTable, catalogue:
         values.append(None if column is None else column.flatten())
     owner = np.repeat(np.arange(len(user_ids)), _lengths(lists))
     times, queries = values
+    if times is not None:
+        place, name = (lambda at: f"user {user_ids[int(owner[at])]!r}"), str(beside[0])
+        times = joined_times(path, name, [read_times(path, times, name, place)], place)
     return interactions_of_lists(
         path,
         user_ids,
@@ -241,9 +250,7 @@ def _of_sequences(source: TableFile, sequence: str, items: ItemTable, catalogue:
         items,
         catalogue,
         found,
-        None
-        if times is None
-        else read_times(path, times, str(beside[0]), lambda at: f"user {user_ids[int(owner[at])]!r}"),
+        times,
         None if queries is None else _queries(path, queries, str(beside[1])),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from genrec.catalog import Columns
 from genrec.catalog.kinds import texts_among
 from genrec.errors import DataError
 from genrec_builders.data.attributes import attribute_columns
-from genrec_builders.data.checks import INT32_MAX, checked_codes, common_length, look_up, rounded_levels, short
+from genrec_builders.data.checks import INT32_MAX, checked_codes, common_length, rounded_levels, short
 from genrec_builders.data.columns import is_list, is_text, one_array, refuse_nulls
-from genrec_builders.data.found import Found, some
+from genrec_builders.data.found import Found
 from genrec_builders.data.ids import encode_ids
 from genrec_builders.data.notation import EXAMPLES, parse_sids
 from genrec_builders.data.tables import ItemTable
@@ -30,10 +28,17 @@ _PANDAS_INDEX = r"__index_level_\d+__|Unnamed: \d+|"
 _FLOAT = r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?([nN][aA][nN]|[iI][nN][fF])$"
 
 
-def item_table(path: Path, table: pa.Table, found: Found, kinds: Mapping[str, str] = MappingProxyType({})) -> ItemTable:
+def item_table(
+    path: Path,
+    table: pa.Table,
+    found: Found,
+    kinds: Mapping[str, str] = MappingProxyType({}),
+    stated: Mapping[str, str] = MappingProxyType({}),
+) -> ItemTable:
     """The catalogue of a table with a column `item_id`; what is left out of it goes into `found`.
 
-    kinds: of attributes, by their names, where the column's own type is not meant.
+    kinds: of attributes, by their names, where the column's own type is not meant. stated: that the file says its text
+    is of; what is not is left out.
     """
     if not table.num_rows:
         raise DataError(f"{path}: no rows; a catalogue needs at least one item")
@@ -64,9 +69,8 @@ def item_table(path: Path, table: pa.Table, found: Found, kinds: Mapping[str, st
             "embeddings must be finite (and within float32)"
         )
     names = [name for name in table.column_names if name not in used]
-    typed = attribute_columns(
-        path, table, [name for name in names if not re.fullmatch(_PANDAS_INDEX, name)], item_ids, kinds, found
-    )
+    own = [name for name in names if not re.fullmatch(_PANDAS_INDEX, name)]
+    typed = attribute_columns(path, table, own, item_ids, kinds, found, stated)
     try:
         texts = texts_among(names, table.schema.metadata)
     except ValueError as error:
@@ -81,50 +85,6 @@ def item_table(path: Path, table: pa.Table, found: Found, kinds: Mapping[str, st
     return ItemTable(item_ids, sids, levels, embeddings, attributes, typed)
 
 
-def with_index(items: ItemTable, items_path: Path, index: ItemTable, index_path: Path, found: Found) -> ItemTable:
-    """The catalogue `index`, which has the semantic IDs or the embeddings, with what `items` has beside them."""
-    for what, ours, theirs in (
-        ("semantic IDs", items.sids, index.sids),
-        ("embeddings", items.embeddings, index.embeddings),
-    ):
-        if ours is not None and (theirs is not None or what == "semantic IDs"):
-            raise DataError(
-                f"{index_path.parent}: both {items_path.name} and {index_path.name} have {what}; drop one of them"
-            )
-    if index.attributes:
-        found.left_out.append(f"columns {some([repr(name) for name in index.attributes])} of {index_path.name}")
-    known = pa.array(items.item_ids, pa.large_string())
-    rows = look_up(pa.array(index.item_ids, pa.large_string()), known)
-    missing = int((rows < 0).sum())
-    if missing == len(rows):
-        raise DataError(
-            f"{items_path}: has none of the items of {index_path.name} (item {items.item_ids[0]!r} here, "
-            f"{index.item_ids[0]!r} there); write the ids in one way"
-        )
-    if unlisted := len(items) - (len(rows) - missing):
-        other = items.item_ids[np.setdiff1d(np.arange(len(items)), rows)[0]]
-        found.left_out.append(
-            f"{unlisted} items of {items_path.name}, such as {other!r}, that {index_path.name} does not list"
-        )
-    embeddings = items.embeddings
-    if embeddings is not None and missing:
-        at = index.item_ids[int(np.argmin(rows))]
-        found.left_out.append(f"embeddings of {items_path.name}, which has none for {missing} items, such as {at!r}")
-        embeddings = None
-    if items.attributes and missing:
-        at = index.item_ids[int(np.argmin(rows))]
-        found.left_out.append(f"texts of {missing} items, such as {at!r}, that {items_path.name} does not list")
-    places = rows.tolist()
-    attributes = {
-        name: [values[row] if row >= 0 else "" for row in places] for name, values in items.attributes.items()
-    }
-    # Behind the items stands one that has nothing, for those that are not there.
-    there = Columns.concatenate([items.typed, Columns.empty(items.typed.kinds, 1)])
-    columns = there.take(np.where(rows >= 0, rows, len(items)))
-    vectors = index.embeddings if embeddings is None else embeddings[rows]
-    return replace(index, attributes=attributes, embeddings=vectors, columns=columns)
-
-
 def _vectors(path: Path, table: pa.Table, name: str, item_ids: list[str]) -> tuple[np.ndarray | None, set[str]]:
     """The vector per item from a column `name` of lists or of text, or from `name_0`, `name_1`, ...; and its columns.
 
@@ -136,9 +96,13 @@ def _vectors(path: Path, table: pa.Table, name: str, item_ids: list[str]) -> tup
     if name in table.column_names:
         if numbered:
             raise DataError(f"{path}: has both column {name!r} and column {numbered[0][1]!r}; keep one form")
+        expected = f"a semantic ID per item such as {EXAMPLES}" if name == "sid" else "a list of numbers per item"
+        if pa.types.is_struct(table.column(name).type):
+            raise DataError(f"{path}: column {name!r} holds objects, or lists in lists; expected {expected}")
         refuse_nulls(path, table.column(name), name)
         lists, what = one_array(table.column(name)), f"values in {name!r}"
         lists = lists.dictionary_decode() if pa.types.is_dictionary(lists.type) else lists
+        lists = lists.cast(pa.large_string()) if is_text(lists.type) else lists
         if name == "sid" and (texts := _sid_texts(lists)) is not None:
             return parse_sids(path, texts, item_ids, what), {name}
         try:
@@ -146,7 +110,6 @@ def _vectors(path: Path, table: pa.Table, name: str, item_ids: list[str]) -> tup
                 lists = pc.split_pattern_regex(pc.utf8_trim(lists, "[]() \t\r\n"), r"[,;\s]+")
             lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
         except (pa.ArrowException, ValueError, TypeError) as error:
-            expected = f"a semantic ID per item such as {EXAMPLES}" if name == "sid" else "a list of numbers per item"
             raise DataError(f"{path}: column {name!r} is {lists.type}; expected {expected}") from error
         width = common_length(path, lengths, item_ids, what)
         return _numbers(path, lists.flatten(), kind, name, item_ids, width).reshape(-1, width), {name}
@@ -206,7 +169,8 @@ def _not_numbers(values: pa.Array, whole: bool) -> np.ndarray:
     """Places in `values` of text or floats that are no numbers, or no whole ones."""
     if is_text(values.type):
         pattern = r"^-?[0-9]{1,18}$" if whole else _FLOAT
-        return np.flatnonzero(~pc.match_substring_regex(values, pattern).to_numpy(zero_copy_only=False))
+        texts = values.cast(pa.large_string())  # no pattern is looked for in views
+        return np.flatnonzero(~pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False))
     if pa.types.is_floating(values.type) and whole:
         floats = values.to_numpy(zero_copy_only=False)
         return np.flatnonzero(~((floats == np.floor(floats)) & (np.abs(floats) < 2**53)))

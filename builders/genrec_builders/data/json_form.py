@@ -48,6 +48,7 @@ def read_texts(path: Path, found: Found) -> pa.Table:
             )
     columns = {"item_id": item_ids}
     for name in dict.fromkeys(name for record in records for name in record):
+        _require_unicode(path, name, texts)
         values = [record.get(name) for record in records]
         if name == "item_id":
             found.left_out.append(f"'item_id' in {path.name}, where the keys are the ids")
@@ -102,6 +103,15 @@ def _text_array(path: Path, keys: Iterable[str], what: str) -> pa.Array:
     return ids
 
 
+def _require_unicode(path: Path, key: str, items: dict[str, Any]) -> None:
+    """Raises DataError for a `key`, of the object of one of `items`, that no column can be called."""
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        item = next(item for item, record in items.items() if key in record)
+        raise DataError(f"{path}: item {item!r} has the key {key!r}, which is not valid Unicode; rename it") from error
+
+
 def _text_values(path: Path, texts: list[str], item_ids: list[str]) -> pa.Array:
     try:
         return pa.array(texts, pa.large_string())
@@ -111,10 +121,11 @@ def _text_values(path: Path, texts: list[str], item_ids: list[str]) -> pa.Array:
 
 
 def _column(path: Path, values: list[Any], item_ids: list[str]) -> pa.Array | None:
-    """The values of one key; None if some are lists or objects and some are not."""
+    """The values of one key, as text if their types do not agree; None if some are lists or objects and some not."""
     values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
     nested = any(isinstance(value, (list, dict)) for value in values)
-    if nested or {type(value) for value in values} <= {int, type(None)}:
+    types = {type(value) for value in values} - {type(None)}
+    if nested or types in ({int}, {float}, {int, float}, {bool}):
         try:
             return pa.array(values)
         except (pa.ArrowException, OverflowError, ValueError, TypeError):
@@ -125,7 +136,7 @@ def _column(path: Path, values: list[Any], item_ids: list[str]) -> pa.Array | No
 
 
 def _list_array(path: Path, values: dict[str, Any]) -> pa.Array:
-    """The values of a JSON object as one Arrow array of lists of text or of int64."""
+    """The values of a JSON object as one Arrow array of lists of text or of int64; of text if some are text."""
 
     def convert(lists: list[Any]) -> pa.Array | None:
         try:
@@ -142,7 +153,13 @@ def _list_array(path: Path, values: dict[str, Any]) -> pa.Array:
     array = convert(list(values.values()))
     if array is not None:
         return array
+    texts = []
     for key, value in values.items():
-        if convert([value]) is None:
+        if not isinstance(value, list) or not all(type(each) in (str, int) for each in value):
             raise DataError(f"{path}: user {key!r} has {short(value)}; expected a list of item ids")
-    raise DataError(f"{path}: some ids are numbers and some are text; write all of them in one way")
+        texts.append([str(each) for each in value])
+    try:
+        return pa.array(texts, pa.list_(pa.large_string()))
+    except UnicodeEncodeError as error:
+        user = next(user for user, ids in zip(values, texts, strict=True) if error.object in ids)
+        raise DataError(f"{path}: user {user!r} has {short(error.object)}, which is not valid Unicode") from error

@@ -20,6 +20,11 @@ def text_lists(path: Path, texts: pa.Array, name: str) -> pa.Array:
     lists = []
     for at, text in enumerate(texts.to_pylist()):
         values = _parse(text.strip())
+        if values is not None and "..." in values and not re.search("['\"]", text):
+            raise DataError(
+                f"{path}: data row {at + 1} has {short(text)} in {name!r}, a list that numpy or pandas shortened when "
+                "it was printed: what stood at '...' is lost; write the list again, with all of its values"
+            )
         if values is None:
             raise DataError(
                 f"{path}: data row {at + 1} has {short(text)} in {name!r}; write a list such as '12 7 3', "
@@ -31,7 +36,9 @@ def text_lists(path: Path, texts: pa.Array, name: str) -> pa.Array:
 
 def _parse(text: str) -> list[str] | None:
     if not text.startswith("["):
-        return [value.strip(",") for value in text.split()] if re.search(r"\s", text) else _parts(text)
+        # `a,b c` are two: commas separate where white space does not, or stands beside one.
+        spaced = re.search(r"\s", text) and not re.search(r",\s|\s,", text)
+        return text.split() if spaced else _parts(text)
     if not text.endswith("]"):
         return None
     if "'" not in text and '"' not in text:

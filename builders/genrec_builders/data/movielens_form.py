@@ -20,7 +20,7 @@ def open_ratings(path: Path) -> TableFile:
     """`UserID::MovieID::Rating::Timestamp`: no value has a colon, so that every other column is empty."""
     names = [name for column in _RATINGS for name in (column, f"after {column}")][:-1]
     options = pa_csv.ReadOptions(column_names=names)
-    table = guarded(path, lambda each: open_delimited(each, ":", options, newlines=False))
+    table = guarded(path, lambda each: open_delimited(each, ":", options, quoted=False))
     return replace(table, schema=pa.schema([(name, pa.large_string()) for name in _RATINGS]))
 
 
@@ -31,7 +31,7 @@ def open_movies(path: Path) -> TableFile:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); write the file again") from error
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")
     rows = [line.split("::") for line in text.replace("\r\n", "\n").split("\n") if line]

@@ -7,13 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import pyarrow as pa
+
 from genrec.reporting.progress import Track, untracked
 from genrec_builders.data.atomic_form import open_atomic
 from genrec_builders.data.attributes import require_known
+from genrec_builders.data.columns import is_text
 from genrec_builders.data.folder import ending, find_files
 from genrec_builders.data.found import Found
 from genrec_builders.data.interactions import interactions_of_table
-from genrec_builders.data.items import item_table, with_index
+from genrec_builders.data.items import item_table
+from genrec_builders.data.joined_items import joined
 from genrec_builders.data.json_form import read_index, read_texts, read_user_lists
 from genrec_builders.data.movielens_form import open_movies, open_ratings
 from genrec_builders.data.report import summary
@@ -62,24 +66,20 @@ def load(
     files = find_files(folder)
     found = Found(folder, ignored=files.others)
     found.used[files.interactions.name] = f"interactions: {_FORMS[ending(files.interactions)]}"
-    items, catalogue = None, files.items
-    if files.items is not None:
-        found.used[files.items.name] = f"items: {_FORMS[ending(files.items)]}"
-        items = _read_items(files.items, found, attribute_types)
-    else:
+    if files.items is None:
         require_known(folder, [], attribute_types)
-    for path, what in ((files.embeddings, "embeddings"), (files.index, "semantic IDs")):
+    tables = []
+    for path, what in ((files.items, "items"), (files.embeddings, "embeddings"), (files.index, "semantic IDs")):
         if path is not None:
             found.used[path.name] = f"{what}: {_FORMS[ending(path)]}"
-            index = read_index(path) if path == files.index else _read_items(path, found, {})
-            items = index if items is None else with_index(items, catalogue or folder, index, path, found)
-            catalogue = path
-    assert items is not None and catalogue is not None  # find_files has seen to it
+            kinds = attribute_types if path == files.items else {}
+            tables.append((path, read_index(path) if path == files.index else _read_items(path, what, kinds, found)))
+    items, catalogue = joined(tables, found), tables[-1][0].name
     if ending(files.interactions) == ".json":
-        return Dataset(items, read_user_lists(files.interactions, items, catalogue.name, found)), found
+        return Dataset(items, read_user_lists(files.interactions, items, catalogue, found)), found
     source = _open(files.interactions)
     source = _renamed(source, ("user_id", "item_id", "timestamp"), found)
-    return Dataset(items, interactions_of_table(source, items, catalogue.name, found, track)), found
+    return Dataset(items, interactions_of_table(source, items, catalogue, found, track)), found
 
 
 def _open(path: Path) -> TableFile:
@@ -95,9 +95,16 @@ def _renamed(source: TableFile, wanted: Sequence[str], found: Found) -> TableFil
     return source.renamed(names) if names else source
 
 
-def _read_items(path: Path, found: Found, kinds: Mapping[str, str]) -> ItemTable:
+def _read_items(path: Path, what: str, kinds: Mapping[str, str], found: Found) -> ItemTable:
     if ending(path) == ".json":
         return item_table(path, read_texts(path, found), found, kinds)
     source = _renamed(_open(path), ("item_id",), found)
-    check_columns(path, source.schema.names, ("item_id",))
-    return item_table(path, source.read(None), found, kinds)
+    names = source.schema.names
+    vectors = ["embedding"] if what == "embeddings" and "embedding_0" not in names else []
+    check_columns(path, names, ["item_id", *vectors])
+    table = source.read(None)
+    stated = {}
+    if ending(path) == ".item":  # what RecBole calls a float is a number, or left out
+        declared = [field.name for field in source.schema if pa.types.is_floating(field.type)]
+        stated = {name: "number" for name in declared if is_text(table.schema.field(name).type)}
+    return item_table(path, table, found, kinds, stated)

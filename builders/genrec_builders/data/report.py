@@ -10,13 +10,12 @@ from genrec.prompt import PromptLayout
 from genrec_builders.data.found import Found, some
 from genrec_builders.data.split import LEAVE_ONE_OUT, TESTED_FROM, Split, popularity
 from genrec_builders.data.tables import Dataset, Interactions, ItemTable, Sequences
-from genrec_builders.data.times import as_moments
+from genrec_builders.data.times import UNITS, as_moments
 
 NO_BEHAVIOUR = (
     "nobody took two different items in training, so there is no behaviour to make semantic IDs from; give longer "
     "histories, or the items semantic IDs or embeddings"
 )
-_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 
 
 def summary(dataset: Dataset, found: Found) -> list[str]:
@@ -115,7 +114,7 @@ def _times(interactions: Interactions) -> str:
     same[interactions.offsets[1:-1] - 1] = False  # the first of a user
     at = np.partition(times, [0, int(0.9 * (len(times) - 1)), len(times) - 1])
     first, late, last = as_moments(at)[[0, int(0.9 * (len(times) - 1)), -1]]
-    unit = "" if times.dtype.kind == "M" else f", from numbers that look like {_UNITS[np.datetime_data(first)[0]]}"
+    unit = "" if times.dtype.kind == "M" else f", from numbers that look like {UNITS[np.datetime_data(first)[0]]}"
     return (
         f"{first} to {last} (UTC{unit}), nine tenths before {late}; {int(same.sum()):,} interactions at the time of "
         "the user's one before keep the order of the file"

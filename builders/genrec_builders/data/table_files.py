@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.dataset as pa_dataset
 
 from genrec.errors import DataError
 from genrec_builders.data.folder import ending
-from genrec_builders.data.json_lines import open_json_lines_at, read_records, types_of_lines
+from genrec_builders.data.json_lines import open_json_lines_at, read_records, texts_of_lines, types_of_lines
+from genrec_builders.data.parquet_parts import open_parts
 
 READ_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError)
 _VECTOR_PART = r"(sid|embedding)_\d+"
@@ -28,6 +28,7 @@ KNOWN_AS = {
     "item_id": ("parent_asin", "asin", "movieId", "artist_id", "business_id", "product_id", "venue_id", "book_id"),
     "timestamp": ("time", "date"),
 }
+_IDS = {known for name in ("user_id", "item_id") for known in (name, *KNOWN_AS[name])}
 Batches = Iterator[tuple[pa.Table, int]]
 
 
@@ -87,14 +88,15 @@ def open_delimited(
     delimiter: str,
     options: pa_csv.ReadOptions | None = None,
     types: Callable[[str], pa.DataType] = lambda name: pa.large_string(),
-    newlines: bool = True,
+    quoted: bool = True,
 ) -> TableFile:
     """options: with the names of the columns, if the file has no line of them. types: by a column's name.
 
-    newlines: whether there may be some within a value.
+    quoted: whether a value may stand in quotation marks, and have newlines within them; otherwise a line is a row,
+    and quotation marks are as any other character.
     """
     options = options or pa_csv.ReadOptions()
-    parsing = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=newlines)
+    parsing = pa_csv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted)
     with pa_csv.open_csv(path, read_options=options, parse_options=parsing) as reader:
         schema = reader.schema
 
@@ -172,6 +174,8 @@ def guarded(path: Path, open_file: Callable[[Path], TableFile]) -> TableFile:
         while True:
             try:
                 batch = next(source, None)
+            except DataError:
+                raise
             except READ_ERRORS as error:
                 raise failed(error) from error
             if batch is None:
@@ -182,7 +186,7 @@ def guarded(path: Path, open_file: Callable[[Path], TableFile]) -> TableFile:
 
 
 def _open_parquet(path: Path) -> TableFile:
-    source = pa_dataset.dataset(path, format="parquet", partitioning="hive")
+    source = open_parts(path)
 
     def read(columns: Sequence[str] | None) -> pa.Table:
         return source.to_table(columns=None if columns is None else list(columns))
@@ -200,19 +204,41 @@ def _open_parquet(path: Path) -> TableFile:
 def _open_json_lines(path: Path) -> TableFile:
     types = types_of_lines(path, _RARE)
 
-    def batches(columns: Sequence[str]) -> Batches:
+    def agreeing(columns: Sequence[str]) -> Batches:
         with (
             opened(path) as (stream, tell),
             open_json_lines_at(stream, {name: types[name] for name in columns}) as reader,
         ):
             for batch in reader:
-                yield pa.Table.from_batches([batch]), tell()
+                yield pa.Table.from_batches([batch]).select(list(columns)), tell()
+
+    def batches(columns: Sequence[str]) -> Batches:
+        count = 0
+        try:
+            for table, done in agreeing(columns):
+                count += table.num_rows
+                yield table, done
+        except pa.ArrowInvalid as error:
+            _refuse_repeated(error)
+            with opened(path) as (stream, tell):
+                for table in texts_of_lines(path, stream, columns, _IDS, count):
+                    yield table, tell()
 
     def read(columns: Sequence[str] | None) -> pa.Table:
         if columns is None:
             return read_records(path)
         schema = pa.schema([(name, types[name]) for name in columns])
-        parts = [table.select(list(columns)).cast(schema) for table, _ in batches(columns)]
+        try:
+            parts = [table.cast(schema) for table, _ in agreeing(columns)]
+        except pa.ArrowInvalid as error:
+            _refuse_repeated(error)
+            return read_records(path, columns)
         return pa.concat_tables(parts) if parts else schema.empty_table()
 
     return TableFile(path, pa.schema(list(types.items())), read, batches, path.stat().st_size)
+
+
+def _refuse_repeated(error: pa.ArrowInvalid) -> None:
+    """What else Arrow refuses is read line by line: values of which some are numbers and some are text, long lines."""
+    if "specified twice" in str(error):
+        raise error

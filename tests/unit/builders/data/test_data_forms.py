@@ -35,6 +35,11 @@ def put_rows(path: Path, header: list[str], rows: list[list[Any]], delimiter: st
         csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows([header, *rows])
 
 
+def put_raw(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    """As RecBole's files are written: no value is quoted."""
+    put(path, "".join("\t".join(map(str, row)) + "\n" for row in [header, *rows]))
+
+
 def put_lines(path: Path, columns: dict[str, list[Any]]) -> None:
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     put(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -171,10 +176,10 @@ def write_atomic(folder: Path, dataset: Dataset, gz: str, sequences: str, notati
     items, events, lists = parts(dataset)
     columns = as_text(items, notation)
     header = ["item_id:token", "title:token_seq", "sid:token_seq", "embedding:float_seq"]
-    put_rows(folder / f"Beauty.item{gz}", header, columns_to_rows(columns)[1], "\t")
+    put_raw(folder / f"Beauty.item{gz}", header, columns_to_rows(columns)[1])
     if sequences == "events":
         header = ["user_id:token", "item_id:token", "timestamp:float", *(["query:token"] if "query" in events else [])]
-        put_rows(folder / f"Beauty.inter{gz}", header, columns_to_rows(events)[1], "\t")
+        put_raw(folder / f"Beauty.inter{gz}", header, columns_to_rows(events)[1])
         return
     rows = [[user, " ".join(ids)] for user, ids in zip(lists["user_id"], lists["item_ids"], strict=True)]
     header = ["user_id:token", "item_seq:token_seq"]
@@ -183,7 +188,7 @@ def write_atomic(folder: Path, dataset: Dataset, gz: str, sequences: str, notati
         rows = [
             [user, " ".join(ids[:-1]), ids[-1]] for user, ids in zip(lists["user_id"], lists["item_ids"], strict=True)
         ]
-    put_rows(folder / f"Beauty.inter{gz}", header, rows, "\t")
+    put_raw(folder / f"Beauty.inter{gz}", header, rows)
 
 
 def same(read: Dataset, written: Dataset, queries: bool = True) -> None:
@@ -253,10 +258,11 @@ def test_typed_tables_round_trip(dataset: Dataset, ending: str, name: str, liste
 )
 @ROUNDS
 def test_atomic_files_round_trip(dataset: Dataset, gz: str, sequences: str, name: str) -> None:
-    titles = [title.replace("\n", " ") for title in dataset.items.attributes["title"]]  # a line is a row there
+    plain = str.maketrans("\n\t", "  ")  # a line is a row there
+    titles = [title.translate(plain) for title in dataset.items.attributes["title"]]
     queries = dataset.interactions.queries
     if queries is not None:
-        queries = pa.array([query.replace("\n", " ") for query in queries.to_pylist()], pa.large_string())
+        queries = pa.array([query.translate(plain) for query in queries.to_pylist()], pa.large_string())
     items, inter = dataset.items, dataset.interactions
     dataset = Dataset(
         ItemTable(items.item_ids, items.sids, items.levels, items.embeddings, {"title": titles}),
@@ -406,7 +412,6 @@ def test_users_without_interactions_are_named(tmp_path: Path) -> None:
     assert lines[1].endswith("none9 and 2 more)")
 
 
-MIXED = "".join(f'{{"user_id": {user}, "item_id": "x", "timestamp": 1}}\n' for user in (1, '"a"'))
 CSV = {"interactions.csv": EVENTS, "items.csv": ITEMS}
 
 
@@ -453,7 +458,6 @@ CSV = {"interactions.csv": EVENTS, "items.csv": ITEMS}
         ({**CSV, "interactions.csv": "user_id:token,item_id:token\n1,2\n"}, "this is RecBole's form: name the files"),
         ({**CSV, "interactions.csv": "uid,item_id,timestamp\n1,2,3\n"}, r"no column 'user_id' \(columns: uid, item_id"),
         ({"interactions.csv.gz": EVENTS, "items.csv": ITEMS}, None),
-        ({"interactions.jsonl": MIXED, "items.csv": ITEMS}, "changed from string to number in row 0"),
         ({"interactions.jsonl": '[{"user_id": 1}]', "items.csv": ITEMS}, "line 1 holds a JSON list; expected"),
         ({"interactions.jsonl": "", "items.csv": ITEMS}, r"interactions\.jsonl: cannot be read \(empty JSON file\)"),
         # RecBole
@@ -474,7 +478,7 @@ CSV = {"interactions.csv": EVENTS, "items.csv": ITEMS}
         ({**CSV, "interactions.csv": "user_id,items\n"}, "no rows"),
         ({**CSV, "interactions.csv": "user_id,items,history\nu,x,y\n"}, "columns .'items', 'history'. may all hold"),
         ({**CSV, "interactions.csv": "user_id,items,timestamps\nu,x y,1\n"}, "user 'u' has 1 values in 'timestamps'"),
-        ({**CSV, "interactions.csv": "user_id,items,timestamps\nu,x y,1 soon\n"}, "column 'timestamps' is .*string"),
+        ({**CSV, "interactions.csv": "user_id,items,timestamps\nu,x y,1 soon\n"}, "user 'u' has 'soon' in"),
         ({**CSV, "interactions.csv": "user_id,items,timestamps\nu,x y,1 nan\n"}, "user 'u' has timestamps nan"),
         ({"interactions.jsonl": '{"user_id": "u", "items": [1.5]}\n', "items.csv": ITEMS}, "holds lists of double"),
         ({"interactions.jsonl": '{"user_id": "u", "items": ["x", null]}', "items.csv": ITEMS}, "'u' has an empty"),

@@ -156,6 +156,8 @@ def test_embeddings_in_two_places_are_refused(tmp_path: Path) -> None:
         ([[1], "a"], ["[1]", "a"]),
         ([1, 2.5], [1.0, 2.5]),
         ([["a"], [], None], [["a"], [], None]),
+        ([[1], [], None, ["a", None]], [["1"], [], None, ["a", None]]),
+        ([[1], [2.5]], [[1.0], [2.5]]),
         ([float("nan"), None, "é"], [None, None, "é"]),
         ([2**70, 1], [str(2**70), "1"]),
         (["2024-05-01", "2024-05-02"], ["2024-05-01", "2024-05-02"]),
@@ -216,7 +218,7 @@ def test_times_of_two_kinds_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "items.csv").write_text("item_id\nx\n")
     text = "user_id,item_id,timestamp\n" + "u,x,1\n" * 30
     (tmp_path / "interactions.csv").write_text(text + "u,x,2024-05-01\n" * 30)
-    with pytest.raises(DataError, match=r"'timestamp' (has numbers as well as dates|is large_string)"):
+    with pytest.raises(DataError, match=r"data row 31 has .*2024-05-01"):
         read_dataset(tmp_path)
     (tmp_path / "interactions.csv").write_text(text + "u,x,0.5\n" * 30 + "v,x,\n")
     with pytest.raises(DataError, match="data row 61 has no timestamp"):
