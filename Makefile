@@ -116,7 +116,7 @@ $(QUALITY)/beam_search-%: EVALUATED := --evaluate-users 2000
 # The recipe that recommends best on what was measured: semantic IDs of behaviour, and votes.
 REFERENCE := $(QUALITY)/reference-s$(SEED)
 reference: $(INSTALLED)  ## The reference bundle of docs/quality.md, and its copy with votes, evaluated on all users. DATA=folder.
-	$(BIN)/genrec build $(DATA) $(REFERENCE) --keep --sid-source behaviour --levels 256,256,256,256 --distinct-sids \
+	$(BIN)/genrec build $(DATA) $(REFERENCE) --keep --heads 2 --sid-source behaviour --levels 256,256,256,256 --distinct-sids \
 		--validation-users 4000 --seed $(SEED)
 	$(BIN)/genrec votes $(REFERENCE) $(DATA) $(REFERENCE)-votes
 
@@ -142,7 +142,7 @@ ablations: $(INSTALLED)  ## What each part of NEZHA is worth. DATA=folder.
 # Bundles that a call did not finish go on in the next one: `genrec build` keeps its training every 30 s.
 CALL_S ?= 570
 SEEDS ?= 0 1 2
-LARGE ?= --hidden-size 384 --layers 6 --epochs 30 --patience 4
+LARGE ?= --hidden-size 384 --heads 6 --layers 6 --epochs 30 --patience 4
 
 quality-large: $(INSTALLED)  ## A larger model, three seeds, all users, in calls of ten minutes: again until it says that all is there. DATA=folder.
 	@timeout --signal=INT $(CALL_S) sh -c 'for seed in $(SEEDS); do $(BIN)/genrec build $(DATA) build/quality-large/s$$seed \

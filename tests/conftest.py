@@ -75,7 +75,7 @@ def tiny_build() -> tuple[BuildConfig, Track]:
         levels=(16, 16, 16),
         beam_width=64,
         limits=Limits(top_k=30, exclude=50, history=200),
-        shape=BackboneShape(hidden_size=32, intermediate_size=96, layers=2, heads=4, kv_heads=4),
+        shape=BackboneShape(hidden_size=32, intermediate_size=96, layers=2),
         head=HeadShape(24, 48),
         training=TrainingConfig(epochs=2, tokens_per_batch=4096),
     )

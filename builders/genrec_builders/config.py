@@ -24,15 +24,15 @@ KEPT = "a bundle"
 class BackboneShape:
     """A backbone trained from scratch; see transformers' configuration of the family for the fields.
 
-    head_dim: None for hidden_size / heads. By default that is 64, which every engine's kernels take.
+    head_dim: None for hidden_size / heads.
     """
 
     family: str = "qwen3"
     hidden_size: int = 128
     intermediate_size: int = 384
     layers: int = 4
-    heads: int = 2
-    kv_heads: int = 2
+    heads: int = 4
+    kv_heads: int = 4
     head_dim: int | None = None
 
     def config(self, layout: PromptLayout) -> PretrainedConfig:

@@ -24,7 +24,7 @@ from genrec_builders.data import Dataset, Interactions, ItemTable
 
 DECODERS = {"NEZHA": DRAFT_HEAD, "beam search": BEAM_SEARCH}
 SHAPES = {
-    "3M": BackboneShape(hidden_size=256, intermediate_size=768, layers=4, heads=4, kv_heads=4),
+    "3M": BackboneShape(hidden_size=256, intermediate_size=768, layers=4),
     "25M": BackboneShape(hidden_size=512, intermediate_size=1408, layers=8, heads=8, kv_heads=8),
     "110M": BackboneShape(hidden_size=768, intermediate_size=3072, layers=12, heads=12, kv_heads=12),
     # Qwen3-0.6B's

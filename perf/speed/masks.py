@@ -59,7 +59,7 @@ def random_model(size: str, layout: PromptLayout) -> NezhaModel:
     """A model with random weights, of HIDDENxLAYERS."""
     hidden, layers = map(int, size.split("x"))
     torch.manual_seed(0)
-    shape = BackboneShape("qwen3", hidden, 3 * hidden, layers, 4, 4).config(layout)
+    shape = BackboneShape("qwen3", hidden, 3 * hidden, layers).config(layout)
     return NezhaModel(shape, layout.space.levels, **asdict(HeadShape())).eval()
 
 

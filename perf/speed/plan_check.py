@@ -49,7 +49,7 @@ def random_models(sizes: str, space: SemanticIdSpace, items: int) -> dict[str, B
     head = asdict(HeadShape())
     for size in sizes.split(","):
         hidden, layers = map(int, size.split("x"))
-        config = BackboneShape("qwen3", hidden, 3 * hidden, layers, 4, 4).config(layout)
+        config = BackboneShape("qwen3", hidden, 3 * hidden, layers).config(layout)
         torch.manual_seed(0)
         models[f"{size}, {DRAFT_HEAD}"] = NezhaModel(config, space.levels, **head).eval()
         models[f"{size}, {BEAM_SEARCH}"] = AutoregressiveModel(config, layout.sid_tokens).eval()

@@ -98,9 +98,7 @@ def build(
         ),
     ] = 128,
     layers: Annotated[int, _backbone("Transformer layers.", min=1, max=1024)] = 4,
-    heads: Annotated[
-        Optional[int], _backbone("Attention heads of a layer; by default as many as are 64 wide.", min=1, max=1024)
-    ] = None,
+    heads: Annotated[int, _backbone("Attention heads of a layer.", min=1, max=1024)] = 4,
     state_size: Annotated[
         int, _backbone("Width of a beam's state in the draft head.", min=1, max=65536)
     ] = HeadShape.state_size,
@@ -200,8 +198,6 @@ def build(
         precision=precision,
         seed=seed,
     )
-    if heads is None:
-        heads = max(1, hidden_size // 64)
     _require_heads(hidden_size, heads)
     for option, value in {"--sid-tokens": sid_tokens, "--adapter": adapter, "--item-markers": item_markers}.items():
         if value is not None and checkpoint is None:
