@@ -199,7 +199,7 @@ def test_a_fingerprint_tells_every_setting(shop: Dataset, tmp_path: Path) -> Non
     bare = with_items(shop, sids=None, levels=None, embeddings=np.ones((120, 4), np.float32))
     seen = []
     for name, config in changed_settings(base):
-        if name in ("checkpoint", "adapter"):
+        if name in ("checkpoint", "adapter", "sids_of"):
             continue  # by their content, below
         seen.append(name)
         same = build_fingerprint(bare, config) == build_fingerprint(bare, base)
@@ -224,6 +224,7 @@ def test_a_fingerprint_tells_a_checkpoint_by_its_content(shop: Dataset, bundle: 
     assert found(moved)["checkpoint"] != before["checkpoint"]
     assert found(bundle.path)["checkpoint"] != before["checkpoint"]
     assert found(folder, adapter=moved)["adapter"] == found(moved)["checkpoint"]
+    assert found(folder, sids_of=bundle.path)["semantic IDs of"] == found(bundle.path)["checkpoint"]
 
 
 def test_data_in_another_form_is_the_same_data(shop: Dataset, tmp_path: Path) -> None:
