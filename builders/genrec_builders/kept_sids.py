@@ -10,7 +10,6 @@ import numpy as np
 from genrec.bundle import Bundle
 from genrec.catalog import ResidualQuantizer
 from genrec.errors import DataError
-from genrec.live.init import quantizer_of
 from genrec_builders.behaviour import behaviour_embeddings
 from genrec_builders.config import BuildConfig
 from genrec_builders.data import ItemTable, Sequences
@@ -53,7 +52,7 @@ def keep_sids(folder: Path, items: ItemTable, train: Sequences, config: BuildCon
     sids[known] = bundle.catalog.sids[rows[known]]
     if config.distinct_sids and len(np.unique(sids[known], axis=0)) < known.sum():
         raise DataError(f"{folder}: items of it share semantic IDs, and they keep them; leave out distinct_sids")
-    quantizer = quantizer_of(bundle)
+    quantizer = bundle.quantizer
     new, alike = ~known, 0
     if quantizer is not None and items.embeddings is not None:
         space, vectors = quantizer, items.embeddings

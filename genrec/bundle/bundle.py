@@ -19,13 +19,22 @@ from genrec.bundle.manifest import (
     MASKS,
     PREFIXES,
     PREFIXES_FORMAT,
+    QUANTIZER,
     TOKENIZER,
     VOTES,
     BundleError,
     read_manifest,
 )
 from genrec.bundle.signature import verify_bundle
-from genrec.catalog import Catalog, CatalogView, ItemIndex, PrefixTable, PrefixTrie, SemanticIdSpace
+from genrec.catalog import (
+    Catalog,
+    CatalogView,
+    ItemIndex,
+    PrefixTable,
+    PrefixTrie,
+    ResidualQuantizer,
+    SemanticIdSpace,
+)
 from genrec.prompt import PromptLayout, QueryTokenizer
 from genrec.votes import ItemVotes, Voting
 
@@ -87,6 +96,12 @@ class Bundle:
             return None
         with _blame(self.path / TOKENIZER):
             return QueryTokenizer(self.path / TOKENIZER, self.layout)
+
+    @cached_property
+    def quantizer(self) -> ResidualQuantizer | None:
+        """What gives new items their semantic IDs; None for a bundle whose own were given or are of behaviour."""
+        folder = self.path / QUANTIZER
+        return ResidualQuantizer.load(folder) if folder.is_dir() else None
 
     @cached_property
     def votes(self) -> ItemVotes | None:

@@ -128,7 +128,6 @@ def inspect(
     store_class = _store_class()
     from genrec.bundle import Bundle
     from genrec.cli.inspection import print_inspection
-    from genrec.live.init import quantizer_of
     from genrec.live.inspection import TOP_K, inspect_catalog
     from genrec.live.rule_reach import BEAM_WIDTH
     from genrec.rules import bind, parse
@@ -143,7 +142,7 @@ def inspect(
             raise ValueError(f"--plot {plot}: name a file that ends in .svg, in a folder that is there")
         from genrec.live.plots import inspection_figure
         from genrec.reporting.page import save_figure
-    store = store_class.open(location, None if trained is None else quantizer_of(trained), options)
+    store = store_class.open(location, None if trained is None else trained.quantizer, options)
     if trained is not None and trained.space != store.space:
         raise ValueError(
             f"--bundle {bundle}: has levels {list(trained.space.levels)}, {location} has {list(store.space.levels)}; "
@@ -168,9 +167,8 @@ def _open(location: str, storage_option: list[str] | None, bundle: Path | None =
     quantizer = None
     if bundle is not None:
         from genrec.bundle import Bundle
-        from genrec.live.init import quantizer_of
 
-        quantizer = quantizer_of(Bundle(bundle))
+        quantizer = Bundle(bundle).quantizer
         if quantizer is None:
             raise ValueError(f"--bundle {bundle}: has no quantiser; give sids, and leave --bundle out")
     return store.open(location, quantizer, options)

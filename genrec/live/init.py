@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from genrec.bundle import QUANTIZER, Bundle
-from genrec.catalog import ResidualQuantizer
+from genrec.bundle import Bundle
 from genrec.live.changes import Changes
 from genrec.live.store import CatalogStore
 
@@ -19,7 +18,7 @@ def init_catalog(bundle: Bundle, location: str, storage_options: Mapping[str, st
 
     Raises CatalogStoreError if the location holds anything or cannot be written to.
     """
-    quantizer = quantizer_of(bundle)
+    quantizer = bundle.quantizer
     CatalogStore.create(
         location,
         bundle.space,
@@ -29,12 +28,6 @@ def init_catalog(bundle: Bundle, location: str, storage_options: Mapping[str, st
         kinds=bundle.catalog.kinds,
         message=f"bundle {bundle.manifest.bundle_version}",
     )
-
-
-def quantizer_of(bundle: Bundle) -> ResidualQuantizer | None:
-    """The bundle's quantiser, None for a bundle whose semantic IDs were given or are of behaviour."""
-    folder = bundle.path / QUANTIZER
-    return ResidualQuantizer.load(folder) if folder.is_dir() else None
 
 
 def _items(bundle: Bundle) -> Iterator[Changes]:

@@ -132,14 +132,13 @@ def _only_writer(root: Path) -> Iterator[None]:
 def follow(options: FollowerOptions, stop: threading.Event) -> None:
     """Follow until `stop` is set. Raises CatalogStoreError if there is nothing to serve."""
     from genrec.live.follower import Follower
-    from genrec.live.init import quantizer_of
     from genrec.live.store import CatalogStore
 
     root = Path(options.root)
     bundle = Bundle(options.bundle, Path(options.public_key) if options.public_key else None)
 
     def opened() -> CatalogStore:
-        return CatalogStore.open(options.location, quantizer_of(bundle), dict(options.storage_options))
+        return CatalogStore.open(options.location, bundle.quantizer, dict(options.storage_options))
 
     with _only_writer(root):
         _forget_others(root, {"location": options.location, "levels": list(bundle.space.levels)})

@@ -28,7 +28,6 @@ from rich.console import Console
 from genrec.bundle import Bundle
 from genrec.catalog.published import CURRENT, Record, load_version
 from genrec.live.changes import Changes
-from genrec.live.init import quantizer_of
 from genrec.live.status import Status
 from genrec.live.store import CatalogStore
 from genrec.reporting.machine import provenance
@@ -343,7 +342,7 @@ def main(
     live = LiveCatalog(str(location), root)
     with serve_bundle(bundle.path, deployment, live, log_path=out / "live-triton.log") as server:
         started = time.perf_counter() - began
-        store = CatalogStore.open(str(location), quantizer_of(bundle))
+        store = CatalogStore.open(str(location), bundle.quantizer)
         history = [item_id.decode() for item_id in bundle.catalog.item_ids[:20].tolist()]
         bench = Bench(server.grpc_url, store, root, bundle, str(location), items - len(bundle.catalog), history)
         scenarios: dict[str, Callable[[], dict[str, Any]]] = {

@@ -22,7 +22,6 @@ from genrec.catalog.kinds import NUMBER, TIMESTAMP
 from genrec.engines.base import Engine
 from genrec.engines.onnx import OnnxEngine
 from genrec.live.changes import Changes
-from genrec.live.init import quantizer_of
 from genrec.pipeline import Pipeline
 from genrec.prompt import Request
 from genrec.rules.narrowing import Narrowing
@@ -77,7 +76,7 @@ class Shop:
     def parts(self) -> Iterator[Changes]:
         """The bundle's items, then noisy copies of them up to `items`; each part has at most PART."""
         catalog, rng = self.bundle.catalog, np.random.default_rng(7)
-        quantizer, embeddings = quantizer_of(self.bundle), read_dataset(self.data).items.embeddings
+        quantizer, embeddings = self.bundle.quantizer, read_dataset(self.data).items.embeddings
         assert quantizer is not None and embeddings is not None
         own, every = len(catalog), np.ones
         codes = self.bundle.space.encode(catalog.sids)

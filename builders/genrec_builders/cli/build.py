@@ -245,9 +245,10 @@ def build(
     from genrec.reporting.progress import track
     from genrec_builders.build import build_bundle, is_built
     from genrec_builders.data import read_dataset
+    from genrec_builders.sid_sources import sid_source as source_of
 
     dataset = read_dataset(data, typer.echo, kinds, track)
-    if "levels" in given and dataset.items.sids is not None and sid_source in (None, DATA):
+    if "levels" in given and source_of(dataset.items, config) == DATA:
         typer.echo(f"--levels {levels}: not used, the data has semantic IDs; `--sid-source behaviour` makes others")
     if keep and is_built(dataset, out, config):
         typer.echo(f"{out} is kept: it was built of the same data and settings")

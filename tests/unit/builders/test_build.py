@@ -130,7 +130,7 @@ def test_dropout_is_the_decoders_own_unless_given(
 def test_options_of_a_build_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[BuildConfig] = []
     kinds: list[dict[str, str]] = []
-    without_sids = SimpleNamespace(items=SimpleNamespace(sids=None))
+    without_sids = SimpleNamespace(items=SimpleNamespace(sids=None, embeddings=None))
     monkeypatch.setattr(
         "genrec_builders.data.read_dataset", lambda data, tell, types, track: kinds.append(types) or without_sids
     )

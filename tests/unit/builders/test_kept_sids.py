@@ -11,7 +11,6 @@ import pytest
 
 from genrec.bundle import Bundle
 from genrec.errors import DataError
-from genrec.live.init import quantizer_of
 from genrec_builders.behaviour import behaviour_embeddings
 from genrec_builders.config import BuildConfig
 from genrec_builders.data import Dataset, ItemTable, split_interactions, write_dataset
@@ -54,7 +53,7 @@ def of_known(bundle: Bundle, dataset: Dataset) -> np.ndarray:
 
 def test_known_items_keep_theirs_and_new_ones_get_what_a_live_catalogue_gives(bundle: Bundle, dataset: Dataset) -> None:
     data, _ = newer(dataset)
-    found, quantizer = kept(bundle, data), quantizer_of(bundle)
+    found, quantizer = kept(bundle, data), bundle.quantizer
     assert quantizer is not None and data.items.embeddings is not None
     np.testing.assert_array_equal(found.sids[:-NEW], of_known(bundle, data))
     np.testing.assert_array_equal(found.sids[-NEW:], quantizer.encode(data.items.embeddings[-NEW:]))
@@ -112,7 +111,7 @@ def test_a_build_goes_on_from_a_bundle(
     made = Bundle(tmp_path / "out")
     made.check()
     np.testing.assert_array_equal(made.catalog.sids[:-NEW], of_known(bundle, data))
-    assert made.manifest.training["semantic_ids"]["source"] == "a bundle" and quantizer_of(made) is not None
+    assert made.manifest.training["semantic_ids"]["source"] == "a bundle" and made.quantizer is not None
     # The backbone is not trained, and recommends: its tokens mean the same.
     assert made.manifest.training["quality"]["history_allowed"]["hit@10"] > 0.05  # by chance 0.025
     assert run_genrec(*words, "--keep")[0] == 0

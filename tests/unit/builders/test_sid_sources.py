@@ -14,7 +14,6 @@ import pytest
 from genrec.bundle import QUANTIZER, Bundle
 from genrec.cli.main import main
 from genrec.errors import DataError
-from genrec.live.init import quantizer_of
 from genrec_builders.build import build_bundle, is_built
 from genrec_builders.config import BEHAVIOUR, BOTH, DATA, EMBEDDINGS, BuildConfig, TrainingConfig
 from genrec_builders.data import Dataset, Interactions, ItemTable, popularity, split_interactions, write_dataset
@@ -179,7 +178,7 @@ def test_a_dataset_of_interactions_alone_is_built(
     kept = bundle.manifest.training["semantic_ids"]
     assert (kept["source"], kept["moved"], kept["without_behaviour"]) == (BEHAVIOUR, 0, strangers(shop).size)
     assert kept["codes_used"] == [16, 16, 16] and kept["largest_bucket"] >= 20
-    assert not (bundle.path / QUANTIZER).exists() and quantizer_of(bundle) is None
+    assert not (bundle.path / QUANTIZER).exists() and bundle.quantizer is None
 
 
 @pytest.mark.training
@@ -193,7 +192,7 @@ def test_a_bundle_of_both_takes_new_items_by_their_embeddings(
     words = ["build", str(tmp_path / "data"), str(tmp_path / "out"), *small.split(), *options.split()]
     assert main(words) == 0, capsys.readouterr().err
     bundle, location = Bundle(tmp_path / "out"), str(tmp_path / "live")
-    quantizer, embeddings, catalog = quantizer_of(bundle), shop.items.embeddings, bundle.catalog
+    quantizer, embeddings, catalog = bundle.quantizer, shop.items.embeddings, bundle.catalog
     assert embeddings is not None and quantizer is not None
     assert len(np.unique(catalog.sids, axis=0)) == len(catalog)
     assert main(["catalog", "init", str(bundle.path), location]) == 0

@@ -24,7 +24,7 @@ from genrec.errors import CatalogStoreError
 from genrec.live import follower
 from genrec.live.changes import Changes
 from genrec.live.follower import Follower
-from genrec.live.init import init_catalog, quantizer_of
+from genrec.live.init import init_catalog
 from genrec.live.inspection import Unknown, inspect_catalog
 from genrec.live.plots import inspection_figure
 from genrec.live.status import Status
@@ -224,7 +224,7 @@ def test_a_bundle_of_before_the_error_was_noted(
     shutil.copytree(shop[0].path, old)
     note = old / QUANTIZER / "quantizer.json"
     note.write_text(json.dumps({key: value for key, value in json.loads(note.read_text()).items() if key != "fit"}))
-    assert quantizer_of(Bundle(old)).fit is None
+    assert Bundle(old).quantizer.fit is None
     assert run_genrec("catalog", "init", old, tmp_path / "c")[0] == 0
     add = items_of(tmp_path / "new.parquet", of_another_kind(shop[1]))
     assert run_genrec("catalog", "apply", tmp_path / "c", "--add", add, "--bundle", old)[0] == 0
@@ -248,7 +248,7 @@ def test_what_the_command_refuses(shop: tuple[Bundle, np.ndarray], tmp_path: Pat
 def test_pictures_of_anything(shop: tuple[Bundle, np.ndarray], tmp_path: Path) -> None:
     bundle = shop[0]
     init_catalog(bundle, str(tmp_path / "c"))
-    whole = CatalogStore.open(str(tmp_path / "c"), quantizer_of(bundle))
+    whole = CatalogStore.open(str(tmp_path / "c"), bundle.quantizer)
     empty = new_store(tmp_path / "empty", {})
     for found in (inspect_catalog(empty, 0), inspect_catalog(whole, 0, bundle.catalog, 1)):
         figure = inspection_figure(found)
@@ -265,7 +265,7 @@ def test_a_follower_keeps_the_figures_up(
     bundle, new = shop
     location, root, log = tmp_path / "c", tmp_path / "published", list[str]()
     init_catalog(bundle, str(location))
-    store = CatalogStore.open(str(location), quantizer_of(bundle))
+    store = CatalogStore.open(str(location), bundle.quantizer)
     running = Follower(store, root, 50, 1.0, log.append, bundle.path)
     running.look()
     rows = zip(range(len(new)), make(new).tolist(), strict=True)
