@@ -1,13 +1,15 @@
 """Votes: which items the same users bought, as a second opinion on a model's drafts.
 
 A model knows what is probable, and little of items that few users bought. Counting is the reverse. So each item of a
-user's history votes for the items that are nearest to it by item-kNN, and the score of an item becomes
+user's history votes for the items that are nearest to it by item-kNN. With `ItemVectors`, what was learned of the items
+themselves counts, too: the affinity of the history and an item, against the mean of the request's drafts. The score of
+an item becomes
 
-    log p + weight * log(1 + votes / doubt)
+    log p + weight * log(1 + votes / doubt) + affinity_weight * (affinity - mean affinity)
 
-A draft that nobody votes for keeps its log-probability. Of the items that were not drafted, the MOST_VOTED with the
-most votes are ranked, too: they are held to be as probable as the least probable draft. An item that the votes have
-never seen, such as one that came to a live catalogue, gets what the request's drafts get on average.
+Without vectors, a draft that nobody votes for keeps its log-probability. Of the items that were not drafted, the
+MOST_VOTED with the most votes are ranked, too: they are held to be as probable as the least probable draft. An item that
+the votes have never seen, such as one that came to a live catalogue, gets what the request's drafts get on average.
 """
 
 from __future__ import annotations
@@ -24,22 +26,26 @@ from genrec.arrays import load_array, save_array
 from genrec.catalog import CatalogView
 from genrec.catalog.ragged import rank_in_group, runs
 from genrec.catalog.row_sets import is_in
+from genrec.item_vectors import ItemVectors
 
 # Several times what a request may ask for by default: those that are gone, in the history or against a rule drop out.
 MOST_VOTED = 200
 # Larger than any difference of scores, so that one sort puts those of each request in order; of 64 requests, float64
 # still tells the last bits of a float32.
 _APART = 1e6
+VECTORS = "vectors"  # a folder beside the votes' arrays
 
 
 class VotesConfig(BaseModel):
-    """decay: of an item's votes against those of the item after it in the history. weight, doubt: see the module."""
+    """decay: of an item's votes against those of the item after it in the history. weight, doubt, affinity_weight: see
+    the module; the last is 0 without vectors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
     doubt: Annotated[float, Field(ge=1e-9, le=1e9)] = 1e-2
+    affinity_weight: Annotated[float, Field(ge=0, le=1000)] = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +53,15 @@ class ItemVotes:
     """For which items each item votes.
 
     Items are rows of a bundle's catalogue of n. offsets: int64 [n + 1]; neighbours: int32 [m], the rows that row r
-    votes for at offsets[r]:offsets[r + 1]; similarity: float32 [m], with how much, above 0 and at most 1.
+    votes for at offsets[r]:offsets[r + 1]; similarity: float32 [m], with how much, above 0 and at most 1. vectors: of
+    the items, only with an affinity_weight.
     """
 
     config: VotesConfig
     offsets: np.ndarray
     neighbours: np.ndarray
     similarity: np.ndarray
+    vectors: ItemVectors | None = None
 
     def __len__(self) -> int:
         return self.offsets.size - 1
@@ -85,6 +93,18 @@ class ItemVotes:
         """What votes, float [v], add to a log-probability: float64 [v]."""
         return self.config.weight * np.log1p(votes / self.config.doubt)
 
+    def follow(
+        self, reader: np.ndarray, history: np.ndarray, request: np.ndarray, rows: np.ndarray, requests: int
+    ) -> np.ndarray:
+        """What the affinity of items adds before it is set against that of drafts: float64 [m], 0 without a history.
+
+        reader, history: int64 [h], requests and items as `cast` takes them; request, rows: int64 [m], of the items.
+        """
+        assert self.vectors is not None
+        affinity = self.vectors.affinity(self.vectors.readers(reader, history, requests), request, rows)
+        reads = np.bincount(reader, minlength=requests) > 0
+        return np.where(reads[request], self.config.affinity_weight * affinity.astype(np.float64), 0.0)
+
     def problems(self) -> Iterator[str]:
         """What would end whoever reads them: `file: problem` texts, none if they are whole."""
         falls = (self.offsets[1:] < self.offsets[:-1]).any()
@@ -94,11 +114,15 @@ class ItemVotes:
             yield f"neighbours.npy: has rows outside of the {len(self)} items"
         if not ((self.similarity > 0) & (self.similarity <= 1)).all():
             yield "similarity.npy: has values that are not above 0 and at most 1"
+        if self.vectors is not None:
+            yield from (f"{VECTORS}/{problem}" for problem in self.vectors.problems())
 
     def save(self, folder: Path) -> None:
         """Write the arrays into `folder`."""
         for name in ("offsets", "neighbours", "similarity"):
             save_array(folder / f"{name}.npy", getattr(self, name))
+        if self.vectors is not None:
+            self.vectors.save(folder / VECTORS)
 
     @classmethod
     def load(cls, folder: Path, config: VotesConfig, items: int) -> ItemVotes:
@@ -109,6 +133,7 @@ class ItemVotes:
             offsets=load_array(folder / "offsets.npy", np.int64, (items + 1,)),
             neighbours=neighbours,
             similarity=load_array(folder / "similarity.npy", np.float32, neighbours.shape),
+            vectors=ItemVectors.load(folder / VECTORS, items) if config.affinity_weight else None,
         )
 
 
@@ -180,32 +205,39 @@ class Voting:
         the prompt holds them; empty for a request that nobody votes on.
         """
         votes, batch, count = self._votes, len(least), len(self._votes)
-        own, keys, cast = self._cast(histories, rows)
+        reader, history, own = self._owned(histories, rows)
+        keys, cast = votes.cast(reader, history, batch)
         key = np.where(own >= 0, request * count + own, -1)
         at = np.searchsorted(keys, key)
         hit = is_in(key, keys)
         added = np.zeros(rows.size)
         added[hit] = votes.worth(cast[at[hit]])
         seen = hit | ((own >= 0) & votes.are_counted(own))
-        if not seen.all():
-            seen_of = np.bincount(request[seen], minlength=batch)
-            mean = np.bincount(request[seen], added[seen], batch) / np.maximum(seen_of, 1)
-            added[~seen] = mean[request[~seen]]
 
         other = ~is_in(keys, np.sort(key))
         keys, cast = keys[other], cast[other]
         voter = keys // max(1, count)
         most = (voter * _APART - cast).argsort(kind="stable")
         most = most[rank_in_group(voter, batch) < MOST_VOTED]
-        voter, voted = np.divmod(keys[most], max(1, count))
-        voted = self._rows_of(voted)
+        voter, chosen = np.divmod(keys[most], max(1, count))
+        voted = self._rows_of(chosen)
         there = np.flatnonzero(voted >= 0)
         there = there[self._view.are_live(voted[there])]
-        voter, voted, most = voter[there], voted[there], most[there]
+        voter, voted, chosen, worth = voter[there], voted[there], chosen[there], votes.worth(cast[most[there]])
+
+        if votes.vectors is not None:
+            of, items = np.concatenate([request[seen], voter]), np.concatenate([own[seen], chosen])
+            follow = votes.follow(reader, history, of, items, batch)
+            drafts = items.size - voter.size
+            follow -= _means(of[:drafts], follow[:drafts], batch)[of]
+            added[seen] += follow[:drafts]
+            worth += follow[drafts:]
+        if not seen.all():
+            added[~seen] = _means(request[seen], added[seen], batch)[request[~seen]]
 
         owner = np.concatenate([request, voter])
         beam = np.concatenate([draft, draft.max(initial=0) + 1 + np.arange(voted.size)])
-        score = np.concatenate([scores + added, least[voter] + votes.worth(cast[most])]).astype(np.float32)
+        score = np.concatenate([scores + added, least[voter] + worth]).astype(np.float32)
         order = (owner * _APART - score).argsort(kind="stable")  # what ties stays in the order of the drafts
         return Candidates(
             request=owner.take(order),
@@ -215,15 +247,14 @@ class Voting:
             voted=order >= rows.size,
         )
 
-    def _cast(self, histories: Sequence[np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The bundle's rows of `rows`, -1 for those that it does not have; then what `ItemVotes.cast` gives."""
+    def _owned(self, histories: Sequence[np.ndarray], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The histories' items that the bundle has, request by request: of which request, int64 [h], and the bundle's
+        rows, int64 [h]. Then the bundle's rows of `rows`, -1 for those that it does not have."""
         sizes = np.fromiter(map(len, histories), np.int64, len(histories))
         own = self._own_rows(np.concatenate([*histories, rows]))
         history, own = np.split(own, [sizes.sum()])
         known = history >= 0
-        request = np.arange(sizes.size).repeat(sizes)
-        keys, cast = self._votes.cast(request[known], history[known], sizes.size)
-        return own, keys, cast
+        return np.arange(sizes.size).repeat(sizes)[known], history[known], own
 
     def _own_rows(self, rows: np.ndarray) -> np.ndarray:
         """The bundle's rows of items of the version, integers [m], -1 for those that it does not have."""
@@ -232,3 +263,8 @@ class Voting:
     def _rows_of(self, own: np.ndarray) -> np.ndarray:
         """The version's rows of items of the bundle, integers [m], -1 for those that are gone."""
         return own if self._same else self._view.rows_of(self._catalog.ids_of(own))
+
+
+def _means(request: np.ndarray, values: np.ndarray, requests: int) -> np.ndarray:
+    """float64 [requests]: the mean of each request's values, [m], 0 where it has none."""
+    return np.bincount(request, values, requests) / np.maximum(np.bincount(request, minlength=requests), 1)

@@ -1,4 +1,4 @@
-"""Adds votes to a bundle: item-kNN on the training part, with settings that its validation users choose."""
+"""Adds votes to a bundle: item-kNN and item vectors of the training part, with settings that validation users choose."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from genrec.errors import DataError
 from genrec.evaluation.metrics import CUTOFFS, metrics
 from genrec.evaluation.ranker import alike_in_length, place, require_catalog
 from genrec.golden import write_golden
+from genrec.item_vectors import ItemVectors
 from genrec.pipeline import Pipeline
 from genrec.reporting.outputs import require_replaceable, require_space
 from genrec.reporting.progress import Task, Track
@@ -25,9 +26,10 @@ from genrec.verifier import Verifier
 from genrec.votes import ItemVotes, VotesConfig, Voting
 from genrec_builders.build import GOLDEN_QUERY, evaluate_split, split_record
 from genrec_builders.data import Dataset, Sequences, Split, sample_users, split_interactions
+from genrec_builders.item_vectors import learn_vectors
 
 DECAYS, SHRINKAGES = (1.0, 0.9, 0.8, 0.7), (0.0, 10.0, 50.0, 100.0)
-WEIGHTS, DOUBTS = (0.5, 1.0, 2.0, 4.0, 8.0), (1e-3, 1e-2)
+WEIGHTS, DOUBTS, AFFINITY_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0), (1e-3, 1e-2), (0.0, 0.25, 0.5, 1.0, 2.0)
 NEIGHBOURS = 100
 LONGEST = 1000
 """Items of a user that are counted, the most recent ones: who has bought everything tells nothing, and takes long."""
@@ -52,12 +54,14 @@ def add_votes(
     track: Track,
     validation_users: int = 4000,
     evaluate_users: int | None = None,
+    vectors: bool = True,
 ) -> Manifest:
     """Copy the bundle `source` to `out` with votes, and its test metrics with them.
 
-    Votes are counted in the training part of `dataset`, by the split that the bundle was built with. Its validation
-    users, `validation_users` of them, choose the settings by NDCG@10, history not excluded: first decay and shrinkage
-    by the votes alone, then weight and doubt by both together.
+    Votes are counted in the training part of `dataset`, by the split that the bundle was built with, and item vectors
+    learned there, unless `vectors` says that they are not. Its validation users, `validation_users` of them, choose the
+    settings by NDCG@10, history not excluded: first decay and shrinkage by the votes alone and the epoch of the vectors
+    by these alone, then the three weights and doubt by all together.
     Raises, before any work, ValueError or OSError for an `out` that is or holds anything but another bundle, for data
     of other items or with less to train with than the bundle had, and DataError for data without validation users; then
     ValueError if votes do not help.
@@ -81,6 +85,16 @@ def add_votes(
         votes, neighbourhood = tuned_neighbours(
             split.train, len(bundle.catalog), lambda votes: ndcg(_most_voted(votes, recent))
         )
+    if vectors:
+        with track("learn item vectors") as task:
+            learned = learn_vectors(
+                split.train,
+                len(bundle.catalog),
+                bundle.layout.max_history,
+                lambda found: ndcg(_most_affine(found, recent)),
+                task,
+            )
+        votes = replace(votes, vectors=learned)
     pipeline = Pipeline.open(bundle)
     with track("draft for validation users") as task:
         drafts = _drafts(pipeline, histories, task)
@@ -89,9 +103,9 @@ def add_votes(
     if found <= alone:
         raise ValueError(
             f"{source}: votes do not help: NDCG@10 of {len(histories)} validation users is {alone:.4f} without them "
-            f"and {found:.4f} with the best of {len(WEIGHTS) * len(DOUBTS)} settings; serve the bundle as it is"
+            f"and {found:.4f} with the best of all settings; serve the bundle as it is"
         )
-    votes = replace(votes, config=config)
+    votes = replace(votes, config=config, vectors=votes.vectors if config.affinity_weight else None)
     pipeline.verifier = Verifier(bundle.catalog, bundle.index, Voting(votes, bundle.catalog, bundle.catalog))
     with new_bundle(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -192,6 +206,20 @@ def _most_voted(votes: ItemVotes, recent: Sequence[np.ndarray]) -> np.ndarray:
     return ranked
 
 
+def _most_affine(vectors: ItemVectors, recent: Sequence[np.ndarray]) -> np.ndarray:
+    """As `_most_voted`, of the affinities alone."""
+    ranked = np.full((len(recent), _TOP_K), -1, np.int32)
+    top_k = min(_TOP_K, vectors.bias.size)
+    for at in range(0, len(recent), _USERS):
+        some = recent[at : at + _USERS]
+        request = np.repeat(np.arange(len(some)), list(map(len, some)))
+        affinity = vectors.readers(request, np.concatenate(some), len(some)) @ vectors.after.T + vectors.bias
+        best = np.argpartition(-affinity, top_k - 1, axis=1)[:, :top_k]
+        order = np.argsort(-np.take_along_axis(affinity, best, 1), axis=1)
+        ranked[at : at + len(some), :top_k] = np.take_along_axis(best, order, 1)
+    return ranked
+
+
 def _drafts(pipeline: Pipeline, histories: Sequence[np.ndarray], task: Task) -> Drafts:
     """Of all `histories`, in their order."""
     prompts = [pipeline.layout.encode_history(history, pipeline.catalog.sids) for history in histories]
@@ -214,7 +242,7 @@ def _weighed(
     ndcg: Callable[[np.ndarray], float],
     task: Task,
 ) -> tuple[VotesConfig, float, float]:
-    """The best of WEIGHTS and DOUBTS, what it reaches, and what the drafts reach alone."""
+    """The best of WEIGHTS, DOUBTS and AFFINITY_WEIGHTS, what it reaches, and what the drafts reach alone."""
     catalog = bundle.catalog
 
     def reached(voting: Voting | None) -> float:
@@ -229,9 +257,9 @@ def _weighed(
         return ndcg(ranked)
 
     alone, best = reached(None), (-1.0, votes.config)
-    settings = list(product(WEIGHTS, DOUBTS))
-    for number, (weight, doubt) in enumerate(settings):
+    settings = list(product(AFFINITY_WEIGHTS if votes.vectors is not None else (0.0,), WEIGHTS, DOUBTS))
+    for number, setting in enumerate(settings):
         task(number, len(settings), "")
-        config = votes.config.model_copy(update={"weight": weight, "doubt": doubt})
+        config = votes.config.model_copy(update=dict(zip(("affinity_weight", "weight", "doubt"), setting, strict=True)))
         best = max(best, (reached(Voting(replace(votes, config=config), catalog, catalog)), config), key=lambda b: b[0])
     return best[1], best[0], alone

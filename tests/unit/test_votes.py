@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genrec import votes as voting
+from genrec.arrays import save_array
 from genrec.catalog import Catalog, CatalogBase, CatalogVersion, Delta, ItemIndex, SemanticIdSpace
 from genrec.catalog.columns import Columns
 from genrec.catalog.version import GONE, LIVE
+from genrec.item_vectors import ItemVectors
 from genrec.rules import RuleBook
 from genrec.verifier import DRAFTED, FALLBACK, FALLBACK_SCORE, VOTED, Verifier
 from genrec.votes import ItemVotes, VotesConfig, Voting
@@ -24,14 +27,31 @@ SPACE = SemanticIdSpace((6, 6, 6))
 def random_votes(rng: np.random.Generator, items: int, most: int) -> ItemVotes:
     near = [rng.permutation(items)[: rng.integers(0, most + 1)] for _ in range(items)]
     config = VotesConfig(
-        decay=rng.choice([0.5, 1.0]), weight=rng.choice([0.0, 0.7, 4.0]), doubt=rng.choice([0.01, 1.0])
+        decay=rng.choice([0.5, 1.0]),
+        weight=rng.choice([0.0, 0.7, 4.0]),
+        doubt=rng.choice([0.01, 1.0]),
+        affinity_weight=rng.choice([0.0, 0.3, 2.0]),
     )
     return ItemVotes(
         config=config,
+        vectors=random_vectors(rng, items) if config.affinity_weight else None,
         offsets=np.cumsum([0, *map(len, near)]),
         neighbours=np.concatenate(near).astype(np.int32),
         similarity=(1 - rng.random(sum(map(len, near)))).astype(np.float32),
     )
+
+
+def random_vectors(rng: np.random.Generator, items: int) -> ItemVectors:
+    before, after = rng.normal(size=(2, items, 3)).astype(np.float32)
+    places = (0.1 + rng.random(rng.integers(1, 12))).astype(np.float32)
+    return ItemVectors(before, after, rng.normal(size=items).astype(np.float32), places)
+
+
+def affinity_of(vectors: ItemVectors, history: list[int], item: int) -> float:
+    weights = [float(vectors.places[min(age, vectors.places.size - 1)]) for age in range(len(history))]
+    parts = zip(weights, reversed(history), strict=True)
+    reader = sum(weight * vectors.before[past].astype(float) for weight, past in parts) / math.sqrt(sum(weights))
+    return float(reader @ vectors.after[item].astype(float) + vectors.bias[item])
 
 
 def votes_of(votes: ItemVotes, history: list[int]) -> dict[int, float]:
@@ -56,13 +76,21 @@ def expected_scores(
     drafted: items and log p, best first; known: items of the bundle.
     """
     drafts = dict(reversed(drafted))
-    cast = votes_of(votes, [item for item in history if item in known])
+    history = [item for item in history if item in known]
+    cast = votes_of(votes, history)
     seen = {item for item in known if item in cast or votes.offsets[item + 1] > votes.offsets[item]}
 
-    def worth(item: int) -> float:
-        return votes.config.weight * math.log(1 + cast.get(item, 0.0) / votes.config.doubt)
+    def affinity(item: int) -> float:
+        return affinity_of(votes.vectors, history, item) if votes.vectors is not None and history else 0.0
 
-    worths = [worth(item) for item in drafts if item in seen]
+    affinities = [affinity(item) for item, _ in drafted if item in seen]  # one that comes twice counts twice
+    usual = sum(affinities) / len(affinities) if affinities else 0.0
+
+    def worth(item: int) -> float:
+        counted = votes.config.weight * math.log(1 + cast.get(item, 0.0) / votes.config.doubt)
+        return counted + votes.config.affinity_weight * (affinity(item) - usual)
+
+    worths = [worth(item) for item, _ in drafted if item in seen]
     mean = sum(worths) / len(worths) if worths else 0.0
     found = {item: (p + (worth(item) if item in seen else mean), DRAFTED) for item, p in drafts.items()}
     least = min((p for _, p in drafted), default=0.0)
@@ -111,13 +139,13 @@ def check_answers(seed: int, items: int, batch: int, width: int, most: int) -> N
         best = sorted((score for score, _ in free.values()), reverse=True)[: top_k[b]]
         rows, source = result.rows[part].tolist(), result.source[part].tolist()
         ours = [row for row, where in zip(rows, source, strict=True) if where != FALLBACK]
-        # float32: the sum of a log-probability and up to some 20 nats of votes.
-        np.testing.assert_allclose(result.scores[part][: len(ours)], best, rtol=1e-5, atol=1e-5)
+        # float32: the sum of a log-probability, up to some 20 nats of votes and as many of affinity.
+        np.testing.assert_allclose(result.scores[part][: len(ours)], best, rtol=1e-5, atol=2e-5)
         for row, score, where in zip(rows, result.scores[part].tolist(), source, strict=True):
             if where == FALLBACK:
                 assert row not in free and score == FALLBACK_SCORE
             else:
-                assert where == free[row][1] and score == pytest.approx(free[row][0], rel=1e-5, abs=1e-5)
+                assert where == free[row][1] and score == pytest.approx(free[row][0], rel=1e-5, abs=2e-5)
         assert len(set(rows)) == len(rows) and not set(rows) & set(blocked[b].tolist())
         assert len(rows) == min(top_k[b], len(live - set(blocked[b].tolist())))
         assert result.filled[b] == source.count(FALLBACK)
@@ -175,7 +203,7 @@ def test_a_live_catalogue_gives_what_a_bundle_of_its_items_would(seed: int, item
     sources = result.source.tolist()
     for item, score, source in zip(found, result.scores.tolist(), sources, strict=True):
         if source != FALLBACK:
-            assert score == pytest.approx(expected[item][0], rel=1e-5, abs=1e-5) and source == expected[item][1]
+            assert score == pytest.approx(expected[item][0], rel=1e-5, abs=2e-5) and source == expected[item][1]
     assert {item for item, source in zip(found, sources, strict=True) if source != FALLBACK} == set(expected)
     assert set(found) == {number[item] for item in live}
 
@@ -207,20 +235,36 @@ def test_rules_hold_for_what_is_voted_for_and_boosts_come_on_top() -> None:
     assert answer(boost) == ([5, 1, 3, 4], [VOTED, DRAFTED, VOTED, VOTED])
 
 
-def test_votes_are_saved_and_damage_is_named(tmp_path: Path) -> None:
-    votes = random_votes(np.random.default_rng(0), 20, 5)
+@pytest.mark.parametrize("affinity_weight", [0.0, 0.5])
+def test_votes_are_saved_and_damage_is_named(tmp_path: Path, affinity_weight: float) -> None:
+    rng = np.random.default_rng(0)
+    made = random_votes(rng, 20, 5)
+    config = made.config.model_copy(update={"affinity_weight": affinity_weight})
+    votes = replace(made, config=config, vectors=random_vectors(rng, 20) if affinity_weight else None)
     votes.save(tmp_path)
     loaded = ItemVotes.load(tmp_path, votes.config, 20)
     for name in ("offsets", "neighbours", "similarity"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(votes, name))
-    assert not list(loaded.problems())
+    assert not list(loaded.problems()) and (loaded.vectors is None) == (not affinity_weight)
     with pytest.raises(ValueError, match=r"offsets\.npy: has shape \(21,\), expected \(20\)"):
         ItemVotes.load(tmp_path, votes.config, 19)
     for name, value in (("offsets", 10**6), ("neighbours", 20), ("similarity", np.nan)):
         array = getattr(votes, name).copy()
         array[3] = value
-        damaged = ItemVotes(**{**vars(votes), name: array})
+        damaged = replace(votes, **{name: array})
         assert [problem.partition(":")[0] for problem in damaged.problems()] == [f"{name}.npy"]
+    if votes.vectors is None or loaded.vectors is None:
+        return
+    for name in ("before", "after", "bias", "places"):
+        array = getattr(votes.vectors, name)
+        np.testing.assert_array_equal(getattr(loaded.vectors, name), array)
+        (problem,) = replace(votes, vectors=replace(votes.vectors, **{name: array * np.inf})).problems()
+        assert problem == f"vectors/{name}.npy: has values that are no finite numbers"
+    (problem,) = replace(votes, vectors=replace(votes.vectors, places=-votes.vectors.places)).problems()
+    assert problem == "vectors/places.npy: has weights that are not above 0"
+    save_array(tmp_path / "vectors" / "after.npy", votes.vectors.after[:, :2])
+    with pytest.raises(ValueError, match=r"after\.npy: has shape \(20, 2\), expected \(20, 3\)"):
+        ItemVotes.load(tmp_path, votes.config, 20)
 
 
 def test_a_verifier_with_votes_asks_for_histories() -> None:

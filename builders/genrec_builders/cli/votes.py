@@ -21,22 +21,29 @@ def votes(
     evaluate_users: Annotated[
         Optional[int], typer.Option(min=1, help="Test users to evaluate; all by default.")
     ] = None,
+    vectors: Annotated[
+        bool,
+        typer.Option("--vectors/--no-vectors", help="Learn item vectors, too; minutes, on a GPU if there is one."),
+    ] = True,
 ) -> None:
     """Copy a bundle with votes: items that the buyers of a user's items bought come first, or come in.
 
-    DATA is what the bundle was built of: the same items; votes are counted in its training part.
+    DATA is what the bundle was built of: the same items; votes are counted, and item vectors learned, in its training
+    part.
     """
     from genrec.reporting.progress import track
     from genrec_builders.data import read_dataset
     from genrec_builders.votes import add_votes
 
-    manifest = add_votes(bundle_path, out, read_dataset(data, track=track), track, validation_users, evaluate_users)
+    dataset = read_dataset(data, track=track)
+    manifest = add_votes(bundle_path, out, dataset, track, validation_users, evaluate_users, vectors)
     chosen, config = manifest.training["votes"], manifest.votes
     assert config is not None
     before, after = chosen["validation_ndcg"]["without"], chosen["validation_ndcg"]["with"]
     typer.echo(
         f"NDCG@10 of {chosen['validation_users']} validation users: {before:.4f} without votes, {after:.4f} with them "
-        f"(weight {config.weight:g}, doubt {config.doubt:g}, decay {config.decay:g}, shrinkage {chosen['shrinkage']:g})"
+        f"(weight {config.weight:g}, doubt {config.doubt:g}, affinity weight {config.affinity_weight:g}, "
+        f"decay {config.decay:g}, shrinkage {chosen['shrinkage']:g})"
     )
     print_quality(manifest.training["quality"])
     typer.echo(f"bundle {manifest.bundle_version} in {out}")

@@ -1,0 +1,77 @@
+"""Learning item vectors: what follows what is found again, from the training part alone, and the best epoch is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from genrec.item_vectors import ItemVectors
+from genrec_builders import votes as building
+from genrec_builders.item_vectors import VectorTraining, learn_vectors
+from tests.histories import sequences_of
+
+ITEMS = 40
+QUICK = VectorTraining(size=16, dropout=0.1, learning_rate=2e-2, batch_size=64, epochs=12)
+
+
+def nothing_said(done: int, total: int, note: str) -> None:
+    pass
+
+
+def rings(rng: np.random.Generator, users: int) -> list[list[int]]:
+    """Users who take items one after the other, each the last one's number and 7 more, from anywhere on."""
+    return [
+        [(start + 7 * step) % ITEMS for step in range(length)]
+        for start, length in zip(rng.integers(0, ITEMS, users), rng.integers(2, 6, users), strict=True)
+    ]
+
+
+def found_next(vectors: ItemVectors, histories: list[list[int]]) -> list[int]:
+    """The item of the highest affinity for each history."""
+    return building._most_affine(vectors, [np.array(each, np.int64) for each in histories])[:, 0].tolist()
+
+
+@pytest.mark.parametrize("candidates", [10, 1000])
+def test_what_follows_is_learned_with_a_sample_and_with_the_whole_catalogue(candidates: int) -> None:
+    rng = np.random.default_rng(0)
+    vectors = learn_vectors(
+        sequences_of(rings(rng, 400)), ITEMS, 5, lambda _: 0.0, nothing_said, replace(QUICK, candidates=candidates, patience=99)
+    )
+    assert not list(vectors.problems()) and vectors.before.shape == vectors.after.shape == (ITEMS, 16)
+    histories = rings(rng, 50)
+    right = [one == (history[-1] + 7) % ITEMS for one, history in zip(found_next(vectors, histories), histories, strict=True)]
+    assert np.mean(right) > 0.9  # one of 40 by chance
+
+
+def test_the_best_epoch_is_kept_and_what_gets_worse_ends() -> None:
+    seen: list[ItemVectors] = []
+    metric = iter([0.1, 0.3, 0.2, 0.3, 0.1, 0.2, 0.9])
+
+    def validate(vectors: ItemVectors) -> float:
+        seen.append(vectors)
+        return next(metric)
+
+    train = sequences_of(rings(np.random.default_rng(0), 50))
+    kept = learn_vectors(train, ITEMS, 5, validate, nothing_said, replace(QUICK, patience=3))
+    assert len(seen) == 5  # the first 0.3, and three epochs that are no better
+    for name in ("before", "after", "bias", "places"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(seen[3], name))
+    assert (seen[3].after != seen[4].after).any()  # later epochs do not write into earlier ones
+
+
+def test_the_same_seed_learns_the_same_and_another_does_not() -> None:
+    train = sequences_of(rings(np.random.default_rng(0), 50))
+    config = replace(QUICK, epochs=2)
+    first, again, other = (
+        learn_vectors(train, ITEMS, 5, lambda _: 0.0, nothing_said, replace(config, seed=seed)) for seed in (0, 0, 1)
+    )
+    # float32: a sum may be cut up among threads in another way.
+    np.testing.assert_allclose(first.after, again.after, atol=1e-4)
+    assert np.abs(first.after - other.after).max() > 0.01
+
+
+def test_nothing_to_learn_from_is_said() -> None:
+    with pytest.raises(ValueError, match="no user has two items"):
+        learn_vectors(sequences_of([[1], [], [2]]), ITEMS, 5, lambda _: 0.0, nothing_said)
