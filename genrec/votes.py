@@ -8,8 +8,8 @@ an item becomes
     log p + weight * log(1 + votes / doubt) + affinity_weight * (affinity - mean affinity)
 
 Without vectors, a draft that nobody votes for keeps its log-probability. Of the items that were not drafted, the
-MOST_VOTED with the most votes are ranked, too: they are held to be as probable as the least probable draft. An item that
-the votes have never seen, such as one that came to a live catalogue, gets what the request's drafts get on average.
+MOST_VOTED with the most votes are ranked, too: they are held to be as probable as the least probable draft. An item
+that the votes have never seen, such as one that came to a live catalogue, gets what the drafts get on average.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Adds votes to a bundle: item-kNN and item vectors of the training part, with settings that validation users choose."""
+"""Adds votes to a bundle: item-kNN and item vectors of the training part; validation users choose the settings."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def _most_affine(vectors: ItemVectors, recent: Sequence[np.ndarray]) -> np.ndarr
     for at in range(0, len(recent), _USERS):
         some = recent[at : at + _USERS]
         request = np.repeat(np.arange(len(some)), list(map(len, some)))
-        affinity = vectors.readers(request, np.concatenate(some), len(some)) @ vectors.after.T + vectors.bias
+        affinity = vectors.affinities(vectors.readers(request, np.concatenate(some), len(some)))
         best = np.argpartition(-affinity, top_k - 1, axis=1)[:, :top_k]
         order = np.argsort(-np.take_along_axis(affinity, best, 1), axis=1)
         ranked[at : at + len(some), :top_k] = np.take_along_axis(best, order, 1)

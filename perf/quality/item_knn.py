@@ -1,14 +1,19 @@
-"""Rivals that need no training: item-kNN, and popularity, the floor of all models."""
+"""Rivals that know nothing of semantic IDs: popularity, the floor of all models, item-kNN, item vectors, and both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
+from genrec.item_vectors import ItemVectors
 from genrec.votes import ItemVotes
 from genrec_builders.data import Sequences
-from genrec_builders.votes import Neighbourhood, tuned_neighbours
+from genrec_builders.votes import DOUBTS, Neighbourhood, tuned_neighbours
+
+WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of votes beside an affinity of weight 1
 
 
 class Popularity:
@@ -40,6 +45,50 @@ class ItemKnn:
         scores = np.repeat(self.share[None], len(recent), 0)
         scores.ravel()[keys] = 1.0 + cast
         return scores
+
+
+class Affinity:
+    """How well the last `max_history` items of a history are followed, with which drafts can be ranked, alone."""
+
+    def __init__(self, vectors: ItemVectors, max_history: int) -> None:
+        self.vectors, self.max_history = vectors, max_history
+
+    def __call__(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [B, items]."""
+        recent = [history[-self.max_history :] for history in histories]
+        request = np.repeat(np.arange(len(recent)), [len(each) for each in recent])
+        return self.vectors.affinities(self.vectors.readers(request, np.concatenate(recent), len(recent)))
+
+
+class VotesAlone:
+    """Votes and affinity in one score, as they count for drafts, without a model."""
+
+    def __init__(self, votes: ItemVotes, affinity: Affinity) -> None:
+        self.votes, self.affinity = votes, affinity
+
+    def __call__(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """float64 [B, items]."""
+        recent = [history[-self.affinity.max_history :] for history in histories]
+        request = np.repeat(np.arange(len(recent)), [len(each) for each in recent])
+        keys, cast = self.votes.cast(request, np.concatenate(recent), len(recent))
+        scores = self.affinity(recent).astype(np.float64)
+        scores.ravel()[keys] += self.votes.worth(cast)
+        return scores
+
+
+def tuned_votes_alone(
+    votes: ItemVotes, affinity: Affinity, validate: Callable[[VotesAlone], float]
+) -> tuple[VotesAlone, dict[str, float]]:
+    """The best weight and doubt of the votes. validate: a metric on validation items, higher is better."""
+    best: tuple[float, VotesAlone, dict[str, float]] | None = None
+    for weight, doubt in product(WEIGHTS, DOUBTS):
+        settings = {"weight": weight, "doubt": doubt}
+        model = VotesAlone(replace(votes, config=votes.config.model_copy(update=settings)), affinity)
+        reached = validate(model)
+        if best is None or reached > best[0]:
+            best = reached, model, settings
+    assert best is not None
+    return best[1:]
 
 
 def tuned_item_knn(

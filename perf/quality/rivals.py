@@ -1,4 +1,4 @@
-"""What a user would use instead of NEZHA: popularity, item-kNN and SASRec with full cross-entropy.
+"""What a user would use instead of NEZHA: popularity, item-kNN, item vectors and SASRec with full cross-entropy.
 
 The protocol is that of `genrec compare`: leave-one-out, every test user, the last items of a history, the whole
 catalogue, history excluded and not. `genrec compare-report` joins the folder with those of bundles. Whatever a rival
@@ -29,10 +29,17 @@ from genrec.reporting.outputs import require_output
 from genrec.reporting.progress import Task, track
 from genrec_builders.config import BuildConfig
 from genrec_builders.data import popularity, read_dataset, sample_users, split_leave_one_out, user_sample
+from genrec_builders.item_vectors import VectorTraining, learn_vectors
 from genrec_builders.training.examples import make_windows
-from perf.quality.item_knn import Popularity, tuned_item_knn
+from perf.quality.item_knn import Affinity, Popularity, tuned_item_knn, tuned_votes_alone
 
-POPULARITY, ITEM_KNN, SASREC = RIVALS = ("popularity", "item-knn", "sasrec")
+POPULARITY, ITEM_KNN, ITEM_VECTORS, VOTES_ALONE, SASREC = RIVALS = (
+    "popularity",
+    "item-knn",
+    "item-vectors",
+    "votes-alone",
+    "sasrec",
+)
 BATCH = 256
 
 
@@ -47,6 +54,7 @@ class Rivals:
         self.split = split_leave_one_out(dataset.interactions)
         self.users = user_sample(data.resolve().name, dataset, None)
         self.histories, self.targets = sample_users(self.split.validation, validation_users)
+        self._affinity: Affinity | None = None
         self.results = opened(out, described(self.users, np.ones(self.items, bool)), "scores")
 
     def validate(self, score: Scorer) -> float:
@@ -110,6 +118,33 @@ class Rivals:
         votes = model.votes
         return model, [votes.similarity, votes.neighbours, votes.offsets], asdict(config), None
 
+    def item_vectors(self, task: Task) -> tuple[Scorer, list[np.ndarray], dict[str, Any], None]:
+        """See `add`."""
+        affinity = self.affinity(task)
+        return affinity, list(vars(affinity.vectors).values()), asdict(VectorTraining()), None
+
+    def votes_alone(self, task: Task) -> tuple[Scorer, list[np.ndarray], dict[str, Any], None]:
+        """See `add`: what `genrec votes` adds to a bundle, without the bundle."""
+        affinity = self.affinity(task)
+        counts = popularity(self.split, self.items)
+        knn, neighbourhood = tuned_item_knn(self.split.train, counts, self.max_history, self.validate)
+        model, settings = tuned_votes_alone(knn.votes, affinity, self.validate)
+        return model, list(vars(affinity.vectors).values()), asdict(neighbourhood) | settings, None
+
+    def affinity(self, task: Task) -> Affinity:
+        """Learned at the first call."""
+        if self._affinity is not None:
+            return self._affinity
+        vectors = learn_vectors(
+            self.split.train,
+            self.items,
+            self.max_history,
+            lambda found: self.validate(Affinity(found, self.max_history)),
+            task,
+        )
+        self._affinity = Affinity(vectors, self.max_history)
+        return self._affinity
+
     def sasrec(self, config: Any, task: Task) -> tuple[Scorer, list[np.ndarray], dict[str, Any], dict[str, Any]]:
         """See `add`. config: a SasrecConfig."""
         from perf.quality.sasrec import train_sasrec
@@ -162,6 +197,10 @@ def main(
         work.add(POPULARITY, work.popularity)
     if ITEM_KNN in chosen:
         work.add(ITEM_KNN, work.item_knn)
+    if ITEM_VECTORS in chosen:
+        work.add(ITEM_VECTORS, work.item_vectors)
+    if VOTES_ALONE in chosen:
+        work.add(VOTES_ALONE, work.votes_alone)
     if config is not None:
         work.add(SASREC, lambda task: work.sasrec(config, task), asdict(config))
     typer.echo(f"{len(work.results.record.cells)} rankings; report in {write_report(work.results, out)}")

@@ -18,6 +18,7 @@ from genrec.evaluation.ranker import Ranker
 from genrec.golden import check_items
 from genrec.pipeline import Pipeline
 from genrec.verifier import VOTED
+from genrec.votes import VECTORS
 from genrec_builders import votes as building
 from genrec_builders.build import export_bundle
 from genrec_builders.data import Dataset, split_interactions, write_dataset
@@ -75,6 +76,9 @@ def test_held_out_items_are_not_counted(
     for name, of_the_training_part in zip(("offsets", "neighbours", "similarity"), counted, strict=True):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
         np.testing.assert_array_equal(getattr(ours, name), of_the_training_part)
+    assert ours.config.affinity_weight and ours.vectors is not None and theirs.vectors is not None
+    # float32: a sum may be cut up among threads in another way.
+    np.testing.assert_allclose(ours.vectors.after, theirs.vectors.after, atol=1e-3)
 
 
 def test_the_command_writes_a_bundle_that_recommends_better(
@@ -104,6 +108,13 @@ def test_the_command_writes_a_bundle_that_recommends_better(
     Pipeline.open(narrow).recommend(users, 20)
     again = add_votes(tmp_path / "out", tmp_path / "again", dataset, silent, 100, 20)
     assert again.votes == made.manifest.votes and again.bundle_version == made.manifest.bundle_version
+
+    # Without vectors there are none, though the bundle had some.
+    counted = add_votes(tmp_path / "out", tmp_path / "counted", dataset, silent, 100, 20, vectors=False)
+    assert made.manifest.votes is not None and made.manifest.votes.affinity_weight
+    assert counted.votes is not None and not counted.votes.affinity_weight
+    assert (made.path / VOTES / VECTORS).is_dir() and not (tmp_path / "counted" / VOTES / VECTORS).exists()
+    Bundle(tmp_path / "counted").check()
 
 
 def test_with_a_query_nobody_votes(text_bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:

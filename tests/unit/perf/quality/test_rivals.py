@@ -13,11 +13,12 @@ from genrec.bundle import Bundle
 from genrec.cli.main import app
 from genrec.evaluation import bootstrap
 from genrec.evaluation.results import Results
+from genrec.item_vectors import ItemVectors
 from genrec.votes import ItemVotes, VotesConfig
 from genrec_builders.data import Dataset, write_dataset
 from genrec_builders.training.examples import make_windows
 from genrec_builders.votes import nearest_items
-from perf.quality.item_knn import ItemKnn
+from perf.quality.item_knn import Affinity, ItemKnn, tuned_votes_alone
 from perf.quality.rivals import Rivals
 from tests.histories import sequences_of, swapped
 
@@ -39,6 +40,24 @@ def test_item_knn_scores_votes_and_then_popularity() -> None:
         expected = counts / ITEMS
         expected[rows] = 1 + cast
         np.testing.assert_allclose(found, expected)
+
+
+def test_votes_alone_are_what_is_added_to_drafts() -> None:
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(size=(2, ITEMS, 3)).astype(np.float32)
+    vectors = ItemVectors(before, after, np.zeros(ITEMS, np.float32), np.array([1.0, 0.5], np.float32))
+    near = next(nearest_items(sequences_of(histories(0, 60)), ITEMS, [5.0], 4))
+    votes = ItemVotes(VotesConfig(decay=0.7), *near)
+    chosen, settings = tuned_votes_alone(votes, Affinity(vectors, 5), lambda model: -abs(model.votes.config.weight - 2))
+    assert settings == {"weight": 2.0, "doubt": 0.001} == chosen.votes.config.model_dump(include={"weight", "doubt"})
+    asked = [np.array(history, np.int32) for history in histories(1, 20)]
+    for history, found in zip(asked, chosen(asked), strict=True):
+        recent = history[-5:]
+        rows, cast = votes.cast(np.zeros(recent.size, np.int64), recent, 1)
+        weights = np.array([0.5] * (recent.size - 1) + [1.0])
+        expected = after @ (weights @ before[recent]) / np.sqrt(weights.sum())
+        expected[rows] += 2 * np.log1p(cast / 0.001)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def run(data: Path, out: Path, *words: object) -> str:
@@ -71,16 +90,18 @@ def test_rivals_stand_beside_bundles_in_one_report(bundle: Bundle, shop: Path, t
     compared = ["compare", shop, "--out", tmp_path / "a", "--model", f"nezha={bundle.path}", "--beam-widths", 20]
     done = CliRunner().invoke(app, [*map(str, compared), "--masks", "on", "--engine", "torch", "--batch-size", "64"])
     assert done.exit_code == 0, done.output
-    run(shop, tmp_path / "b", "--rivals", "popularity,item-knn")
+    names = ["popularity", "item-knn", "item-vectors", "votes-alone"]
+    run(shop, tmp_path / "b", "--rivals", ",".join(names))
     done = CliRunner().invoke(app, ["compare-report", *(str(tmp_path / name) for name in ("joined", "a", "b"))])
     assert done.exit_code == 0, done.output or done.exception
     joined = Results.load(tmp_path / "joined")
-    assert joined.names == ["nezha", "popularity", "item-knn"]
-    assert {d.baseline for d in joined.record.differences} == {"popularity", "item-knn"}
+    assert joined.names == ["nezha", *names]
+    assert {d.baseline for d in joined.record.differences} == set(names)
     for floor in joined.record.popularity:  # ties in another order
         (cell,) = joined.cells("popularity", (None, None, floor.history_excluded))
         assert cell.metrics["hit@10"] == pytest.approx(floor.metrics["hit@10"], abs=0.02)
-    assert joined.cells("item-knn")[0].metrics["hit@10"] > 2 * joined.record.popularity[0].metrics["hit@10"]
+    for name in names[1:]:
+        assert joined.cells(name)[0].metrics["hit@10"] > 2 * joined.record.popularity[0].metrics["hit@10"]
 
 
 def test_seeds_are_pooled_and_settings_are_not(shop: Path, tmp_path: Path) -> None:
