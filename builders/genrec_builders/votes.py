@@ -29,7 +29,7 @@ from genrec_builders.data import Dataset, Sequences, Split, sample_users, split_
 from genrec_builders.item_vectors import learn_vectors
 
 DECAYS, SHRINKAGES = (1.0, 0.9, 0.8, 0.7), (0.0, 10.0, 50.0, 100.0)
-WEIGHTS, DOUBTS, AFFINITY_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0), (1e-3, 1e-2), (0.0, 0.25, 0.5, 1.0, 2.0)
+WEIGHTS, DOUBTS, AFFINITY_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0), (1e-3, 1e-2), (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 NEIGHBOURS = 100
 LONGEST = 1000
 """Items of a user that are counted, the most recent ones: who has bought everything tells nothing, and takes long."""
