@@ -22,6 +22,7 @@ class VectorTraining:
 
     size: e. candidates: items, drawn anew for each batch, among which the next one is told; more do not help.
     patience: epochs without a better validation metric before it ends. weight_decay: of AdamW, on every vector.
+    batch_size: at least, and more if an epoch would take more than most_batches: each moves every item's vectors.
     """
 
     size: int = 128
@@ -29,6 +30,7 @@ class VectorTraining:
     learning_rate: float = 5e-3
     weight_decay: float = 0.1
     batch_size: int = 256
+    most_batches: int = 2000
     candidates: int = 2048
     epochs: int = 6
     patience: int = 2
@@ -95,8 +97,10 @@ def learn_vectors(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     model = _Vectors(items, max_history, config).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    batches = -(-targets.size // config.batch_size)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    batches = min(-(-targets.size // config.batch_size), config.most_batches)
     steps = config.epochs * batches
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)))
