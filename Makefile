@@ -133,7 +133,7 @@ $(RIVALS_VENV)/.installed: pyproject.toml constraints.txt builders/pyproject.tom
 		-e '.[rivals]' -e ./builders -e ./client
 	touch $@
 
-rivals: $(RIVALS_VENV)/.installed  ## Popularity, item-kNN and SASRec on the same users: build/quality/rivals. DATA=folder, RIVALS_ARGS.
+rivals: $(RIVALS_VENV)/.installed  ## Popularity, item-kNN, item vectors and SASRec on the same users: build/quality/rivals. DATA=folder, RIVALS_ARGS.
 	$(RIVALS_VENV)/bin/python -m perf.quality.rivals $(DATA) $(QUALITY)/rivals --seed $(SEED) $(RIVALS_ARGS)
 
 ablations: $(INSTALLED)  ## What each part of NEZHA is worth. DATA=folder.

@@ -56,6 +56,13 @@ class ItemVectors:
         """How well every item follows: float32 [B, n]. For measurements; it takes the time of a whole catalogue."""
         return readers @ self.after.T + self.bias
 
+    @property
+    def largest(self) -> float:
+        """What no affinity can exceed, by its size, of a history with as many items as there are places."""
+        before, after = (np.linalg.norm(each, axis=1).max(initial=0) for each in (self.before, self.after))
+        read = float(before) * max(0.0, float(self.places.sum())) ** 0.5
+        return read * float(after) + float(np.abs(self.bias).max(initial=0))
+
     def problems(self) -> Iterator[str]:
         """What would spoil every answer: `file: problem` texts, none if they are whole."""
         for field in fields(self):

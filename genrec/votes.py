@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from genrec.arrays import load_array, save_array
 from genrec.catalog import CatalogView
@@ -46,6 +46,11 @@ class VotesConfig(BaseModel):
     weight: Annotated[float, Field(ge=0, le=1000)] = 1.0
     doubt: Annotated[float, Field(ge=1e-9, le=1e9)] = 1e-2
     affinity_weight: Annotated[float, Field(ge=0, le=1000)] = 0.0
+
+    @model_serializer(mode="wrap")
+    def _readable_without_vectors(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A genrec of before vectors refuses the name, so only votes with some say so."""
+        return {name: value for name, value in write(self).items() if name != "affinity_weight" or value}
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +121,9 @@ class ItemVotes:
             yield "similarity.npy: has values that are not above 0 and at most 1"
         if self.vectors is not None:
             yield from (f"{VECTORS}/{problem}" for problem in self.vectors.problems())
+            reach = self.config.affinity_weight * self.vectors.largest
+            if _APART / 4 < reach < np.inf:  # what is not finite was named above
+                yield f"{VECTORS}: may add {reach:.3g} to a score, where at most {_APART / 4:.3g} is kept apart"
 
     def save(self, folder: Path) -> None:
         """Write the arrays into `folder`."""
@@ -229,7 +237,10 @@ class Voting:
             of, items = np.concatenate([request[seen], voter]), np.concatenate([own[seen], chosen])
             follow = votes.follow(reader, history, of, items, batch)
             drafts = items.size - voter.size
-            follow -= _means(of[:drafts], follow[:drafts], batch)[of]
+            usual = _means(of[:drafts], follow[:drafts], batch)
+            unknown = np.bincount(of[:drafts], minlength=batch) == 0  # drafts: the voted are set against each other
+            usual[unknown] = _means(of[drafts:], follow[drafts:], batch)[unknown]
+            follow -= usual[of]
             added[seen] += follow[:drafts]
             worth += follow[drafts:]
         if not seen.all():

@@ -15,13 +15,15 @@ from genrec.item_vectors import ItemVectors
 from genrec.reporting.progress import Task
 from genrec_builders.data import Sequences
 
+_LEAST_WEIGHT = np.float32(1e-12)  # of a place
+
 
 @dataclass(frozen=True)
 class VectorTraining:
     """How vectors are learned; docs/recipe.md has how these were chosen.
 
     size: e. candidates: items, drawn anew for each batch, among which the next one is told; more do not help.
-    patience: epochs without a better validation metric before it ends. weight_decay: of AdamW, on every vector.
+    patience: epochs without a better validation metric before it ends. weight_decay: of AdamW, on all that is learned.
     batch_size: at least, and more if an epoch would take more than most_batches: each moves every item's vectors.
     """
 
@@ -49,7 +51,7 @@ class _Vectors(nn.Module):
             self.before.weight[:-1].normal_(std=0.1)
             self.after.weight.normal_(std=0.05)
             self.bias.weight.zero_()
-        self.places = nn.Parameter(math.log(0.8) * torch.arange(places))
+        self.places = nn.Parameter(math.log(0.8) * torch.arange(places).clamp(max=60))
 
     def loss(self, histories: Tensor, targets: Tensor) -> Tensor:
         """histories: int64 [B, H], the last item first, `items` behind the first one; targets: int64 [B]."""
@@ -72,7 +74,7 @@ class _Vectors(nn.Module):
             before=array(self.before.weight[:-1]),
             after=array(self.after.weight),
             bias=array(self.bias.weight[:, 0]),
-            places=array(self.places.exp()),
+            places=np.maximum(array(self.places.exp()), _LEAST_WEIGHT),
         )
 
 
@@ -92,7 +94,10 @@ def learn_vectors(
     first = np.repeat(train.offsets[:-1], np.diff(train.offsets))
     targets = np.flatnonzero(np.arange(train.rows.size) > first)
     if not targets.size:
-        raise ValueError("no user has two items to learn from what comes next")
+        raise ValueError(
+            "no user has two items to train with, so nothing says what comes next: give longer histories, or leave "
+            "item vectors out (`genrec votes --no-vectors`)"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
@@ -102,8 +107,9 @@ def learn_vectors(
     )
     batches = min(-(-targets.size // config.batch_size), config.most_batches)
     steps = config.epochs * batches
+    warmup = max(1, min(100, steps // 10))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 100, 0.5 * (1 + math.cos(math.pi * step / steps)))
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
     )
     reached: list[float] = []
     best = model.vectors()
@@ -122,8 +128,9 @@ def learn_vectors(
                 task(epoch * batches + number, steps, f"loss {loss.item():.3f}")
         vectors = model.vectors()
         reached.append(validate(vectors))
-        if reached[-1] == max(reached):
+        best_epoch = int(np.argmax(reached))
+        if best_epoch == epoch:
             best = vectors
-        if len(reached) - 1 - int(np.argmax(reached)) >= config.patience:
+        if epoch - best_epoch >= config.patience:
             break
     return best

@@ -26,14 +26,14 @@ from genrec.verifier import Verifier
 from genrec.votes import ItemVotes, VotesConfig, Voting
 from genrec_builders.build import GOLDEN_QUERY, evaluate_split, split_record
 from genrec_builders.data import Dataset, Sequences, Split, sample_users, split_interactions
-from genrec_builders.item_vectors import learn_vectors
+from genrec_builders.item_vectors import VectorTraining, learn_vectors
 
 DECAYS, SHRINKAGES = (1.0, 0.9, 0.8, 0.7), (0.0, 10.0, 50.0, 100.0)
 WEIGHTS, DOUBTS, AFFINITY_WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0), (1e-3, 1e-2), (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 NEIGHBOURS = 100
 LONGEST = 1000
 """Items of a user that are counted, the most recent ones: who has bought everything tells nothing, and takes long."""
-_PAIRS = 20_000_000  # of items that one user bought, counted at a time
+_PAIRS = 20_000_000  # of items that one user bought, or of users and items, at a time
 _BATCH, _USERS = 16, 256
 _TOP_K = max(CUTOFFS)
 
@@ -70,7 +70,8 @@ def add_votes(
     bundle = Bundle(source)
     bundle.check()
     require_catalog(bundle, dataset.items.item_ids)
-    require_space(out, 2 * sum(file.bytes for file in bundle.manifest.files.values()), "the copy")
+    added = len(bundle.catalog) * 8 * (NEIGHBOURS + VectorTraining().size * vectors)
+    require_space(out, 2 * sum(file.bytes for file in bundle.manifest.files.values()) + added, "the copy")
     split = split_interactions(dataset.interactions, bundle.manifest.split_at)
     _require_training_part(bundle, split)
     histories, targets = sample_users(split.validation, validation_users)
@@ -210,8 +211,9 @@ def _most_affine(vectors: ItemVectors, recent: Sequence[np.ndarray]) -> np.ndarr
     """As `_most_voted`, of the affinities alone."""
     ranked = np.full((len(recent), _TOP_K), -1, np.int32)
     top_k = min(_TOP_K, vectors.bias.size)
-    for at in range(0, len(recent), _USERS):
-        some = recent[at : at + _USERS]
+    users = max(1, min(_USERS, _PAIRS // vectors.bias.size))
+    for at in range(0, len(recent), users):
+        some = recent[at : at + users]
         request = np.repeat(np.arange(len(some)), list(map(len, some)))
         affinity = vectors.affinities(vectors.readers(request, np.concatenate(some), len(some)))
         best = np.argpartition(-affinity, top_k - 1, axis=1)[:, :top_k]

@@ -46,7 +46,8 @@ BATCH = 256
 class Rivals:
     """One dataset, and the folder in which its rivals' rankings are kept."""
 
-    def __init__(self, data: Path, out: Path, validation_users: int = 4000) -> None:
+    def __init__(self, data: Path, out: Path, validation_users: int = 4000, seed: int = 0) -> None:
+        """seed: of item vectors."""
         require_output(out, COMPARISON, [data])
         dataset = read_dataset(data)
         self.out, self.items = out, len(dataset.items)
@@ -54,6 +55,7 @@ class Rivals:
         self.split = split_leave_one_out(dataset.interactions)
         self.users = user_sample(data.resolve().name, dataset, None)
         self.histories, self.targets = sample_users(self.split.validation, validation_users)
+        self.training = VectorTraining(seed=seed)
         self._affinity: Affinity | None = None
         self.results = opened(out, described(self.users, np.ones(self.items, bool)), "scores")
 
@@ -121,7 +123,7 @@ class Rivals:
     def item_vectors(self, task: Task) -> tuple[Scorer, list[np.ndarray], dict[str, Any], None]:
         """See `add`."""
         affinity = self.affinity(task)
-        return affinity, list(vars(affinity.vectors).values()), asdict(VectorTraining()), None
+        return affinity, list(vars(affinity.vectors).values()), asdict(self.training), None
 
     def votes_alone(self, task: Task) -> tuple[Scorer, list[np.ndarray], dict[str, Any], None]:
         """See `add`: what `genrec votes` adds to a bundle, without the bundle."""
@@ -129,7 +131,9 @@ class Rivals:
         counts = popularity(self.split, self.items)
         knn, neighbourhood = tuned_item_knn(self.split.train, counts, self.max_history, self.validate)
         model, settings = tuned_votes_alone(knn.votes, affinity, self.validate)
-        return model, list(vars(affinity.vectors).values()), asdict(neighbourhood) | settings, None
+        votes = model.votes
+        arrays = [votes.similarity, votes.neighbours, votes.offsets, *vars(affinity.vectors).values()]
+        return model, arrays, asdict(self.training) | asdict(neighbourhood) | settings, None
 
     def affinity(self, task: Task) -> Affinity:
         """Learned at the first call."""
@@ -141,6 +145,7 @@ class Rivals:
             self.max_history,
             lambda found: self.validate(Affinity(found, self.max_history)),
             task,
+            self.training,
         )
         self._affinity = Affinity(vectors, self.max_history)
         return self._affinity
@@ -187,18 +192,18 @@ def main(
         except ImportError as error:
             raise typer.BadParameter(
                 f"rival sasrec needs RecTools ({error}): run `make rivals`, which installs it in an environment of its "
-                "own, or leave it out with --rivals popularity,item-knn"
+                "own, or leave it out with --rivals popularity,item-knn,item-vectors,votes-alone"
             ) from error
         config = SasrecConfig(
             hidden, blocks, heads, dropout, learning_rate, batch_size, epochs, patience, precision, seed
         )
-    work = Rivals(data, out)
+    work = Rivals(data, out, seed=seed)
     if POPULARITY in chosen:
         work.add(POPULARITY, work.popularity)
     if ITEM_KNN in chosen:
         work.add(ITEM_KNN, work.item_knn)
     if ITEM_VECTORS in chosen:
-        work.add(ITEM_VECTORS, work.item_vectors)
+        work.add(ITEM_VECTORS, work.item_vectors, asdict(work.training))
     if VOTES_ALONE in chosen:
         work.add(VOTES_ALONE, work.votes_alone)
     if config is not None:

@@ -84,6 +84,9 @@ def expected_scores(
         return affinity_of(votes.vectors, history, item) if votes.vectors is not None and history else 0.0
 
     affinities = [affinity(item) for item, _ in drafted if item in seen]  # one that comes twice counts twice
+    if not affinities:  # nothing to set others against but themselves
+        others = sorted(cast.keys() - drafts.keys(), key=lambda item: -cast[item])[:most]
+        affinities = [affinity(item) for item in others if item in live]
     usual = sum(affinities) / len(affinities) if affinities else 0.0
 
     def worth(item: int) -> float:
@@ -262,9 +265,18 @@ def test_votes_are_saved_and_damage_is_named(tmp_path: Path, affinity_weight: fl
         assert problem == f"vectors/{name}.npy: has values that are no finite numbers"
     (problem,) = replace(votes, vectors=replace(votes.vectors, places=-votes.vectors.places)).problems()
     assert problem == "vectors/places.npy: has weights that are not above 0"
+    far = replace(votes, vectors=replace(votes.vectors, bias=votes.vectors.bias + 6e5))
+    assert list(far.problems()) == ["vectors: may add 3e+05 to a score, where at most 2.5e+05 is kept apart"]
     save_array(tmp_path / "vectors" / "after.npy", votes.vectors.after[:, :2])
     with pytest.raises(ValueError, match=r"after\.npy: has shape \(20, 2\), expected \(20, 3\)"):
         ItemVotes.load(tmp_path, votes.config, 20)
+
+
+def test_only_votes_with_vectors_say_so() -> None:
+    assert "affinity_weight" not in VotesConfig(decay=0.5).model_dump()  # which a genrec of before can read
+    for weight in (0.0, 0.5):
+        config = VotesConfig(affinity_weight=weight)
+        assert VotesConfig.model_validate_json(config.model_dump_json()) == config
 
 
 def test_a_verifier_with_votes_asks_for_histories() -> None:

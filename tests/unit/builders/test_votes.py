@@ -67,7 +67,13 @@ def test_held_out_items_are_not_counted(
     bundle: Bundle, voting_bundle: Bundle, dataset: Dataset, tmp_path: Path
 ) -> None:
     # The test items alone: those of validation choose the settings.
-    add_votes(bundle.path, tmp_path / "other", swapped(dataset, 1), silent, 100, 50)
+    learned_of = []
+    with pytest.MonkeyPatch.context() as patch:
+        learn = building.learn_vectors
+        patch.setattr(
+            building, "learn_vectors", lambda train, *rest: (learned_of.append(train), learn(train, *rest))[1]
+        )
+        add_votes(bundle.path, tmp_path / "other", swapped(dataset, 1), silent, 100, 50)
     ours, theirs = voting_bundle.votes, Bundle(tmp_path / "other").votes
     assert ours is not None and theirs is not None and ours.config == theirs.config
     chosen = voting_bundle.manifest.training["votes"]
@@ -76,6 +82,9 @@ def test_held_out_items_are_not_counted(
     for name, of_the_training_part in zip(("offsets", "neighbours", "similarity"), counted, strict=True):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
         np.testing.assert_array_equal(getattr(ours, name), of_the_training_part)
+    (of,) = learned_of
+    np.testing.assert_array_equal(of.rows, train.rows)
+    np.testing.assert_array_equal(of.offsets, train.offsets)
     assert ours.config.affinity_weight and ours.vectors is not None and theirs.vectors is not None
     # float32: a sum may be cut up among threads in another way.
     np.testing.assert_allclose(ours.vectors.after, theirs.vectors.after, atol=1e-3)
@@ -110,11 +119,14 @@ def test_the_command_writes_a_bundle_that_recommends_better(
     assert again.votes == made.manifest.votes and again.bundle_version == made.manifest.bundle_version
 
     # Without vectors there are none, though the bundle had some.
-    counted = add_votes(tmp_path / "out", tmp_path / "counted", dataset, silent, 100, 20, vectors=False)
-    assert made.manifest.votes is not None and made.manifest.votes.affinity_weight
-    assert counted.votes is not None and not counted.votes.affinity_weight
-    assert (made.path / VOTES / VECTORS).is_dir() and not (tmp_path / "counted" / VOTES / VECTORS).exists()
-    Bundle(tmp_path / "counted").check()
+    options = ("--no-vectors", "--validation-users", 100, "--evaluate-users", 20)
+    status, said = run_genrec("votes", tmp_path / "out", tmp_path / "shop", tmp_path / "counted", *options)
+    assert status == 0, said
+    counted = Bundle(tmp_path / "counted")
+    counted.check()
+    assert made.votes is not None and made.votes.vectors is not None and made.votes.config.affinity_weight
+    assert counted.votes is not None and counted.votes.vectors is None and not counted.votes.config.affinity_weight
+    assert narrow.votes.vectors is not None and not (counted.path / VOTES / VECTORS).exists()
 
 
 def test_with_a_query_nobody_votes(text_bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
@@ -152,6 +164,16 @@ def test_damaged_votes_are_refused_by_name(voting_bundle: Bundle, tmp_path: Path
     np.save(copy / VOTES / "neighbours.npy", neighbours)
     seal_bundle(copy, **voting_bundle.manifest.model_dump(exclude={"files"}))
     with pytest.raises(BundleError, match=r"votes/neighbours\.npy: has rows outside of the 400 items"):
+        Bundle(copy).check()
+    after = copy / VOTES / VECTORS / "after.npy"
+    np.save(copy / VOTES / "neighbours.npy", voting_bundle.votes.neighbours)
+    np.save(after, np.load(after) * np.inf)
+    seal_bundle(copy, **voting_bundle.manifest.model_dump(exclude={"files"}))
+    with pytest.raises(BundleError, match=r"votes/vectors/after\.npy: has values that are no finite numbers"):
+        Bundle(copy).check()
+    after.unlink()
+    seal_bundle(copy, **voting_bundle.manifest.model_dump(exclude={"files"}))
+    with pytest.raises(BundleError, match=r"votes/vectors/after\.npy: cannot be read as an array"):
         Bundle(copy).check()
     wrong = voting_bundle.manifest.model_dump_json().replace('"doubt":', '"doubt":-')
     (copy / MANIFEST).write_text(wrong)
