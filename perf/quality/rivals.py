@@ -31,7 +31,7 @@ from genrec_builders.config import BuildConfig
 from genrec_builders.data import popularity, read_dataset, sample_users, split_leave_one_out, user_sample
 from genrec_builders.item_vectors import VectorTraining, learn_vectors
 from genrec_builders.training.examples import make_windows
-from perf.quality.item_knn import Affinity, Popularity, tuned_item_knn, tuned_votes_alone
+from perf.quality.without_model import Affinity, Popularity, tuned_item_knn, tuned_votes_alone
 
 POPULARITY, ITEM_KNN, ITEM_VECTORS, VOTES_ALONE, SASREC = RIVALS = (
     "popularity",
