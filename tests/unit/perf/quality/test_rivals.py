@@ -18,8 +18,8 @@ from genrec.votes import ItemVotes, VotesConfig
 from genrec_builders.data import Dataset, write_dataset
 from genrec_builders.training.examples import make_windows
 from genrec_builders.votes import nearest_items
-from perf.quality.without_model import Affinity, ItemKnn, tuned_votes_alone
 from perf.quality.rivals import Rivals
+from perf.quality.without_model import Affinity, ItemKnn, tuned_votes_alone
 from tests.histories import sequences_of, swapped
 
 ITEMS = 30
