@@ -10,13 +10,14 @@ It knows each item by its own vectors, where a model that writes semantic IDs kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from genrec.arrays import load_array, save_array
+from genrec.catalog.ragged import joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +39,13 @@ class ItemVectors:
         request: int64 [h], rising; rows: int64 [h], the items of its history, oldest first.
         """
         count = np.bincount(request, minlength=requests)
-        age = count.cumsum()[request] - 1 - np.arange(request.size)
+        end = count.cumsum()
+        age = end[request] - 1 - np.arange(request.size)
         weight = self.places.take(np.minimum(age, self.places.size - 1))
         found = np.zeros((requests, self.before.shape[1]), np.float32)
         known = np.flatnonzero(count)
         if known.size:
-            first = count.cumsum()[known] - count[known]
+            first = (end - count)[known]
             stands = self.before.take(rows, 0) * weight[:, None]
             found[known] = np.add.reduceat(stands, first) / np.sqrt(np.add.reduceat(weight, first))[:, None]
         return found
@@ -52,9 +54,12 @@ class ItemVectors:
         """How well items, rows: int64 [m], follow the histories of their requests, int64 [m]: float32 [m]."""
         return np.einsum("me,me->m", readers.take(request, 0), self.after.take(rows, 0)) + self.bias.take(rows)
 
-    def affinities(self, readers: np.ndarray) -> np.ndarray:
-        """How well every item follows: float32 [B, n]. For measurements; it takes the time of a whole catalogue."""
-        return readers @ self.after.T + self.bias
+    def affinities(self, histories: Sequence[np.ndarray]) -> np.ndarray:
+        """How well every item follows each of B histories, rows, oldest first: float32 [B, n].
+
+        For measurements; it takes the time of a whole catalogue.
+        """
+        return self.readers(*joined(histories), len(histories)) @ self.after.T + self.bias
 
     @property
     def largest(self) -> float:

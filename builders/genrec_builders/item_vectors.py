@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genrec.item_vectors import ItemVectors
 from genrec.reporting.progress import Task
 from genrec_builders.data import Sequences
+from genrec_builders.training.loop import cosine
 
 _LEAST_WEIGHT = np.float32(1e-12)  # of a place
 
@@ -108,13 +109,10 @@ def learn_vectors(
     batches = min(-(-targets.size // config.batch_size), config.most_batches)
     steps = config.epochs * batches
     warmup = max(1, min(100, steps // 10))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(warmup, steps))
     reached: list[float] = []
     best = model.vectors()
     for epoch in range(config.epochs):
-        model.train()
         for number, batch in enumerate(np.array_split(rng.permutation(targets), batches)):
             at = batch[:, None] - 1 - np.arange(max_history)
             histories = np.where(at >= first[batch, None], train.rows[np.maximum(at, 0)], items)

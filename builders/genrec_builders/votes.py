@@ -12,11 +12,12 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from genrec.bundle import BUNDLE, GOLDEN, VOTES, Bundle, Manifest, new_bundle, seal_bundle
-from genrec.catalog.ragged import rank_in_group
+from genrec.catalog.ragged import joined, rank_in_group
 from genrec.engines.base import Drafts
 from genrec.errors import DataError
 from genrec.evaluation.metrics import CUTOFFS, metrics
 from genrec.evaluation.ranker import alike_in_length, place, require_catalog
+from genrec.evaluation.scored import rank_scored
 from genrec.golden import write_golden
 from genrec.item_vectors import ItemVectors
 from genrec.pipeline import Pipeline
@@ -87,14 +88,15 @@ def add_votes(
             split.train, len(bundle.catalog), lambda votes: ndcg(_most_voted(votes, recent))
         )
     if vectors:
+        items = len(bundle.catalog)
+        users = max(1, min(_USERS, _PAIRS // items))
+
+        def validated(found: ItemVectors) -> float:
+            ((rows, _),) = rank_scored(found.affinities, recent, top_k=_TOP_K, batch=users)
+            return ndcg(rows)
+
         with track("learn item vectors") as task:
-            learned = learn_vectors(
-                split.train,
-                len(bundle.catalog),
-                bundle.layout.max_history,
-                lambda found: ndcg(_most_affine(found, recent)),
-                task,
-            )
+            learned = learn_vectors(split.train, items, bundle.layout.max_history, validated, task)
         votes = replace(votes, vectors=learned)
     pipeline = Pipeline.open(bundle)
     with track("draft for validation users") as task:
@@ -198,27 +200,12 @@ def _most_voted(votes: ItemVotes, recent: Sequence[np.ndarray]) -> np.ndarray:
     ranked = np.full((len(recent), _TOP_K), -1, np.int32)
     for at in range(0, len(recent), _USERS):
         some = recent[at : at + _USERS]
-        keys, cast = votes.cast(np.repeat(np.arange(len(some)), list(map(len, some))), np.concatenate(some), len(some))
+        keys, cast = votes.cast(*joined(some), len(some))
         user, row = np.divmod(keys, len(votes))
         order = np.lexsort((-cast, user))
         rank = rank_in_group(user, len(some))
         first = rank < _TOP_K
         ranked[at + user[first], rank[first]] = row[order[first]]
-    return ranked
-
-
-def _most_affine(vectors: ItemVectors, recent: Sequence[np.ndarray]) -> np.ndarray:
-    """As `_most_voted`, of the affinities alone."""
-    ranked = np.full((len(recent), _TOP_K), -1, np.int32)
-    top_k = min(_TOP_K, vectors.bias.size)
-    users = max(1, min(_USERS, _PAIRS // vectors.bias.size))
-    for at in range(0, len(recent), users):
-        some = recent[at : at + users]
-        request = np.repeat(np.arange(len(some)), list(map(len, some)))
-        affinity = vectors.affinities(vectors.readers(request, np.concatenate(some), len(some)))
-        best = np.argpartition(-affinity, top_k - 1, axis=1)[:, :top_k]
-        order = np.argsort(-np.take_along_axis(affinity, best, 1), axis=1)
-        ranked[at : at + len(some), :top_k] = np.take_along_axis(best, order, 1)
     return ranked
 
 

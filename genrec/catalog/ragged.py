@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -11,6 +13,11 @@ def runs(begin: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # A number goes up by one within a run, and jumps to the next run's beginning.
     jump = begin - (sizes.cumsum() - sizes)
     return np.arange(source.size) + jump.take(source), source
+
+
+def joined(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays one behind the other: of which each element is, int64 [n], rising, and the elements [n]."""
+    return np.arange(len(lists)).repeat(np.fromiter(map(len, lists), np.int64, len(lists))), np.concatenate(lists)
 
 
 def rank_in_group(owner: np.ndarray, groups: int) -> np.ndarray:

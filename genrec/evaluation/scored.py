@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from genrec.catalog.ragged import joined
 from genrec.evaluation.comparison import DEPTH, HISTORIES, UserSample
 from genrec.evaluation.metrics import CUTOFFS, mean_metrics, target_ranks
 from genrec.evaluation.results import RankingCell, Results, Run, Trained, ranks_name
@@ -60,7 +61,7 @@ def rank_scored(
             left = scores
             if excluded:
                 left = scores.copy()
-                left[np.repeat(np.arange(len(some)), [len(each) for each in some]), np.concatenate(some)] = -np.inf
+                left[joined(some)] = -np.inf
             parts[number].append(best_rows(left, top_k))
             spent[number] += scoring + time.perf_counter() - started
         progress(at + len(some))

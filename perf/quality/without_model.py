@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 
+from genrec.catalog.ragged import joined
 from genrec.item_vectors import ItemVectors
 from genrec.votes import ItemVotes
 from genrec_builders.data import Sequences
@@ -40,8 +41,7 @@ class ItemKnn:
     def __call__(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """float64 [B, items]: 1 and the votes where there are any, else a share below 1."""
         recent = [history[-self.max_history :] for history in histories]
-        request = np.repeat(np.arange(len(recent)), [len(each) for each in recent])
-        keys, cast = self.votes.cast(request, np.concatenate(recent), len(recent))
+        keys, cast = self.votes.cast(*joined(recent), len(recent))
         scores = np.repeat(self.share[None], len(recent), 0)
         scores.ravel()[keys] = 1.0 + cast
         return scores
@@ -55,9 +55,7 @@ class Affinity:
 
     def __call__(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """float32 [B, items]."""
-        recent = [history[-self.max_history :] for history in histories]
-        request = np.repeat(np.arange(len(recent)), [len(each) for each in recent])
-        return self.vectors.affinities(self.vectors.readers(request, np.concatenate(recent), len(recent)))
+        return self.vectors.affinities([history[-self.max_history :] for history in histories])
 
 
 class VotesAlone:
@@ -69,8 +67,7 @@ class VotesAlone:
     def __call__(self, histories: Sequence[np.ndarray]) -> np.ndarray:
         """float64 [B, items]."""
         recent = [history[-self.affinity.max_history :] for history in histories]
-        request = np.repeat(np.arange(len(recent)), [len(each) for each in recent])
-        keys, cast = self.votes.cast(request, np.concatenate(recent), len(recent))
+        keys, cast = self.votes.cast(*joined(recent), len(recent))
         scores = self.affinity(recent).astype(np.float64)
         scores.ravel()[keys] += self.votes.worth(cast)
         return scores
@@ -80,15 +77,13 @@ def tuned_votes_alone(
     votes: ItemVotes, affinity: Affinity, validate: Callable[[VotesAlone], float]
 ) -> tuple[VotesAlone, dict[str, float]]:
     """The best weight and doubt of the votes. validate: a metric on validation items, higher is better."""
-    best: tuple[float, VotesAlone, dict[str, float]] | None = None
-    for weight, doubt in product(WEIGHTS, DOUBTS):
-        settings = {"weight": weight, "doubt": doubt}
-        model = VotesAlone(replace(votes, config=votes.config.model_copy(update=settings)), affinity)
-        reached = validate(model)
-        if best is None or reached > best[0]:
-            best = reached, model, settings
-    assert best is not None
-    return best[1:]
+
+    def model(weight: float, doubt: float) -> VotesAlone:
+        config = votes.config.model_copy(update={"weight": weight, "doubt": doubt})
+        return VotesAlone(replace(votes, config=config), affinity)
+
+    weight, doubt = max(product(WEIGHTS, DOUBTS), key=lambda settings: validate(model(*settings)))
+    return model(weight, doubt), {"weight": weight, "doubt": doubt}
 
 
 def tuned_item_knn(

@@ -135,10 +135,7 @@ class _Run:
         groups = parameter_groups(objective.model, config)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
         warmup = max(1, int(config.warmup_share * self.steps))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, self.steps))))),
-        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, cosine(warmup, self.steps))
         self.prepared, self.optimizer = accelerator.prepare(objective, self.optimizer)
         self.step = 0
         self.began = time.monotonic()
@@ -251,6 +248,11 @@ class _Run:
         self.began -= state.pop("seconds", 0.0)
         for name, value in state.items():
             setattr(self, name, value)
+
+
+def cosine(warmup: int, steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate at each step: rises for `warmup` steps, and falls to 0 after `steps`."""
+    return lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))))
 
 
 def require_same_state(path: Path, made_of: Fingerprint, folder: Path | None = None) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from genrec.evaluation.scored import rank_scored
 from genrec.item_vectors import ItemVectors
-from genrec_builders import votes as building
 from genrec_builders.item_vectors import VectorTraining, _Vectors, learn_vectors
 from tests.histories import sequences_of
 
@@ -40,7 +40,8 @@ def rings(rng: np.random.Generator, users: int) -> list[list[int]]:
 
 def found_next(vectors: ItemVectors, histories: list[list[int]]) -> list[int]:
     """The item of the highest affinity for each history."""
-    return building._most_affine(vectors, [np.array(each, np.int64) for each in histories])[:, 0].tolist()
+    ((rows, _),) = rank_scored(vectors.affinities, [np.array(each, np.int64) for each in histories])
+    return rows[:, 0].tolist()
 
 
 @pytest.mark.parametrize("candidates", [10, 1000])
@@ -112,9 +113,7 @@ def test_the_loss_is_that_of_what_is_served(candidates: int) -> None:
     targets = rng.integers(0, ITEMS, 20)
     model = _Vectors(ITEMS, 5, replace(QUICK, candidates=candidates)).eval()
     torch.nn.init.normal_(model.bias.weight)
-    vectors = model.vectors()
-    request = np.repeat(np.arange(20), list(map(len, histories)))
-    affinities = vectors.affinities(vectors.readers(request, np.concatenate(histories), 20)).astype(float)
+    affinities = model.vectors().affinities(histories).astype(float)
     padded = np.array([np.pad(each[::-1], (0, 5 - each.size), constant_values=ITEMS) for each in histories])
 
     torch.manual_seed(3)
